@@ -1,0 +1,146 @@
+"""Small pieces of generated modules that are no memories: layouts, convolution, embedding, state bookkeeping.
+
+Like `kernels.py` this file is a quarry: the generator copies the functions a module needs, each stands on torch alone.
+
+Axes: B batch, T tokens, G copies of a memory (heads), N chunks, C tokens of a chunk, D any width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+
+
+def chunked(x: Tensor, chunk: int, dtype: torch.dtype, fill: float = 0.0) -> Tensor:
+    """[B, T, G, ...] -> [N, B * G, C, ...]: chunks first, the last one padded with `fill`."""
+    B, T, G = x.shape[:3]
+    N = -(-T // chunk)
+    if N * chunk != T:
+        x = torch.cat([x, x.new_full((B, N * chunk - T, *x.shape[2:]), fill)], 1)
+    return x.to(dtype).unflatten(1, (N, chunk)).permute(1, 0, 3, 2, *range(4, x.dim() + 1)).flatten(1, 2)
+
+
+def unchunked(x: Tensor, batch: int, tokens: int) -> Tensor:
+    """[N, B * G, C, D] -> [B, T, G, D], the inverse of `chunked`."""
+    return x.unflatten(1, (batch, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
+
+
+def spread(x: Tensor, *shape: int) -> Tensor:
+    """x with its axes of length 1 made long."""
+    return x.expand(shape)
+
+
+def l2norm(x: Tensor) -> Tensor:
+    """x divided by its length along the last axis."""
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS)
+
+
+def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Depthwise convolution over time. x [B, T, ...], the rows before it tail [B, width - 1, ...], weight [..., width].
+
+    Returns y [B, T, ...], y_t = sum over j of weight[.., j] x_{t - width + 1 + j}, and the new tail.
+    """
+    T, width = x.shape[1], weight.shape[-1]
+    rows = torch.cat([tail.to(x.dtype), x], 1)
+    y = rows[:, width - 1 :] * weight[..., width - 1]
+    for j in range(width - 1):
+        y = y + rows[:, j : j + T] * weight[..., j]
+    return y, rows[:, T:].to(tail.dtype)
+
+
+def _embedding_backward(d_rows: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
+    flat = d_rows.reshape(tokens.numel(), -1)
+    table: Tensor = torch.ops.aten.embedding_dense_backward(flat, tokens.reshape(-1), vocabulary, -1, False)
+    return table
+
+
+def _define_embedding() -> torch._ops.OpOverload:
+    """Registers the lookup and its backward, once in a process.
+
+    An operator of its own because the compiled gradient of an embedding adds in the order its threads arrive: it differs
+    from call to call. This one is deterministic.
+    """
+    if not hasattr(torch.ops.nlc, "embedding"):
+        backward = torch.library.custom_op("nlc::embedding_backward", _embedding_backward, mutates_args=())
+        backward.register_fake(lambda d_rows, tokens, vocabulary: d_rows.new_empty(vocabulary, d_rows.numel() // tokens.numel()))
+        forward = torch.library.custom_op("nlc::embedding", _embedding_forward, mutates_args=())
+        forward.register_fake(lambda table, tokens: table.new_empty(*tokens.shape, table.shape[1]))
+        forward.register_autograd(
+            lambda ctx, d_rows: (backward(d_rows, ctx.saved_tensors[0], ctx.vocabulary), None), setup_context=_save_tokens
+        )
+    return torch.ops.nlc.embedding.default
+
+
+def _embedding_forward(table: Tensor, tokens: Tensor) -> Tensor:
+    return table[tokens]
+
+
+def _save_tokens(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(inputs[1])
+    ctx.vocabulary = inputs[0].shape[0]
+
+
+_EMBEDDING = _define_embedding()
+
+
+def embedding(table: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of table [vocabulary, ...] for tokens [B, T]."""
+    rows: Tensor = _EMBEDDING(table.flatten(1), tokens)
+    return rows.unflatten(-1, table.shape[1:])
+
+
+def under(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """The tensors of one block copy, by their names inside it."""
+    return {name[len(path) + 1 :]: x for name, x in tensors.items() if name.startswith(path + ".")}
+
+
+def prefixed(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
+    """The inverse of `under`."""
+    return {f"{path}.{name}": x for name, x in tensors.items()}
+
+
+def register(module: nn.Module, path: str, value: Tensor) -> None:
+    """Add a parameter under a dotted path, with a container module for each part of it."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        if not hasattr(module, parent):
+            module.add_module(parent, nn.Module())
+        module = getattr(module, parent)
+    module.register_parameter(name, nn.Parameter(value))
+
+
+def drawn(shape: tuple[int, ...], distribution: str, args: tuple[float, ...], generator: torch.Generator | None) -> Tensor:
+    """A parameter's first value, or a constant initial state."""
+    if distribution == "normal":
+        return torch.randn(shape, generator=generator) * args[0]
+    if distribution == "uniform":
+        return torch.rand(shape, generator=generator) * (args[1] - args[0]) + args[0]
+    if distribution == "eye":
+        return torch.eye(shape[-2], shape[-1]).expand(shape).clone()
+    return torch.full(shape, {"zeros": 0.0, "ones": 1.0}.get(distribution, args[0] if args else 0.0))
+
+
+def flat(tensors: list[Tensor]) -> Tensor:
+    """All tensors end to end."""
+    return torch.cat([x.reshape(-1) for x in tensors])
+
+
+def unflat(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """The inverse of `flat`."""
+    parts = vector.split([x.numel() for x in like])
+    return [part.view(x.shape) for part, x in zip(parts, like, strict=True)]
+
+
+def recalled(query: Tensor, state: Tensor) -> Tensor:
+    """query [..., K] times state [..., K, V]."""
+    return (query.unsqueeze(-2) @ state).squeeze(-2)
+
+
+def gate_vector(entries: list[Tensor | float], like: Tensor) -> Tensor:
+    """[..., n] from n tensors shaped as `like`, or numbers."""
+    return torch.stack([x if isinstance(x, Tensor) else like.new_full(like.shape, x) for x in entries], -1)
+
+
+def gate_matrix(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
+    """[..., n, n] from n rows of n tensors shaped as `like`, or numbers."""
+    return torch.stack([gate_vector(row, like) for row in rows], -2)

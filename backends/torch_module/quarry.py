@@ -1,0 +1,58 @@
+"""Copies functions out of `kernels.py` and `layers.py`, with everything they need, in the order of the files."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+QUARRIES = ("layers.py", "kernels.py")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One top-level statement: its text, the names it defines and those it uses."""
+
+    text: str
+    names: frozenset[str]
+    uses: frozenset[str]
+
+
+@cache
+def pieces() -> tuple[Piece, ...]:
+    found: list[Piece] = []
+    for file in QUARRIES:
+        text = (files("nlc.backends") / file).read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef | ast.Assign | ast.AnnAssign | ast.ClassDef):
+                start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+                assert node.end_lineno is not None
+                body = "\n".join(lines[start - 1 : node.end_lineno])
+                uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+                found.append(Piece(body, _defined(node), uses))
+    return tuple(found)
+
+
+def _defined(node: ast.stmt) -> frozenset[str]:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return frozenset([node.name])
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+
+def copy(wanted: set[str]) -> str:
+    """The source of these functions and of what they call."""
+    needed = set(wanted)
+    taken: set[int] = set()
+    grew = True
+    while grew:
+        grew = False
+        for i, piece in enumerate(pieces()):
+            if i not in taken and piece.names & needed:
+                taken.add(i)
+                needed |= piece.uses
+                grew = True
+    blocks = [pieces()[i].text for i in sorted(taken)]
+    return "\n\n\n".join(blocks)

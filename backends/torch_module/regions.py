@@ -1,0 +1,230 @@
+"""Regions -> functions `name(p, z, ..)`: parameters and states of the block by name, then the flows it reads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from nlc.backends.torch_module.expressions import INLINE, Code, Expressions, Namer, local, show
+from nlc.backends.torch_module.memories import MemoryFunction, MemoryWriter, arguments
+from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
+from nlc.graph.linear import LinearForm
+from nlc.graph.order import Node
+from nlc.program.program import Program, Region, Sweep
+
+QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall"}
+"""Operators whose unnamed, once-read flows are written inside the expression that reads them."""
+
+
+@dataclass
+class RegionFunction:
+    name: str
+    text: str
+    memories: list[MemoryFunction]
+    uses: set[str] = field(default_factory=set)
+    ticks: bool = False
+
+
+class RegionWriter:
+    def __init__(self, program: Program, region: Region) -> None:
+        self.program, self.graph, self.region = program, program.graph, region
+        self.namer = Namer(region.scope)
+        for word in ("B", "T", "ticks"):
+            self.namer.names[f"reserved {word}"] = word
+        if region.scope:
+            for id in region.inputs:  # copies of a block must read alike, whatever feeds them
+                self.namer.rename(id, "x")
+        self.expressions = Expressions(self.graph, self.namer)
+        self.lines: list[str] = []
+        self.memories: list[MemoryFunction] = []
+        self.states: dict[str, str] = {}
+        self.needs_size = False
+        self.reads = self._count_reads()
+        self.full = full_flows(self.graph)
+
+    def function(self, name: str) -> RegionFunction:
+        arguments_ = [self.namer(id) for id in self.region.inputs]
+        self.expressions.variables.update(self.region.inputs)
+        for node in self.region.nodes:
+            self._write(node)
+        ticks = any(self.graph.flows[id].op in ("position", "boundary") for kind, id in self.region.nodes if kind == "flow")
+        uses = self.expressions.used | {use for memory in self.memories for use in memory.uses}
+        if ticks:
+            arguments_.append("ticks")
+        head = [f"def {name}(p: dict[str, Tensor], z: dict[str, Tensor], {', '.join(f'{a}: Tensor' for a in arguments_)}):"]
+        head[0] = head[0].replace(", ):", "):").replace("):", ") -> tuple[Tensor | dict[str, Tensor], ...]:")
+        head.append(f'    """{self._doc()}"""')
+        if self.needs_size:
+            source = next((self.namer(id) for id in self.region.inputs if id in self.full), None)
+            head.append(f"    B, T = {source or arguments_[0]}.shape[:2]")
+        states = ", ".join(f'"{local(key, self.region.scope)}": {value}' for key, value in self.states.items())
+        outputs = [self.expressions.code(id).text for id in self.region.outputs]
+        tail = f"    return {', '.join([*outputs, f'{{{states}}}'])}" + ("" if outputs else ",")
+        return RegionFunction(name, "\n".join([*head, *self.lines, tail]), self.memories, uses, ticks)
+
+    def _doc(self) -> str:
+        first = next(((kind, id) for kind, id in self.region.nodes if kind == "flow" and self.graph.flows[id].span.file), None)
+        if first is None:
+            return "Flows of the spec."
+        file = self.graph.flows[first[1]].span.file
+        return f"One copy of the block in {file}." if self.region.scope else f"Flows of {file}."
+
+    def _count_reads(self) -> Counter[str]:
+        reads: Counter[str] = Counter()
+        for kind, id in self.region.nodes:
+            if kind == "flow":
+                reads.update(self.graph.flows[id].args)
+            else:
+                for learner, recalls in zip(self.program.sweeps[id].learners, self.program.sweeps[id].recalls, strict=True):
+                    reads.update(flow for _, flow in arguments(learner, recalls) if flow is not None)
+        reads.update(self.region.outputs)
+        return reads
+
+    # -- statements -----------------------------------------------------------------------------------------------------
+
+    def _write(self, node: Node) -> None:
+        kind, id = node
+        if kind == "sweep":
+            self._sweep(self.program.sweeps[id])
+            return
+        flow = self.graph.flows[id]
+        if id in self.expressions.variables or self.expressions.constant(id):
+            return
+        anonymous = ":" in local(id, self.region.scope)
+        if flow.op in QUIET and anonymous and self.reads[id] == 1 and id not in self.region.outputs:
+            return
+        if flow.op == "conv":
+            self._conv(flow)
+        else:
+            self._assign(flow, self.expressions.operator(flow).text)
+
+    def _assign(self, flow: Flow, text: str) -> None:
+        self.expressions.variables.add(flow.id)
+        self._line(f"{self.namer(flow.id)} = {text}", show(flow))
+
+    def _line(self, text: str, comment: str = "") -> None:
+        self.lines.append(f"    {text}  # {comment}" if comment else f"    {text}")
+
+    def _conv(self, flow: Flow) -> None:
+        x = self.expressions.code(flow.args[0])
+        weight, key = self.expressions.parameter(flow), flow.attr("learner")
+        if flow.attr("width") == 1:
+            self._assign(flow, f"{x.at(9)} * {weight}[..., 0]")
+            return
+        self.expressions.used.add("causal_conv")
+        self.expressions.variables.add(flow.id)
+        tail = f"{self.namer(key + ':tail')}"
+        self._line(f'{self.namer(flow.id)}, {tail} = causal_conv({x.text}, z["{local(key, self.region.scope)}"], {weight})', show(flow))
+        self.states[key] = tail
+
+    # -- memories -------------------------------------------------------------------------------------------------------
+
+    def _sweep(self, sweep: Sweep) -> None:
+        memory = MemoryWriter(sweep).function()
+        self.memories.append(memory)
+        first = sweep.learners[0]
+        assert isinstance(first.linear, LinearForm)
+        count = len(sweep.learners)
+        columns = [self._inputs(learner, recalls) for learner, recalls in zip(sweep.learners, sweep.recalls, strict=True)]
+        joined = [_join(list(same), 2) for same in zip(*columns, strict=True)]
+        states = [[self._state(learner, key) for key in learner.linear.states] for learner in sweep.learners if isinstance(learner.linear, LinearForm)]
+        joined += [_join(list(same), 1) for same in zip(*states, strict=True)]
+        answers = [self.namer(f"{first.id}:read {i}") for i in range(len(sweep.recalls[0]))]
+        new = [self.namer(f"{state}:new") for state in first.linear.states]
+        call = f"{', '.join([*answers, *new])} = {memory.name}({', '.join(joined)})"
+        if len(answers) + len(new) == 1:
+            call = call.replace(" = ", ", = ", 1)
+        self._line(call, f"{', '.join(local(m.id, self.region.scope) for m in sweep.learners)}  {first.span.file}:{first.span.line + 1}")
+        for i, learner in enumerate(sweep.learners):
+            self._answers(sweep, learner, i, count, answers)
+            self._new_states(learner, i, count, new)
+
+    def _inputs(self, learner: Learner, recalls: tuple[Flow, ...]) -> list[str]:
+        """The arguments of a sweep for one learner, each [B, T, G, width] or [B, T, G]."""
+        store, texts = learner.store, []
+        copies = size_of(learner.per)
+        for role, id in arguments(learner, recalls):
+            if id is None:
+                self.needs_size = True
+                texts.append(f"{self._like()}.new_ones((B, T, {copies}, 1))")
+                continue
+            vector = role.startswith(("query", "key", "probe", "target"))
+            rest: Axes = () if not vector else store.out_axes if role == "target" else store.in_axes
+            sizes = [copies, *([size_of(rest)] if vector else [])]
+            texts.append(self._normal(id, learner.per, rest, sizes))
+        return texts
+
+    def _normal(self, id: str, per: Axes, rest: Axes, sizes: list[int]) -> str:
+        shape = f"B, T, {', '.join(map(str, sizes))}"
+        if self.expressions.constant(id):
+            self.needs_size = True
+            return f"{self._like()}.new_full(({shape}), {self.expressions.code(id).text})"
+        flow = self.graph.flows[id]
+        code = self.expressions.copies_of(id, per, rest)
+        if len(rest) > 1:
+            code = Code(f"{code.at(9)}.flatten(3)")
+        if id in self.full and set(flow.axes) == set(per + rest):
+            return code.text
+        self.needs_size = True
+        self.expressions.used.add("spread")
+        return f"spread({code.text}, {shape})"
+
+    def _like(self) -> str:
+        """Some tensor of the region, for dtype and device."""
+        floats = [id for id in self.region.inputs if self.graph.flows[id].dtype == "float"]
+        floats += [id for id in self.expressions.variables if self.graph.flows[id].dtype == "float"]
+        return self.namer(floats[0]) if floats else "next(iter(z.values()))"
+
+    def _state(self, learner: Learner, key: str) -> str:
+        """A state as [B, G, K, V]."""
+        text = f'z["{local(key, self.region.scope)}"]'
+        if len(learner.store.out_axes) > 1:
+            text += f".flatten(-{len(learner.store.out_axes)})"
+        if learner.store.form != "map":
+            text += ".unsqueeze(-2)"
+        if len(learner.per) != 1:
+            text += f".flatten(1, {len(learner.per)})" if learner.per else ".unsqueeze(1)"
+        return text
+
+    def _answers(self, sweep: Sweep, learner: Learner, i: int, count: int, answers: list[str]) -> None:
+        copies = size_of(learner.per)
+        for answer, flow in zip(answers, sweep.recalls[i], strict=True):
+            text = answer if count == 1 else f"{answer}[:, :, {i * copies}:{(i + 1) * copies}]"
+            text += _unflat(2, learner.per)
+            if len(learner.store.out_axes) != 1:
+                text += _unflat(-1, learner.store.out_axes)
+            self._assign(flow, text)
+
+    def _new_states(self, learner: Learner, i: int, count: int, new: list[str]) -> None:
+        copies = size_of(learner.per)
+        assert isinstance(learner.linear, LinearForm)
+        for key, name in zip(learner.linear.states, new, strict=True):
+            text = name if count == 1 else f"{name}[:, {i * copies}:{(i + 1) * copies}]"
+            text += _unflat(1, learner.per)
+            if learner.store.form != "map":
+                text += ".squeeze(-2)"
+            if len(learner.store.out_axes) != 1:
+                text += _unflat(-1, learner.store.out_axes)
+            self.states[key] = text
+
+
+def _unflat(axis: int, axes: Axes) -> str:
+    """Undo the joining of axes into one."""
+    if len(axes) == 1:
+        return ""
+    return f".unflatten({axis}, ({', '.join(str(a.size) for a in axes)}))" if axes else f".squeeze({axis})"
+
+
+def _join(texts: list[str], axis: int) -> str:
+    return texts[0] if len(texts) == 1 else f"torch.cat([{', '.join(texts)}], {axis})"
+
+
+def full_flows(graph: LevelGraph) -> set[str]:
+    """The flows whose tensors have their full batch and time; the others are the same for all rows or tokens."""
+    full: set[str] = set()
+    for flow in graph.flows.values():
+        learner = graph.learners.get(str(flow.attr("learner")))
+        memory = flow.op == "recall" and learner is not None and bool(learner.writes)
+        if memory or flow.op in ("input", "next", "embed") or any(arg in full for arg in flow.args):
+            full.add(flow.id)
+    return full

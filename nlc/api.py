@@ -1,0 +1,69 @@
+"""The Python interface: load, build, compile. Stable from version 0.1 on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nlc.diagnostics import UsageError
+from nlc.graph.build import build as _build
+from nlc.graph.ir import LevelGraph
+from nlc.language.library import Library
+from nlc.language.load import load as _load
+from nlc.language.spec import Spec
+from nlc.passmanager import PassManager, pipeline
+
+if TYPE_CHECKING:
+    from nlc.runtime.compiled import CompiledSpec
+
+BACKENDS = ("reference", "eager", "inductor")
+
+
+def load(path: str | Path, library: Library | None = None) -> Spec:
+    """Read a spec file; names without a file of that name are looked up in the library (`ops/delta_rule`)."""
+    return _load(path, library)
+
+
+def build(
+    spec: str | Path | Spec,
+    dims: Mapping[str, int] | None = None,
+    params: Mapping[str, float] | None = None,
+    library: Library | None = None,
+) -> LevelGraph:
+    """The level graph of a spec, before any pass."""
+    loaded = spec if isinstance(spec, Spec) else _load(spec, library)
+    return _build(loaded, library, dims, params)
+
+
+def compile(
+    spec: str | Path | Spec,
+    dims: Mapping[str, int] | None = None,
+    params: Mapping[str, float] | None = None,
+    backend: str = "inductor",
+    form: str = "auto",
+    *,
+    chunk: int = 0,
+    only: Iterable[str] | None = None,
+    without: Iterable[str] = (),
+    exact: bool = False,
+    seed: int = 0,
+    library: Library | None = None,
+) -> CompiledSpec:
+    """Compile a spec to a module: `outputs, state = compiled(inputs, state)`.
+
+    dims, params: replace values of the spec. backend: `inductor` (the generated module, each region compiled as one
+    graph), `eager` (the generated module as it is), `reference` (the interpreter that defines the meaning).
+    form: `auto`, `chunkwise` or `recurrent` for all memories; chunk: a power of two, 0 for the cheapest.
+    only, without, exact: choose passes. seed: of the parameters' first values.
+    Raises SpecError for mistakes in the spec, BackendError for what a backend cannot do.
+    """
+    from nlc.runtime.compiling import compile_graph
+
+    if backend not in BACKENDS:
+        raise UsageError(f"there is no backend `{backend}`; backends: {', '.join(BACKENDS)}")
+    graph = build(spec, dims, params, library)
+    options: dict[str, dict[str, object]] = {"choose-form": {"form": form, "chunk": chunk}}
+    passes = pipeline(None if only is None else tuple(only), without, exact=exact, options=options)
+    after, stages = PassManager(passes).run(graph)
+    return compile_graph(after, stages, backend, seed)

@@ -1,0 +1,177 @@
+"""Spec -> level graph: every name resolved, every axis known, every mistake of names and shapes found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nlc.diagnostics import Span, SpecError
+from nlc.graph import codes
+from nlc.graph.builder import Builder, Context, Number_, Rejected
+from nlc.graph.ir import Axis, Flow, LevelGraph, show_axes
+from nlc.graph.learners import attach, declare
+from nlc.graph.order import ordered
+from nlc.graph.verify import verify
+from nlc.language.expression import Name
+from nlc.language.library import Library
+from nlc.language.spec import Input, Spec
+
+
+def build(
+    spec: Spec,
+    library: Library | None = None,
+    dims: Mapping[str, int] | None = None,
+    params: Mapping[str, Number_] | None = None,
+) -> LevelGraph:
+    """The level graph of a spec. `dims` and `params` replace the values written in it.
+
+    Raises SpecError with all mistakes found, sorted by place.
+    """
+    library = library or Library()
+    builder = Builder(spec, library, _overrides(spec, dims or {}, params or {}))
+    graph = _fill(builder)
+    if not builder.diagnostics:
+        graph = ordered(graph, builder.diagnostics)
+    if builder.diagnostics:
+        raise SpecError(builder.diagnostics, dict(graph.sources))
+    verify(graph)
+    return graph
+
+
+def _overrides(spec: Spec, dims: Mapping[str, int], params: Mapping[str, Number_]) -> dict[str, Number_]:
+    problems = []
+    numbers: dict[str, Number_] = {}
+    for kind, given, known in (("dim", dims, spec.dims), ("param", params, spec.params)):
+        names = [item.name for item in known]
+        for name, value in given.items():
+            if name not in names:
+                problems.append(codes.UndefinedName(f"the spec has no {kind} `{name}`", spec.span, f"it has: {', '.join(names) or 'none'}"))
+            elif kind == "dim" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                problems.append(codes.BadSize(f"dim `{name}` is set to {value!r}; a size is a whole number of at least 1", spec.span))
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                problems.append(codes.NotConstant(f"param `{name}` is set to {value!r}; it must be a number", spec.span))
+            else:
+                numbers[name] = value
+    if problems:
+        raise SpecError(list(problems), spec.sources)
+    return numbers
+
+
+def _fill(b: Builder) -> LevelGraph:
+    """Build everything a spec declares; diagnostics collect in the builder."""
+    spec = b.spec
+    for item in spec.inputs:
+        b._try(lambda item=item: _input(b, item))
+    for level in spec.levels:
+        for learner in level.learners:
+            b._try(lambda level=level, learner=learner: declare(b, level, learner))
+    for flow in spec.flows:
+        b._try(lambda flow=flow: b.named(flow.name, flow.span))
+    for learner in spec.learners:
+        if f"{b.prefix}{learner.name}" in b.learners:
+            b._try(lambda learner=learner: attach(b, learner))
+    outputs: list[tuple[str, str]] = []
+    for output in spec.outputs:
+        b._try(lambda output=output: outputs.append((output.name, b.expr(output.value, Context(output.name), _free(b, output.name)))))
+    loss = None
+    if spec.loss is not None:
+        try:
+            loss = b.expr_loss()
+        except Rejected:
+            pass
+    return LevelGraph(
+        spec.name,
+        spec.path,
+        spec.doc,
+        tuple((dim.name, int(b.numbers.get(dim.name, 0))) for dim in spec.dims),
+        b.flows,
+        b.learners,
+        tuple(item.name for item in spec.inputs if item.name in b.flows),
+        tuple(outputs),
+        loss,
+        b.functions,
+        sources=spec.sources,
+        library=b.library,
+        span=spec.span,
+    )
+
+
+def _free(b: Builder, name: str) -> str:
+    """The id of an output's outermost operator: the output's name unless a flow has it."""
+    return f"{b.prefix}{name}" if f"{b.prefix}{name}" not in b.flows else b.fresh(b.flows, f"{b.prefix}{name}:output")
+
+
+def _input(b: Builder, item: Input) -> None:
+    if item.kind == "index":
+        assert item.size is not None
+        size = b.number(item.size)
+        flow = Flow(item.name, "input", attrs={"size": int(size)}, dtype="index", span=item.span)
+    elif item.kind == "tensor":
+        axes = []
+        for name in item.axes or ():
+            if name not in b.numbers:
+                b.fail(codes.UndefinedName, f"the axis `{name}` is no dim", item.span, b.suggest(name, tuple(b.numbers)) or f"add it to dims: `dims: {{{name}: 64}}`")
+            axes.append(b.axis(Name(name, item.span)))
+        flow = Flow(item.name, "input", axes=tuple(axes), span=item.span)
+    else:
+        b.fail(codes.NotAValue, f"the input `{item.name}` is a `{item.kind}`: this file is a rule, an objective or a store, used by other specs", item.span)
+    b.add(flow)
+    b.bound[item.name] = item.name
+
+
+def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Number_], span: Span) -> tuple[str, dict[Axis, Axis]]:
+    """The function (a graph of its own) for a used spec called with these flows, and how its axes are named outside.
+
+    The dims in the shapes of its inputs are bound to the axes of the arguments; others keep the file's value, or the
+    one given by keyword.
+    """
+    spec = b.uses[use]
+    if len(spec.inputs) != len(args):
+        b.fail(codes.WrongArguments, f"`{use}` takes {len(spec.inputs)} flows ({', '.join(i.name for i in spec.inputs)}); {len(args)} given", span)
+    if not spec.outputs:
+        b.fail(codes.NotAValue, f"`{use}` has no outputs", span)
+    known = [d.name for d in spec.dims] + [p.name for p in spec.params]
+    for name in settings:
+        if name not in known:
+            b.fail(codes.WrongArguments, f"`{use}` has no dim or param `{name}`", span, b.suggest(name, known) or f"it has: {', '.join(known)}")
+    numbers, rename = _unify(b, spec, args, settings, span)
+    key = use
+    while key in b.functions and (b.functions[key].dims, b.functions[key].file) != (_dims(spec, numbers), spec.path):
+        key = b.fresh(b.functions, use)
+    if key not in b.functions:
+        child = Builder(spec, b.library, numbers)
+        graph = _fill(child)
+        graph = ordered(graph, child.diagnostics) if not child.diagnostics else graph
+        b.diagnostics.extend(child.diagnostics)
+        if child.diagnostics:
+            raise Rejected
+        b.functions[key] = graph
+    return key, rename
+
+
+def _dims(spec: Spec, numbers: dict[str, Number_]) -> tuple[tuple[str, int], ...]:
+    return tuple((dim.name, int(numbers[dim.name])) for dim in spec.dims if dim.name in numbers)
+
+
+def _unify(b: Builder, spec: Spec, args: list[str], settings: dict[str, Number_], span: Span) -> tuple[dict[str, Number_], dict[Axis, Axis]]:
+    numbers: dict[str, Number_] = dict(settings)
+    rename: dict[Axis, Axis] = {}
+    for item, arg in zip(spec.inputs, args, strict=True):
+        flow = b.flows[arg]
+        axes = item.axes or ()
+        if item.kind == "index":
+            if flow.dtype != "index":
+                b.fail(codes.WrongType, f"`{spec.name}` needs an index for `{item.name}`", span, None, [(f"`{arg}` is defined here", flow.span)])
+            continue
+        if len(axes) != len(flow.axes) or flow.dtype == "index":
+            shape = f"[{', '.join(axes)}]"
+            note = [(f"`{arg}` has axes {show_axes(flow.axes)}", flow.span), (f"`{item.name}` is declared here", item.span)]
+            b.fail(codes.ShapeMismatch, f"`{spec.name}` needs {shape} for `{item.name}`; {show_axes(flow.axes)} given", span, None, note)
+        for name, axis in zip(axes, flow.axes, strict=True):
+            if numbers.setdefault(name, axis.size) != axis.size:
+                note = [(f"`{item.name}` is declared here", item.span)]
+                b.fail(codes.BadSize, f"`{spec.name}`: dim `{name}` would be both {numbers[name]} and {axis.size}", span, None, note)
+            rename[Axis(name, axis.size)] = axis
+    # the sizes that stay as the file has them, so that the key of a function is complete
+    defaults = Builder(spec, b.library, dict(numbers))
+    b.diagnostics.extend(defaults.diagnostics)
+    return {**defaults.numbers, **numbers}, rename

@@ -1,0 +1,354 @@
+"""From expressions to flows: resolves names, infers axes, makes the anonymous learners of `linear`, `conv` and friends."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nlc.diagnostics import Diagnostic, Span
+from nlc.graph import codes
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
+from nlc.graph.ops import BINARY, CALLABLE, OPS, ShapeError, is_any
+from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, ListOf, Name, Number, Text, Unary, to_text
+from nlc.language.library import Library
+from nlc.language.spec import Spec
+
+
+class Rejected(Exception):
+    """Something could not be built; its diagnostic has been recorded."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where an expression stands: ids of its parts start with `owner`; `local` names are bound there only.
+
+    `self_id` is the learner that `self` means; `kept` are the axes that a bare `sum(x)` leaves alone.
+    """
+
+    owner: str
+    local: dict[str, str] = field(default_factory=dict)
+    self_id: str | None = None
+    kept: Axes = ()
+    host: str | None = None
+
+
+Number_ = int | float
+Operator = Callable[["Builder", Call, Context, str | None], str]
+
+
+class Builder:
+    """Builds the flows of one spec (or of one rule, inside the graph of its host) into `flows` and `learners`."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        library: Library,
+        numbers: dict[str, Number_] | None = None,
+        bound: dict[str, str] | None = None,
+        prefix: str = "",
+        host: Learner | None = None,
+        into: Builder | None = None,
+    ) -> None:
+        self.spec, self.library, self.prefix, self.host = spec, library, prefix, host
+        self.flows: dict[str, Flow] = into.flows if into else {}
+        self.learners: dict[str, Learner] = into.learners if into else {}
+        self.functions: dict[str, LevelGraph] = into.functions if into else {}
+        self.diagnostics: list[Diagnostic] = into.diagnostics if into else []
+        self.bound = dict(bound or {})
+        self.uses = {use.name: use.spec for use in spec.uses}
+        self.local_learners = {learner.name for learner in spec.learners}
+        self._exprs = {flow.name: flow for flow in spec.flows}
+        self._named: dict[str, str | None] = {}
+        self._stack: list[str] = []
+        self._loss: dict[str, str] = {}
+        self.numbers: dict[str, Number_] = dict(numbers or {})
+        self._dims_and_params()
+
+    # -- errors -----------------------------------------------------------------------------------------------------
+
+    def fail(self, kind: type[Diagnostic], message: str, span: Span, help: str | None = None, notes: Sequence[tuple[str, Span | None]] = ()) -> Any:
+        self.diagnostics.append(kind(message, span, help, tuple(notes)))
+        raise Rejected
+
+    def suggest(self, name: str, known: Sequence[str]) -> str | None:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        return f"did you mean `{near[0]}`?" if near else None
+
+    # -- numbers ----------------------------------------------------------------------------------------------------
+
+    def _dims_and_params(self) -> None:
+        for dim in self.spec.dims:
+            if dim.name not in self.numbers:
+                self._try(lambda dim=dim: self._set_dim(dim.name, self.number(dim.value), dim.span))
+        for param in self.spec.params:
+            if param.name not in self.numbers and param.name not in self.bound and not isinstance(param.value, ListOf):
+                self._try(lambda param=param: self.numbers.__setitem__(param.name, self.number(param.value)))
+
+    def _set_dim(self, name: str, value: Number_, span: Span) -> None:
+        if isinstance(value, float) or value < 1:
+            self.fail(codes.BadSize, f"dim `{name}` is {value}; a size is a whole number of at least 1", span)
+        self.numbers[name] = value
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except Rejected:
+            pass
+
+    def number(self, expr: Expr) -> Number_:
+        """The value of an expression of numbers, dims and params."""
+        match expr:
+            case Number(value=value):
+                return value
+            case Name(name=name) if name in self.numbers:
+                return self.numbers[name]
+            case Name(name=name, span=span):
+                return self.fail(codes.NotConstant, f"`{name}` is not a number known when compiling", span, self.suggest(name, tuple(self.numbers)))  # type: ignore[no-any-return]
+            case Unary(op="-", operand=operand):
+                return -self.number(operand)
+            case Binary(op=op, left=left, right=right) if op in "+-*/^":
+                return self._arithmetic(op, self.number(left), self.number(right), expr.span)
+            case Call(function="min" | "max" as f, args=(left, right), kwargs=()):
+                return (min if f == "min" else max)(self.number(left), self.number(right))
+        return self.fail(codes.NotConstant, f"`{to_text(expr)}` is not a number known when compiling", expr.span)  # type: ignore[no-any-return]
+
+    def _arithmetic(self, op: str, a: Number_, b: Number_, span: Span) -> Number_:
+        try:
+            value = {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b, "^": lambda: a**b}[op]()
+        except (ZeroDivisionError, OverflowError) as error:
+            self.fail(codes.NotConstant, f"this has no value: {error}", span)
+        if isinstance(value, complex) or not math.isfinite(value):
+            self.fail(codes.NotConstant, "this has no finite value", span)
+        return int(value) if isinstance(value, float) and op == "/" and value.is_integer() and isinstance(a, int) else value
+
+    def axis(self, expr: Expr) -> Axis:
+        size = self.number(expr)
+        if isinstance(size, float) or size < 1:
+            self.fail(codes.BadSize, f"the size `{to_text(expr)}` is {size}; it must be a whole number of at least 1", expr.span)
+        return Axis(to_text(expr), int(size))
+
+    def axes(self, expr: Expr) -> Axes:
+        return tuple(map(self.axis, expr.items)) if isinstance(expr, ListOf) else (self.axis(expr),)
+
+    # -- flows ------------------------------------------------------------------------------------------------------
+
+    def fresh(self, taken: dict[str, Any], stem: str) -> str:
+        name, n = stem, 1
+        while name in taken:
+            n += 1
+            name = f"{stem}_{n}"
+        return name
+
+    def constant(self, value: Number_, span: Span) -> str:
+        id = f"#{value!r}"
+        if id not in self.flows:
+            self.flows[id] = Flow(id, "number", attrs={"value": value}, span=span)
+        return id
+
+    def add(self, flow: Flow) -> str:
+        self.flows[flow.id] = flow
+        return flow.id
+
+    def node(
+        self,
+        op: str,
+        args: Sequence[str],
+        span: Span,
+        context: Context,
+        name: str | None = None,
+        axes: Axes | None = None,
+        label: str | None = None,
+        **attrs: Any,
+    ) -> str:
+        """A new flow. Axes are inferred unless given; the id is `name`, or made of the owner of the expression and `label`."""
+        flows = [self.flows[arg] for arg in args]
+        dtype = flows[0].dtype if op in ("next",) else "float"
+        if axes is None:
+            if dtype == "float":
+                for flow in flows:
+                    if flow.dtype == "index":
+                        self.fail(codes.WrongType, f"`{flow.id}` is an index; `{op}` needs numbers", span, "`embed(tokens, vocab, d)` turns an index into a vector")
+            axes = self._infer(op, flows, span)
+        id = name or self.fresh(self.flows, f"{self.prefix}{context.owner}:{label or op}")
+        host = context.host or (self.host.id if self.host else None)
+        return self.add(Flow(id, op, tuple(args), {k: v for k, v in attrs.items() if v is not None}, axes, dtype, host=host, span=span))
+
+    def _infer(self, op: str, flows: Sequence[Flow], span: Span) -> Axes:
+        axes = [flow.axes for flow in flows]
+        try:
+            if any(map(is_any, axes)):
+                return self._infer_any(op, axes)
+            return OPS[op].shape(axes)
+        except ShapeError as error:
+            notes = [(f"`{flow.id}` has axes {show_axes(flow.axes)}", flow.span) for flow in flows if flow.op != "number"]
+            return self.fail(codes.ShapeMismatch, f"`{op}`: {error}", span, "axes are matched by name; one operand must have all axes of the other", notes)  # type: ignore[no-any-return]
+
+    def _infer_any(self, op: str, axes: Sequence[Axes]) -> Axes:
+        """Operators on tensors of any shape: elementwise with numbers and with each other, and `total`."""
+        if op == "total":
+            return ()
+        if not OPS[op].elementwise or any(a and a != (ANY,) for a in axes):
+            raise ShapeError(f"a rule for tensors of any shape cannot use it on {', '.join(map(show_axes, axes))}")
+        return (ANY,)
+
+    def named(self, name: str, span: Span) -> str:
+        """The flow that a name of `flows:` stands for."""
+        if name in self._named:
+            id = self._named[name]
+            if id is None:
+                raise Rejected
+            return id
+        if name in self._stack:
+            path = [*self._stack[self._stack.index(name) :], name]
+            self.fail(codes.FlowCycle, f"`{name}` is defined by itself: {' -> '.join(path)}", span)
+        self._stack.append(name)
+        try:
+            id = self.expr(self._exprs[name].value, Context(name), f"{self.prefix}{name}")
+            self._named[name] = id
+            return id
+        except Rejected:
+            self._named[name] = None
+            raise
+        finally:
+            self._stack.pop()
+
+    # -- expressions ------------------------------------------------------------------------------------------------
+
+    def expr(self, expr: Expr, context: Context, name: str | None = None) -> str:
+        """The flow of an expression; `name` is the id its outermost operator gets."""
+        match expr:
+            case Number(value=value, span=span):
+                return self.constant(value, span)
+            case Name():
+                return self.lookup(expr, context)
+            case Unary(op="-", operand=operand, span=span):
+                return self.node("neg", [self.expr(operand, context)], span, context, name)
+            case Binary(op=op, left=left, right=right, span=span) if op in BINARY:
+                args = self._all(context, left, right)
+                return self.node(BINARY[op], args, span, context, name)
+            case Call():
+                return self.call(expr, context, name)
+            case Attribute(span=span) | Binary(op="@", span=span):
+                return self.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: products of tensors are not compiled yet", span)  # type: ignore[no-any-return]
+            case Unary() | Binary():
+                return self.fail(codes.NotAValue, f"`{expr.op}` belongs into `owns:`", expr.span)  # type: ignore[no-any-return]
+            case ListOf() | Lambda() | Text():
+                return self.fail(codes.NotAValue, f"`{to_text(expr)}` is not a value", expr.span)  # type: ignore[no-any-return]
+        raise AssertionError(expr)
+
+    def _all(self, context: Context, *exprs: Expr) -> list[str]:
+        """All operands, so that one bad operand does not hide the mistakes of the others."""
+        ids: list[str | None] = []
+        for expr in exprs:
+            try:
+                ids.append(self.expr(expr, context))
+            except Rejected:
+                ids.append(None)
+        good = [id for id in ids if id is not None]
+        if len(good) < len(ids):
+            raise Rejected
+        return good
+
+    def lookup(self, expr: Name, context: Context) -> str:
+        name = expr.name
+        if name in context.local:
+            return context.local[name]
+        if name in self.bound:
+            return self.bound[name]
+        if name in self.numbers:
+            return self.constant(self.numbers[name], expr.span)
+        if name in self._exprs:
+            return self.named(name, expr.span)
+        if name == "position":
+            return self.add(Flow("position", "position", span=expr.span))
+        if name in self.local_learners or name == "self":
+            self.fail(codes.NotAValue, f"`{name}` is a learner, not a value", expr.span, f"call it with a query: `{name}(q)`")
+        if name in self.uses or name in CALLABLE:
+            self.fail(codes.NotAValue, f"`{name}` is a function, not a value", expr.span, f"call it: `{name}(..)`")
+        known = [*context.local, *self.bound, *self.numbers, *self._exprs, "position"]
+        return self.fail(codes.UndefinedName, f"`{name}` is not defined", expr.span, self.suggest(name, known))  # type: ignore[no-any-return]
+
+    def call(self, expr: Call, context: Context, name: str | None) -> str:
+        from nlc.graph.operators import OPERATORS
+
+        function = expr.function
+        if function == "self":
+            if context.self_id is None:
+                self.fail(codes.NotAValue, "`self` has a meaning only inside `learn`", expr.span)
+            return self.recall(expr, context, name, str(context.self_id), "at")
+        if function in self.local_learners:
+            id = f"{self.prefix}{function}"
+            if id not in self.learners:
+                raise Rejected
+            state = dict(expr.kwargs).get("state")
+            if state is not None:
+                self.fail(codes.NotCompiledYet, "a call that names a state is not compiled yet", expr.span, "set `read:` of the learner")
+            return self.recall(expr, context, name, id, self.learners[id].read)
+        if function in self.uses:
+            return OPERATORS["apply"](self, expr, context, name)
+        if function not in CALLABLE:
+            known = [*CALLABLE, *self.local_learners, *self.uses]
+            self.fail(codes.UnknownOperator, f"there is no operator or learner `{function}`", expr.span, self.suggest(function, known))
+        if function in OPERATORS:
+            return OPERATORS[function](self, expr, context, name)
+        arity = OPS[function].arity
+        self.arguments(expr, *[f"argument {i + 1}" for i in range(arity or 0)])
+        return self.node(function, self._all(context, *expr.args), expr.span, context, name)
+
+    def arguments(self, expr: Call, *names: str, optional: int = 0, options: Sequence[str] = ()) -> None:
+        """Check the number of positional arguments and the names of the others."""
+        given, most = len(expr.args), len(names)
+        if not most - optional <= given <= most:
+            shown = ", ".join(names) or "nothing"
+            self.fail(codes.WrongArguments, f"`{expr.function}` takes {shown}; {given} given", expr.span)
+        for key, value in expr.kwargs:
+            if key not in options:
+                self.fail(codes.WrongArguments, f"`{expr.function}` has no argument `{key}`", value.span, self.suggest(key, options))
+
+    def recall(self, expr: Call, context: Context, name: str | None, learner_id: str, state: str) -> str:
+        """`S(q)`: the value of a learner for a query."""
+        learner = self.learners[learner_id]
+        if learner.selector is not None:
+            self.fail(codes.NotAValue, f"`{expr.function}` owns other learners' tensors; it cannot be called", expr.span)
+        if learner.store.form != "map":
+            if expr.args:
+                self.fail(codes.WrongArguments, f"`{expr.function}` is asked without a query: its store is one value", expr.span, f"write `{expr.function}()`")
+            axes = learner.per + (learner.store.out_axes or learner.store.tensors[0].axes)
+            return self.node("recall", [], expr.span, context, name, axes, expr.function, learner=learner_id, state=state)
+        if len(expr.args) != 1:
+            self.fail(codes.WrongArguments, f"`{expr.function}` takes one query; {len(expr.args)} given", expr.span)
+        query = self.expr(expr.args[0], context)
+        needed = learner.per + learner.store.in_axes
+        self.fits(query, needed, expr.args[0].span, f"the query of `{expr.function}`", learner.store.in_axes)
+        return self.node("recall", [query], expr.span, context, name, learner.per + learner.store.out_axes, expr.function, learner=learner_id, state=state)
+
+    def fits(self, id: str, axes: Axes, span: Span, what: str, needed: Axes = ()) -> None:
+        """Check that a flow has only these axes (missing ones broadcast) and all of `needed`."""
+        flow = self.flows[id]
+        if flow.dtype == "index":
+            self.fail(codes.WrongType, f"{what} is an index; it must be numbers", span)
+        names = [axis.name for axis in flow.axes]
+        bad = [axis for axis in flow.axes if axis not in axes] or len(set(names)) < len(names)
+        missing = [axis for axis in needed if axis not in flow.axes]
+        if not is_any(axes) and (bad or missing):
+            note = (f"`{flow.id}` has axes {show_axes(flow.axes)}", flow.span)
+            self.fail(codes.ShapeMismatch, f"{what} has axes {show_axes(flow.axes)}; {show_axes(axes)} is needed", span, None, [note])
+
+    def used(self, role: str, name: str, span: Span) -> Spec:
+        """A store, objective or rule: a name from `uses:`, else one of the library."""
+        spec = self.uses.get(name) or self.library.find(role, name)
+        if spec is None:
+            known = (*self.uses, *self.library.names(role))
+            self.fail(codes.UndefinedName, f"there is no `{name}` among the {role}", span, self.suggest(name, known) or f"known: {', '.join(known)}")
+        assert spec is not None
+        return spec
+
+    def expr_loss(self) -> str:
+        """The flow of the spec's top-level `loss`."""
+        if "loss" not in self._loss:
+            assert self.spec.loss is not None
+            self._loss["loss"] = self.expr(self.spec.loss, Context("loss"), f"{self.prefix}loss")
+        return self._loss["loss"]

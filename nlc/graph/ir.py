@@ -1,0 +1,285 @@
+"""The level graph: flows (what is computed every tick) and learners (what remembers), joined by typed edges.
+
+Everything is frozen. A pass makes a new graph with `with_`; nodes keep the span they came from. Ids are readable and
+stable: `q` is the flow the user named, `q:silu` a part of its expression, `q.linear` a learner the expression made,
+`h.3.S` a learner of the fourth copy of a repeated block, `h.3.S.momentum` a learner of its rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from nlc.diagnostics import NOWHERE, Span
+from nlc.language.expression import Call, Expr
+from nlc.language.spec import Spec
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named axis. Batch and time are implied and never among the axes."""
+
+    name: str
+    size: int
+
+    def __str__(self) -> str:
+        return self.name if self.name == str(self.size) else f"{self.name}={self.size}"
+
+
+Axes = tuple[Axis, ...]
+Attribute = str | int | float | bool | tuple[Any, ...] | None
+
+ANY = Axis("*", -1)
+"""Stands for the axes of whatever tensor a rule is applied to."""
+
+
+def size_of(axes: Axes) -> int:
+    """The number of elements of a tensor with these axes."""
+    total = 1
+    for axis in axes:
+        total *= axis.size
+    return total
+
+
+def show_axes(axes: Axes) -> str:
+    return f"[{', '.join(map(str, axes))}]"
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One value a tick. `op` is a key of `nlc.graph.ops.OPS`; `args` are ids of flows; `scope` is the block copy it is in.
+
+    A flow whose value belongs to the update of a learner (a gradient, a step) has that learner as `host`; its axes are
+    those of the learner's tensors, or `ANY`.
+    """
+
+    id: str
+    op: str
+    args: tuple[str, ...] = ()
+    attrs: Mapping[str, Attribute] = field(default_factory=dict)
+    axes: Axes = ()
+    dtype: str = "float"
+    scope: str = ""
+    host: str | None = None
+    span: Span = NOWHERE
+
+    def attr(self, name: str) -> Any:
+        return self.attrs.get(name)
+
+
+@dataclass(frozen=True)
+class StoreTensor:
+    name: str
+    axes: Axes
+
+
+@dataclass(frozen=True)
+class Store:
+    """The tensors of a learner and how a query reads them.
+
+    `form` is `map` (z @ W, key axes first), `value` (W itself), `table` (row of an index), `kernel` (taps of a
+    convolution) or `any` (the tensors of whatever the learner owns or is like).
+    """
+
+    tensors: tuple[StoreTensor, ...]
+    form: str
+    in_axes: Axes = ()
+    out_axes: Axes = ()
+
+
+@dataclass(frozen=True)
+class Init:
+    """The state at a reset. `learned`: it is a parameter, drawn from `distribution`; else it is that constant itself."""
+
+    distribution: str
+    args: tuple[float, ...] = ()
+    learned: bool = False
+
+    def __str__(self) -> str:
+        inner = f"{self.distribution}({', '.join(map(repr, self.args))})" if self.args else self.distribution
+        return f"learned({inner})" if self.learned else inner
+
+
+@dataclass(frozen=True)
+class Clock:
+    """`unit` is `token`, `step` or `update` (one application of the host's rule)."""
+
+    unit: str
+    period: int
+
+    def __str__(self) -> str:
+        return f"{self.period} {self.unit}{'s' if self.period > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Write:
+    """One term of what a learner minimises. All fields but `at` and `fold` are ids of flows.
+
+    `loss` is a flow over the leaf `pred` of this write; `pred` is the id of that leaf.
+    """
+
+    key: str | None
+    value: str | None
+    loss: str
+    pred: str | None
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a gradient becomes a step.
+
+    Before expansion `call` and `spec` name the rule and `args` bind its params to flows; after it `step` and `keep`
+    are flows hosted by the learner, and `gradient` is the leaf they start from. A plain `rate` needs no expansion.
+    """
+
+    call: Call | None = None
+    spec: Spec | None = None
+    args: tuple[tuple[str, str], ...] = ()
+    gradient: str | None = None
+    step: str | None = None
+    keep: str | None = None
+
+    @property
+    def expanded(self) -> bool:
+        return self.step is not None
+
+
+@dataclass(frozen=True)
+class Learner:
+    """An associative memory: tensors, a context, an objective, a rule, retention, a clock, an initial state, a recall."""
+
+    id: str
+    store: Store
+    per: Axes = ()
+    clock: Clock | None = None
+    level: str = ""
+    init: Init = Init("zeros")
+    read: str = "after"
+    sharing: str = "sequence"
+    writes: tuple[Write, ...] = ()
+    at: str = "start"
+    fold: Mapping[str, str] = field(default_factory=dict)
+    keep: str | None = None
+    rule: Rule = Rule()
+    selector: Expr | None = None
+    """For a learner of tensors declared elsewhere: which ones. `owns` are the ids they resolve to."""
+    owns: tuple[str, ...] = ()
+    host: str | None = None
+    scope: str = ""
+    span: Span = NOWHERE
+    defaults: tuple[tuple[str, str], ...] = ()
+    linear: Any = None
+    """The linear class of the learner (`nlc.graph.linear.LinearForm`), found by the pass `classify`."""
+    execution: Execution | None = None
+    """How it is run, chosen by the pass `choose-form`."""
+
+    @property
+    def is_parameter(self) -> bool:
+        """True for a tensor that only the outer levels write."""
+        return not self.writes and self.init.learned and self.selector is None
+
+    @property
+    def axes(self) -> Axes:
+        """The axes of its (first) tensor, copies first."""
+        return self.per + self.store.tensors[0].axes
+
+
+@dataclass(frozen=True)
+class Execution:
+    """`form` is `recurrent` or `chunkwise`; `chunk` is a number of tokens; `decays` is `log` or `product`."""
+
+    form: str
+    chunk: int = 1
+    decays: str = "product"
+    legal: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Learners due at the same ticks, none of which needs another's new state: they share one boundary and one sweep."""
+
+    id: str
+    clock: Clock
+    learners: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class LevelGraph:
+    """A spec with all names resolved. Flows are stored in an order in which they can be computed."""
+
+    name: str
+    file: str = ""
+    doc: str = ""
+    dims: tuple[tuple[str, int], ...] = ()
+    flows: Mapping[str, Flow] = field(default_factory=dict)
+    learners: Mapping[str, Learner] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[tuple[str, str], ...] = ()
+    loss: str | None = None
+    functions: Mapping[str, LevelGraph] = field(default_factory=dict)
+    buckets: tuple[Bucket, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    library: Any = field(default=None, compare=False, repr=False)
+    span: Span = NOWHERE
+
+    def with_(self, **changes: Any) -> LevelGraph:
+        return replace(self, **changes)
+
+    def with_learner(self, learner: Learner) -> LevelGraph:
+        return replace(self, learners={**self.learners, learner.id: learner})
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[str, ...]]:
+        """For each flow, the flows that take it as an argument."""
+        found: dict[str, list[str]] = {}
+        for flow in self.flows.values():
+            for arg in flow.args:
+                found.setdefault(arg, []).append(flow.id)
+        return {key: tuple(value) for key, value in found.items()}
+
+    def roots(self) -> Iterator[str]:
+        """The flows whose value leaves the graph: outputs and the loss."""
+        yield from (flow for _, flow in self.outputs)
+        if self.loss is not None:
+            yield self.loss
+
+    def needs_of(self, learner: Learner) -> Iterator[tuple[str, str]]:
+        """(kind of edge, flow) for everything a learner's update reads."""
+        for write in learner.writes:
+            if write.key is not None:
+                yield "key", write.key
+            if write.value is not None:
+                yield "value", write.value
+            yield "objective", write.loss
+        if learner.keep is not None:
+            yield "keep", learner.keep
+        for name, flow in learner.rule.args:
+            yield name, flow
+        if learner.rule.step is not None:
+            yield "step", learner.rule.step
+        if learner.rule.keep is not None:
+            yield "keep", learner.rule.keep
+
+    def upstream(self, *flows: str) -> set[str]:
+        """The flows from which these are computed within the tick, themselves included."""
+        seen: set[str] = set()
+        stack = list(flows)
+        while stack:
+            flow = stack.pop()
+            if flow not in seen:
+                seen.add(flow)
+                stack.extend(self.flows[flow].args)
+        return seen
+
+    @property
+    def parameters(self) -> tuple[Learner, ...]:
+        """The learners that hold parameters, in the order of the graph; a learned initial state counts."""
+        return tuple(learner for learner in self.learners.values() if learner.init.learned)
+
+    def parameter_name(self, learner: Learner) -> str:
+        """`q.linear.W`; the learned initial state of a memory is `S.init`."""
+        return f"{learner.id}.{learner.store.tensors[0].name if learner.is_parameter else 'init'}"

@@ -1,0 +1,305 @@
+"""From the learners of a spec to learners of the graph: store, initial state, context, objective, rule, retention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from nlc.diagnostics import Span
+from nlc.graph import codes
+from nlc.graph.builder import Builder, Context
+from nlc.graph.ir import ANY, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, size_of
+from nlc.language import spec as language
+from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
+from nlc.language.parser import parse
+
+DEFAULT_OBJECTIVE = "0.5 * sum((pred - value)^2)"
+"""What `minimize` is when it is absent; the library calls it l2."""
+
+AT = ("start", "running", "decayed")
+
+
+def declare(b: Builder, level: language.Level, learner: language.Learner) -> None:
+    """Enter a learner without its context, so that flows may call it."""
+    id = f"{b.prefix}{learner.name}"
+    defaults: list[tuple[str, str]] = []
+    clock = _clock(b, level)
+    per = tuple(b.axis(axis) for axis in learner.per)
+    if b.host is not None:
+        per = b.host.per + per
+    if learner.owns is not None:
+        store = Store((StoreTensor("owned", (ANY,)),), "any")
+    elif learner.store is None:
+        b.fail(codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`")
+    else:
+        store = _store(b, learner.store)
+    init = _init(b, learner, store, defaults)
+    if not learner.learn and not init.learned and learner.owns is None:
+        b.fail(codes.Untouched, f"learner `{learner.name}` is never written and always `{init}`", learner.span, "give it `init: learned`, or `learn:`")
+    if learner.learn and clock is None:
+        b.fail(codes.MissingPart, f"learner `{learner.name}` learns, but its level has no `every`", learner.span, "add `every: 1 token` to the level")
+    read = learner.read or _default(defaults, "read", "after")
+    inherited = b.host.sharing if b.host else "shared" if not learner.learn else None
+    sharing = learner.scope or inherited or _default(defaults, "scope", "sequence")
+    b.learners[id] = Learner(
+        id,
+        store,
+        per,
+        clock,
+        level.name,
+        init,
+        read,
+        sharing,
+        selector=learner.owns,
+        host=b.host.id if b.host else None,
+        span=learner.span,
+        defaults=tuple(defaults),
+    )
+
+
+def _default(defaults: list[tuple[str, str]], key: str, value: str) -> str:
+    defaults.append((key, value))
+    return value
+
+
+def _clock(b: Builder, level: language.Level) -> Clock | None:
+    if level.every is None:
+        return None
+    every = level.every
+    count = b.number(every.count)
+    if isinstance(count, float) or count < 1:
+        b.fail(codes.BadPeriod, f"the period is {count}; it must be a whole number of at least 1", every.span, f"for example `every: 16 {every.clock}s`")
+    wanted = "update" if b.host is not None else ("token", "step")
+    if every.clock not in wanted:
+        place = "inside a rule" if b.host else "outside a rule"
+        b.fail(codes.MixedLevel, f"the clock `{every.clock}` does not exist {place}", every.span, f"{place} the clock is {' or '.join([wanted] if b.host else wanted)}")
+    if every.clock != "token" and count != 1:
+        b.fail(codes.NotCompiledYet, f"a period of {count} {every.clock}s is not compiled yet", every.span)
+    return Clock(every.clock, int(count))
+
+
+def _store(b: Builder, store: language.Store) -> Store:
+    if store.use is not None and store.use.function == "like":
+        like = store.use.args[0] if store.use.args else None
+        if not isinstance(like, Name) or like.name not in b.bound:
+            b.fail(codes.NotCompiledYet, "`like` takes an input of the rule in this version", store.span)
+        copies = b.host.per if b.host else ()
+        axes = tuple(axis for axis in b.flows[b.bound[like.name]].axes if axis not in copies)
+        return Store((StoreTensor("like", axes),), "any")
+    if store.use is None:
+        tensors = tuple(StoreTensor(name, tuple(b.axis(axis) for axis in axes)) for name, axes, _ in store.tensors)
+        if store.call is None or not isinstance(store.call, Lambda):
+            b.fail(codes.MissingPart, "a store with `params` needs a `call`, for example `call: z -> z @ W`", store.span)
+        return _form(b, tensors, store.call.body, store.call.parameter, store.span)
+    return _used_store(b, store.use, store.span)
+
+
+def _used_store(b: Builder, call: Call, span: Span) -> Store:
+    """A store file: its dims are the arguments, its tensor params the tensors, its output the call."""
+    spec = b.used("stores", call.function, call.span)
+    items = call.args[0].items if len(call.args) == 1 and isinstance(call.args[0], ListOf) else call.args
+    if len(items) != len(spec.dims):
+        b.fail(codes.WrongArguments, f"`{call.function}` takes {len(spec.dims)} axes; {len(items)} given", call.span)
+    bound = {dim.name: b.axis(item) for dim, item in zip(spec.dims, items, strict=True)}
+    tensors = tuple(
+        StoreTensor(param.name, tuple(bound[item.name] for item in param.value.items if isinstance(item, Name) and item.name in bound))
+        for param in spec.params
+        if isinstance(param.value, ListOf)
+    )
+    query = spec.inputs[0].name if spec.inputs else ""
+    return _form(b, tensors, spec.outputs[0].value, query, span)
+
+
+def _form(b: Builder, tensors: tuple[StoreTensor, ...], call: Expr, query: str, span: Span) -> Store:
+    """Recognise the structure of a call: `z @ W` or `W`."""
+    if len(tensors) == 1:
+        W = tensors[0]
+        match call:
+            case Binary(op="@", left=Name(name=left), right=Name(name=right)) if left == query and right == W.name and len(W.axes) == 2:
+                return Store(tensors, "map", W.axes[:1], W.axes[1:])
+            case Name(name=name) if name == W.name:
+                return Store(tensors, "value", (), W.axes)
+    return b.fail(codes.NotCompiledYet, f"a store that computes `{to_text(call)}` is not compiled yet", span, "`z @ W` and `W` are")  # type: ignore[no-any-return]
+
+
+DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
+
+
+def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tuple[str, str]]) -> Init:
+    expr = learner.init
+    if expr is None:
+        if learner.owns is None:
+            _default(defaults, "init", "zeros")
+        return Init("zeros")
+    match expr:
+        case Name(name="learned"):
+            if store.form == "map":
+                return Init("normal", (size_of(store.in_axes) ** -0.5,), learned=True)
+            return Init("zeros", learned=True)
+        case Call(function="learned", args=(inner,), kwargs=()):
+            return replace(_distribution(b, inner, learner.init), learned=True)
+    init = _distribution(b, expr, expr)
+    if init.distribution in ("normal", "uniform"):
+        b.fail(codes.NotCompiledYet, "a random initial state that is not learned is not compiled yet", expr.span, f"`learned({to_text(expr)})` draws a parameter")
+    return init
+
+
+def _distribution(b: Builder, expr: Expr, whole: Expr | None) -> Init:
+    name, args = (expr.name, ()) if isinstance(expr, Name) else (expr.function, expr.args) if isinstance(expr, Call) else ("", ())
+    if isinstance(expr, Number):
+        return Init("constant", (float(expr.value),))
+    if DISTRIBUTIONS.get(name) != len(args):
+        span = whole.span if whole is not None else expr.span
+        known = "zeros, ones, eye, constant(c), normal(std), uniform(low, high), learned, learned(distribution)"
+        b.fail(codes.NotConstant, f"`{to_text(expr)}` is no initial state", span, f"known: {known}")
+    return Init(name, tuple(float(b.number(arg)) for arg in args))
+
+
+def attach(b: Builder, learner: language.Learner) -> None:
+    """Give a declared learner its writes, retention and rule."""
+    id = f"{b.prefix}{learner.name}"
+    declared = b.learners[id]
+    if not learner.learn:
+        return
+    if len(learner.learn) > 1:
+        b.fail(codes.NotCompiledYet, "several writes in one tick are not compiled yet", learner.learn[1].span)
+    write = learner.learn[0]
+    defaults = list(declared.defaults)
+    if learner.owns is not None:
+        b.learners[id] = _owner(b, declared, learner, write, defaults)
+        return
+    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else _default(defaults, "at", "start")
+    if at not in AT:
+        b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
+    context = Context(f"{learner.name}", self_id=id, kept=declared.per, host=b.host.id if b.host else None)
+    built = _write(b, declared, write, context, defaults)
+    keep = None
+    if write.keep is None:
+        _default(defaults, "keep", "1")
+    else:
+        keep = b.expr(write.keep, replace(context, owner=f"{learner.name}.keep"))
+        b.fits(keep, declared.per, write.keep.span, "`keep`")
+    rule = _rule(b, declared, write, context, defaults)
+    fold = _fold(b, declared, write, defaults)
+    b.learners[id] = replace(declared, writes=(built,), at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
+
+
+def _write(b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]]) -> Write:
+    store, name = learner.store, context.owner
+    out = learner.per + (store.out_axes or store.tensors[0].axes)
+    key = value = None
+    if write.key is not None:
+        if store.form != "map":
+            b.fail(codes.WrongArguments, f"`{name}` has a store without a query, so `learn` takes no `key`", write.key.span)
+        key = b.expr(write.key, replace(context, owner=f"{name}.key"))
+        b.fits(key, learner.per + store.in_axes, write.key.span, "`key`", store.in_axes)
+    elif store.form == "map":
+        b.fail(codes.MissingPart, f"`{name}` maps a key to a value, so `learn` needs a `key`", write.span, "add `key: k`")
+    if write.value is None:
+        b.fail(codes.MissingPart, f"`learn` of `{name}` needs a `value`", write.span, "add `value: v`")
+    value = b.expr(write.value, replace(context, owner=f"{name}.value"))
+    b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
+    pred = b.node("pred", [], write.span, context, f"{learner.id}.pred", out, learner=learner.id)
+    loss = _objective(b, write, pred, value, context, defaults)
+    return Write(key, value, loss, pred, write.span)
+
+
+def _objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
+    inner = replace(context, owner=f"{context.owner}.objective", local={"pred": pred, "value": value}, self_id=None)
+    expr = write.minimize
+    if expr is None:
+        _default(defaults, "minimize", DEFAULT_OBJECTIVE)
+        return b.expr(parse(DEFAULT_OBJECTIVE), inner)
+    if not isinstance(expr, Name):
+        return b.expr(expr, inner)
+    if expr.name == "loss":
+        b.fail(codes.NotCompiledYet, "`minimize: loss` of a learner with its own store is not compiled yet", expr.span, "a learner with `owns:` may")
+    spec = b.used("objectives", expr.name, expr.span)
+    bound = {i.name: {"pred": pred, "value": value}.get(i.kind) for i in spec.inputs}
+    if None in bound.values() or not spec.outputs:
+        b.fail(codes.MissingPart, f"`{expr.name}` is no objective: its inputs must be `pred` and `value`, and it has one output", expr.span)
+    child = Builder(spec, b.library, bound={k: v for k, v in bound.items() if v is not None}, prefix=b.prefix, host=b.host, into=b)
+    return child.expr(spec.outputs[0].value, inner)
+
+
+def _rule(b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]]) -> Rule:
+    """A rule call stays as it is until `expand-templates`; a plain rate is the gradient step, written out here."""
+    name = context.owner
+    if write.rule is not None:
+        spec = b.used("optimizers", write.rule.function, write.rule.span)
+        return Rule(write.rule, spec, rule_args(b, write.rule, spec, replace(context, owner=f"{name}.rule"), learner.per))
+    gradient = gradient_of(b, learner, write.span)
+    here = replace(context, host=learner.id)
+    if write.rate is None:
+        _default(defaults, "rate", "1")
+        step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
+    else:
+        rate = b.expr(write.rate, replace(context, owner=f"{name}.rate"))
+        b.fits(rate, learner.per, write.rate.span, "`rate`")
+        scaled = b.node("mul", [rate, gradient], write.rate.span, here, f"{learner.id}.step:mul")
+        step = b.node("neg", [scaled], write.rate.span, here, f"{learner.id}.step")
+    return Rule(gradient=gradient, step=step)
+
+
+def rule_args(b: Builder, call: Call, spec: language.Spec, context: Context, per: Axes) -> tuple[tuple[str, str], ...]:
+    """The params of a rule bound to flows of the host."""
+    names = [param.name for param in spec.params]
+    if len(call.args) > len(names):
+        b.fail(codes.WrongArguments, f"`{call.function}` takes {len(names)} params; {len(call.args)} given", call.span)
+    given = [*zip(names, call.args, strict=False), *call.kwargs]
+    bound: dict[str, str] = {}
+    for name, value in given:
+        if name not in names or name in bound:
+            what = "is given twice" if name in bound else "is no param of it"
+            b.fail(codes.WrongArguments, f"`{call.function}`: `{name}` {what}", value.span, b.suggest(name, names) or f"params: {', '.join(names)}")
+        flow = b.expr(value, replace(context, owner=f"{context.owner}.{name}"))
+        b.fits(flow, per, value.span, f"`{name}`")
+        bound[name] = flow
+    return tuple(bound.items())
+
+
+def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
+    """The leaf that stands for the gradient of the learner's objective, with the axes of its tensors."""
+    id = f"{learner.id}.gradient"
+    if id not in b.flows:
+        b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=learner.axes, host=learner.id, span=span))
+    return id
+
+
+def _fold(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
+    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
+        if write.fold is not None:
+            b.fail(codes.NotCompiledYet, "`fold` has no effect where a period holds one sample", write.spans.get("fold", write.span), "leave it out")
+        return {}
+    word = write.fold.name if isinstance(write.fold, Name) else None
+    if word is None and write.fold is None:
+        word = "sum"
+    if word != "each":
+        b.fail(
+            codes.NotCompiledYet,
+            f"`fold: {word}` over {learner.clock} is not compiled yet",
+            write.spans.get("fold", write.span),
+            "`fold: each` makes one update a token, with gradients at the state `at` names",
+        )
+    return {"token": "each"}
+
+
+def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language.Write, defaults: list[tuple[str, str]]) -> Learner:
+    """A learner of tensors that are declared elsewhere: the outer levels."""
+    if learner.clock is None or learner.clock.unit != "step":
+        b.fail(codes.NotCompiledYet, "a learner that owns weights ticks on the clock `step` in this version", spec.span, "put it under `every: 1 step`")
+    if not isinstance(write.minimize, Name) or write.minimize.name != "loss":
+        b.fail(codes.MissingPart, "a learner that owns weights minimises `loss`", write.span, "add `minimize: loss`")
+    if b.spec.loss is None:
+        b.fail(codes.MissingPart, "`minimize: loss`, but the spec has no `loss`", write.minimize.span, "add a top-level `loss:`")
+    for key in ("key", "value", "keep", "at"):
+        if getattr(write, key) is not None:
+            b.fail(codes.NotCompiledYet, f"`{key}` of a learner that owns weights is not compiled yet", write.spans[key], "write it in the rule")
+    if learner.read != "start":
+        b.fail(codes.TickCycle, "the loss would need the weights that its own gradient makes", spec.span, "add `read: start`")
+    fold = write.fold if isinstance(write.fold, dict) else {}
+    if set(fold) != {"row", "token"} or not set(fold.values()) <= {"sum", "mean"}:
+        b.fail(codes.MissingPart, "a shared learner must say how rows and tokens are folded", write.spans.get("fold", write.span), "`fold: {row: mean, token: mean}`")
+    if learner.sharing != "shared":
+        b.fail(codes.BadChoice, "weights are shared by all rows", spec.span, "add `scope: shared`")
+    context = Context(spec.name, self_id=learner.id)
+    rule = _rule(b, learner, write, context, defaults)
+    return replace(learner, writes=(Write(None, None, b.expr_loss(), None, write.span),), rule=rule, fold=dict(fold), defaults=tuple(defaults))

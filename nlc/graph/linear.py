@@ -1,0 +1,340 @@
+"""The linear class: what every learner whose rule is linear in its state has in common (docs/semantics.md, "Classes").
+
+Token by token, with the states z = (z_1 .. z_n) of a learner, its rule and its anchor, each [K, V] per copy:
+
+    e_t = u_t - (c_t . z_{t-1})^T p_t            the error [V]; without c it does not see the state
+    z_t = F_t z_{t-1} + b_t w_t e_t^T            F [n, n], b and c [n]: one number per copy and token
+    o_t = z_t[r]^T q_t   or   z_{t-1}[r]^T q_t   a read after or before the write
+
+F, b, c, r, w, p and u are derived here from the declaration, by evaluating its flows as affine functions of the states.
+No rule, objective or model is known by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nlc.diagnostics import Span
+from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
+from nlc.graph.ir import Flow, Learner, LevelGraph
+from nlc.graph.state import needs_anchor
+
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """The derived recurrence. `key` and `probe` are None for a store without a query (then both are 1)."""
+
+    states: tuple[str, ...]
+    F: tuple[tuple[Coefficient, ...], ...]
+    b: tuple[Coefficient, ...]
+    c: tuple[Coefficient, ...] | None
+    key: str | None
+    probe: str | None
+    target: str
+    log_keep: str | None = None
+    """The flow whose exponential is F, where n = 1 and the declaration says `exp(..)`."""
+
+    @property
+    def n(self) -> int:
+        return len(self.states)
+
+    @property
+    def fades(self) -> bool:
+        """False when F is the identity."""
+        return self.F != tuple(tuple(int(i == j) for j in range(self.n)) for i in range(self.n))
+
+    @property
+    def kind(self) -> str:
+        """The smallest class: `additive` < `gated` < `delta` (errors that see the state: a solve in each chunk)."""
+        if self.c is not None:
+            return "delta"
+        return "gated" if self.fades else "additive"
+
+
+@dataclass(frozen=True)
+class NotLinear:
+    """Why a learner is a general recurrence, and where."""
+
+    reason: str
+    span: Span
+
+
+class _General(Exception):
+    def __init__(self, reason: str, span: Span) -> None:
+        self.found = NotLinear(reason, span)
+
+
+@dataclass
+class Affine:
+    """sum of coefficient * symbol, plus a flow (or number) in which no symbol occurs."""
+
+    terms: dict[str, Coefficient] = field(default_factory=dict)
+    rest: Coefficient = 0
+
+
+_Evaluate = Callable[[str], Affine]
+
+
+def linear_form(graph: LevelGraph, learner: Learner) -> tuple[LinearForm | NotLinear, dict[str, Flow]]:
+    """The linear form of a learner on the token clock, and the graph's flows with those its coefficients need."""
+    derivation = _Derivation(graph, learner)
+    try:
+        form = derivation.run()
+    except _General as general:
+        return general.found, dict(graph.flows)
+    except NotDifferentiable as problem:
+        return NotLinear(str(problem), problem.span), dict(graph.flows)
+    return form, derivation.algebra.flows
+
+
+class _Derivation:
+    def __init__(self, graph: LevelGraph, learner: Learner) -> None:
+        self.graph, self.learner = graph, learner
+        self.algebra = Algebra(graph, learner)
+        self.copies = set(learner.per)
+        self.inner = [m for m in graph.learners.values() if _root(graph, m) == learner.id and m.id != learner.id]
+        self.new: dict[str, Affine] = {}
+        self.gradient_symbol = f"gradient of {learner.id}"
+
+    def run(self) -> LinearForm:
+        learner, a = self.learner, self.algebra
+        if learner.sharing != "sequence":
+            raise _General(f"its state is `{learner.sharing}`, not one per sequence", learner.span)
+        self._no_feedback()
+        states = [learner.id, *(m.id for m in self.inner)]
+        rows = {id: self._new_state(self.graph.learners[id]) for id in states}
+        anchored = needs_anchor(self.graph, learner)
+        old: dict[str, Coefficient] = {learner.id: 1}
+        if anchored:
+            assert learner.clock is not None
+            anchor = f"{learner.id}.anchor"
+            boundary = self._boundary(learner.clock.period)
+            old = {learner.id: boundary, anchor: a.sub(1, boundary)}
+            rows[anchor] = Affine(dict(old))
+            states.append(anchor)
+        for row in rows.values():
+            if row.rest != 0:
+                raise _General("its rule adds something that is no gradient", learner.span)
+        F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
+        b = tuple(a.neg(rows[i].terms.get(self.gradient_symbol, 0)) for i in states)
+        error = self._error()
+        coefficients, probe = self._probe(error)
+        c: tuple[Coefficient, ...] | None = None
+        if probe is not None or coefficients != 0:
+            seen = {"start": old, "running": {learner.id: 1}, "decayed": {learner.id: self._keep()}}[learner.at]
+            c = tuple(a.mul(coefficients, seen.get(state, 0)) for state in states)
+        target = a.neg(error.rest)
+        write = learner.writes[0]
+        return LinearForm(tuple(states), F, b, c, write.key, probe, a.flow(target), self._log_keep(F))
+
+    def _no_feedback(self) -> None:
+        """A learner whose context depends on its own recall is a recurrence that no chunk form can unroll."""
+        graph = self.graph
+        todo = [flow for _, flow in graph.needs_of(self.learner)]
+        seen: set[str] = set()
+        while todo:
+            flow = graph.flows[todo.pop()]
+            if flow.id in seen:
+                continue
+            seen.add(flow.id)
+            todo.extend(flow.args)
+            read = graph.learners.get(str(flow.attr("learner")))
+            if flow.op == "recall" and flow.attr("state") != "at" and read is not None and read.writes and read.host is None:
+                if read.id == self.learner.id:
+                    raise _General("its own context depends on what it recalls", flow.span)
+                todo.extend(needed for _, needed in graph.needs_of(read))
+
+    def _boundary(self, period: int) -> str:
+        id = f"boundary:{period}"
+        self.algebra.flows.setdefault(id, Flow(id, "boundary", attrs={"period": period}, span=self.learner.span))
+        return id
+
+    def _keep(self) -> Coefficient:
+        keep = self.learner.keep
+        return 1 if keep is None else self.algebra.value(keep)
+
+    # -- states -----------------------------------------------------------------------------------------------------
+
+    def _new_state(self, learner: Learner) -> Affine:
+        """keep * old + step, as an affine function of the old states and the gradient."""
+        if learner.id not in self.new:
+            a = self.algebra
+            keep: Coefficient = 1 if learner.keep is None else learner.keep
+            if learner.rule.keep is not None:
+                rule_keep = self._tensor(learner.rule.keep)
+                if rule_keep.terms:
+                    raise _General("its rule keeps an amount that depends on the state", learner.span)
+                keep = a.mul(keep, rule_keep.rest)
+            assert learner.rule.step is not None
+            step = self._tensor(learner.rule.step)
+            self._copies_only(keep, learner.span)
+            self.new[learner.id] = self._plus(Affine({learner.id: a.value(keep)}), step)
+        return self.new[learner.id]
+
+    def _tensor(self, id: str) -> Affine:
+        """A flow of the update, as an affine function of old states and the gradient."""
+        flow = self.algebra.flows[id]
+        if flow.op == "gradient":
+            learner = self.graph.learners[flow.attr("learner")]
+            return Affine({self.gradient_symbol: 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
+        if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
+            learner = self.graph.learners[flow.attr("learner")]
+            return self._new_state(learner) if flow.attr("state") == "after" else Affine({learner.id: 1})
+        if flow.op in ("age", "weights"):
+            raise _General(f"its rule uses `{flow.op}`", flow.span)
+        return self._combine(flow, self._tensor)
+
+    def _inner_gradient(self, learner: Learner) -> Affine:
+        """The gradient of the objective of a learner in the rule, at its own state."""
+        write = learner.writes[0]
+        assert write.pred is not None
+        slope = derivative(self.algebra, write.loss, write.pred)
+        at: Coefficient = (learner.keep or 1) if learner.at == "decayed" else 1
+        leaf = Affine({learner.id: at})
+
+        def evaluate(id: str) -> Affine:
+            return leaf if id == write.pred else self._tensor(id)
+
+        return self._evaluate(slope, evaluate)
+
+    def _evaluate(self, value: Coefficient, evaluate: _Evaluate) -> Affine:
+        """Evaluate flows made by `derivative`, whose leaves `evaluate` knows."""
+        if not isinstance(value, str):
+            return Affine(rest=value)
+        flow = self.algebra.flows[value]
+        if flow.id.startswith(f"{self.learner.id}:form."):
+            return self._combine(flow, lambda id: self._evaluate(id, evaluate))
+        return evaluate(value)
+
+    # -- the error --------------------------------------------------------------------------------------------------
+
+    def _error(self) -> Affine:
+        """The slope of the objective in `pred`: a sum over probes of coefficient * self(probe), plus a flow."""
+        write = self.learner.writes[0]
+        assert write.pred is not None
+        slope = derivative(self.algebra, write.loss, write.pred)
+
+        def evaluate(id: str) -> Affine:
+            flow = self.algebra.flows[id]
+            if id == write.pred:
+                return Affine({write.key or "": 1})
+            if flow.op == "recall" and flow.attr("learner") == self.learner.id and flow.attr("state") == "at":
+                return Affine({flow.args[0] if flow.args else "": 1})
+            return self._combine(flow, evaluate)
+
+        for name in ("key",):
+            flow_id = getattr(write, name)
+            if flow_id is not None and self._sees_self(flow_id):
+                raise _General(f"its {name} depends on `self`", self.graph.flows[flow_id].span)
+        for flow_id in (self.learner.keep, self.learner.rule.step):
+            if flow_id is not None and self._sees_self(flow_id):
+                raise _General("its rate or keep depends on `self`", self.graph.flows[flow_id].span)
+        return self._evaluate(slope, evaluate)
+
+    def _sees_self(self, id: str) -> bool:
+        flows = (self.graph.flows[f] for f in self.graph.upstream(id))
+        return any(f.op == "recall" and f.attr("learner") == self.learner.id for f in flows)
+
+    def _probe(self, error: Affine) -> tuple[Coefficient, str | None]:
+        """The probes of an error in one: coefficient * self(probe). The matrix is linear, so sum a_i self(p_i) = self(sum a_i p_i)."""
+        a = self.algebra
+        terms = {probe: coefficient for probe, coefficient in error.terms.items() if coefficient != 0}
+        if not terms:
+            return 0, None
+        if "" in terms:
+            return terms[""], None
+        if len(terms) == 1:
+            ((probe, coefficient),) = terms.items()
+            return coefficient, probe
+        total: Coefficient = 0
+        for probe, coefficient in terms.items():
+            total = a.add(total, a.mul(coefficient, probe))
+        return 1, a.flow(total)
+
+    # -- affine functions --------------------------------------------------------------------------------------------
+
+    def _combine(self, flow: Flow, evaluate: _Evaluate) -> Affine:
+        """Apply an operator to affine functions; where no symbol occurs the flow itself is the value."""
+        a = self.algebra
+        if flow.op == "number":
+            return Affine(rest=a.value(flow.id))
+        args = [evaluate(arg) for arg in flow.args]
+        if not any(arg.terms for arg in args):
+            made = flow.id.startswith(f"{self.learner.id}:form.")
+            same = all(arg.rest == a.value(id) for arg, id in zip(args, flow.args, strict=True))
+            return Affine(rest=flow.id if same or not made else self._rebuild(flow, args))
+        match flow.op:
+            case "neg":
+                return self._scale(args[0], -1, flow)
+            case "add":
+                return self._plus(args[0], args[1])
+            case "sub":
+                return self._plus(args[0], self._scale(args[1], -1, flow))
+            case "mul" if not args[0].terms:
+                return self._scale(args[1], args[0].rest, flow)
+            case "mul" if not args[1].terms:
+                return self._scale(args[0], args[1].rest, flow)
+            case "div" if not args[1].terms:
+                return Affine(
+                    {s: a.div(self._copies_only(c, flow.span), self._copies_only(args[1].rest, flow.span)) for s, c in args[0].terms.items()},
+                    a.div(args[0].rest, args[1].rest),
+                )
+        raise _General(f"`{flow.op}` is applied to its state", flow.span)
+
+    def _rebuild(self, flow: Flow, args: list[Affine]) -> Coefficient:
+        a = self.algebra
+        build = {"add": a.add, "sub": a.sub, "mul": a.mul, "div": a.div, "pow": a.pow}
+        return a.neg(args[0].rest) if flow.op == "neg" else build[flow.op](args[0].rest, args[1].rest)
+
+    def _copies_only(self, coefficient: Coefficient, span: Span) -> Coefficient:
+        if not set(self.algebra.axes(coefficient)) <= self.copies:
+            raise _General("a gate or rate differs between the channels of its state", span)
+        return coefficient
+
+    def _scale(self, x: Affine, by: Coefficient, flow: Flow) -> Affine:
+        a = self.algebra
+        self._copies_only(by, flow.span)
+        return Affine({symbol: a.mul(coefficient, by) for symbol, coefficient in x.terms.items()}, a.mul(x.rest, by))
+
+    def _plus(self, x: Affine, y: Affine) -> Affine:
+        a = self.algebra
+        terms = dict(x.terms)
+        for symbol, coefficient in y.terms.items():
+            terms[symbol] = a.add(terms.get(symbol, 0), coefficient)
+        return Affine(terms, a.add(x.rest, y.rest))
+
+    def _log_keep(self, F: tuple[tuple[Coefficient, ...], ...]) -> str | None:
+        gate = F[0][0]
+        if len(F) == 1 and isinstance(gate, str) and self.algebra.flows[gate].op == "exp":
+            return self.algebra.flows[gate].args[0]
+        return None
+
+
+def _root(graph: LevelGraph, learner: Learner) -> str:
+    """The learner at the end of the chain of hosts."""
+    while learner.host is not None:
+        learner = graph.learners[learner.host]
+    return learner.id
+
+
+def roles(form: LinearForm, queries: list[str | None]) -> list[tuple[str, str | None]]:
+    """What a sweep reads, in order: (role, flow). None is a query or key of ones. Numbers are part of the form itself."""
+    vectors: list[tuple[str, str | None]] = [(f"query {i}", query) for i, query in enumerate(queries)]
+    vectors += [("key", form.key), ("target", form.target)]
+    if form.c is not None:
+        vectors.append(("probe", form.probe))
+    if form.log_keep is not None:
+        gates: list[tuple[str, Coefficient]] = [("log keep", form.log_keep)]
+    else:
+        gates = [(f"F {i} {j}", form.F[i][j]) for i in range(form.n) for j in range(form.n)]
+    gates += [(f"b {i}", x) for i, x in enumerate(form.b)]
+    if form.c is not None and not sees_decayed(form):
+        gates += [(f"c {i}", x) for i, x in enumerate(form.c)]
+    return vectors + [(role, x) for role, x in gates if isinstance(x, str)]
+
+
+def sees_decayed(form: LinearForm) -> bool:
+    """True where n = 1 and the error sees the state after the decay of its token."""
+    return form.n == 1 and form.c is not None and form.c[0] == form.F[0][0]

@@ -1,0 +1,193 @@
+"""Operators that need more than their operands' values: they make learners (parameters), reduce axes, or call a block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nlc.graph import codes
+from nlc.graph.builder import Context, Operator
+from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, size_of
+from nlc.graph.ops import ShapeError, reduce_axes
+from nlc.language.expression import Call, Expr, Name
+
+if TYPE_CHECKING:
+    from nlc.graph.builder import Builder
+
+
+def _parameter(b: Builder, context: Context, kind: str, store: Store, init: Init, expr: Call) -> str:
+    """An anonymous learner of frequency 0 in context: a slow tensor, owned by the outer levels."""
+    id = b.fresh(b.learners, f"{b.prefix}{context.owner}.{kind}")
+    if b.host is not None:
+        b.fail(codes.NotCompiledYet, f"`{kind}` inside a rule is not compiled yet", expr.span)
+    b.learners[id] = Learner(id, store, level="never", init=init, sharing="shared", span=expr.span)
+    return id
+
+
+def linear(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`linear(x, [H, K])`: contracts all axes of x."""
+    b.arguments(expr, "a flow", "the axes of the result")
+    x = b.expr(expr.args[0], context)
+    return _linear(b, x, b.axes(expr.args[1]), expr, context, name, "linear")
+
+
+def unembed(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`unembed(x, vocab)`: scores of the entries of a vocabulary."""
+    b.arguments(expr, "a flow", "the size of the vocabulary")
+    x = b.expr(expr.args[0], context)
+    return _linear(b, x, b.axes(expr.args[1]), expr, context, name, "unembed")
+
+
+def _linear(b: Builder, x: str, out: Axes, expr: Call, context: Context, name: str | None, kind: str) -> str:
+    inner = b.flows[x].axes
+    b.fits(x, inner, expr.args[0].span, f"the operand of `{kind}`")
+    if not inner:
+        b.fail(codes.ShapeMismatch, f"`{kind}` needs at least one axis to contract, `{x}` is one number", expr.span)
+    store = Store((StoreTensor("W", inner + out),), "map", inner, out)
+    learner = _parameter(b, context, kind, store, Init("normal", (size_of(inner) ** -0.5,), learned=True), expr)
+    return b.node("recall", [x], expr.span, context, name, out, kind, learner=learner, state="start")
+
+
+def conv(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`conv(x, width)`: causal depthwise convolution over time; the last width - 1 rows are state."""
+    b.arguments(expr, "a flow", "the number of taps")
+    x = b.expr(expr.args[0], context)
+    axes = b.flows[x].axes
+    b.fits(x, axes, expr.args[0].span, "the operand of `conv`")
+    taps = b.axis(expr.args[1])
+    store = Store((StoreTensor("W", (*axes, taps)),), "kernel", axes, axes)
+    bound = taps.size**-0.5
+    learner = _parameter(b, context, "conv", store, Init("uniform", (-bound, bound), learned=True), expr)
+    return b.node("conv", [x], expr.span, context, name, axes, learner=learner, width=taps.size)
+
+
+def embed(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`embed(tokens, vocab, d)`: the row of a table."""
+    b.arguments(expr, "an index", "the size of the vocabulary", "the axes of a row")
+    x = b.expr(expr.args[0], context)
+    rows, out = b.axis(expr.args[1]), b.axes(expr.args[2])
+    if b.flows[x].dtype != "index":
+        b.fail(codes.WrongType, "`embed` needs an index", expr.args[0].span, "declare it as `inputs: {tokens: {index: vocab}}`", [(f"`{x}` is defined here", b.flows[x].span)])
+    store = Store((StoreTensor("W", (rows, *out)),), "table", (rows,), out)
+    learner = _parameter(b, context, "embed", store, Init("normal", (0.02,), learned=True), expr)
+    return b.node("embed", [x], expr.span, context, name, out, learner=learner)
+
+
+def _norm(kind: str) -> Operator:
+    def build(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+        """Normalise the last axis and multiply by a learned gain."""
+        b.arguments(expr, "a flow")
+        x = b.expr(expr.args[0], context)
+        axes = b.flows[x].axes
+        b.fits(x, axes, expr.args[0].span, f"the operand of `{kind}`")
+        if not axes:
+            b.fail(codes.ShapeMismatch, f"`{kind}` needs at least one axis, `{x}` is one number", expr.span)
+        store = Store((StoreTensor("gain", axes[-1:]),), "value", (), axes[-1:])
+        learner = _parameter(b, context, kind, store, Init("ones", learned=True), expr)
+        return b.node(kind, [x], expr.span, context, name, axes, learner=learner)
+
+    return build
+
+
+def _reduction(kind: str) -> Operator:
+    def build(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+        """`sum(x)` over all axes (of one copy, inside a learner), or `sum(x, axis)`."""
+        b.arguments(expr, "a flow", "an axis", optional=1)
+        x = b.expr(expr.args[0], context)
+        axis = b.axis(expr.args[1]).name if len(expr.args) > 1 else None
+        try:
+            axes = reduce_axes(b.flows[x].axes, axis, context.kept)
+        except ShapeError as error:
+            b.fail(codes.ShapeMismatch, f"`{kind}`: {error}", expr.span, None, [(f"`{x}` is defined here", b.flows[x].span)])
+        return b.node(kind, [x], expr.span, context, name, axes)
+
+    return build
+
+
+def next_(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`next(tokens)`: the value of an input at the next token; the last token of a row has none."""
+    b.arguments(expr, "an input")
+    x = b.expr(expr.args[0], context)
+    if b.flows[x].op != "input":
+        b.fail(codes.NotCompiledYet, "`next` takes an input", expr.args[0].span)
+    return b.node("next", [x], expr.span, context, name, b.flows[x].axes)
+
+
+def age(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`age(m)`: how many updates a learner has made, the one of this tick included."""
+    b.arguments(expr, "a learner")
+    learner = expr.args[0]
+    if not isinstance(learner, Name) or learner.name not in b.local_learners:
+        b.fail(codes.NotAValue, "`age` takes the name of a learner", expr.span)
+    if b.host is None:
+        b.fail(codes.NotCompiledYet, "`age` outside a rule is not compiled yet", expr.span)
+    return b.node("age", [], expr.span, context, name, (), learner=f"{b.prefix}{learner.name}")
+
+
+def cross_entropy(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`cross_entropy(logits, target)`: negative log probability (nats) of the target index, one number a token."""
+    b.arguments(expr, "scores", "an index")
+    logits, target = b.expr(expr.args[0], context), b.expr(expr.args[1], context)
+    if b.flows[target].dtype != "index":
+        b.fail(codes.WrongType, "the target of `cross_entropy` must be an index", expr.args[1].span)
+    if len(b.flows[logits].axes) != 1:
+        b.fail(codes.ShapeMismatch, "the scores of `cross_entropy` have one axis, the vocabulary", expr.args[0].span)
+    return b.node("cross_entropy", [logits, target], expr.span, context, name, ())
+
+
+def total(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`total(x)`: the sum over all elements of all tensors of the host."""
+    b.arguments(expr, "a flow")
+    if b.host is None:
+        b.fail(codes.NotAValue, "`total` has a meaning only inside a rule", expr.span)
+    if b.host.per or b.host.clock is None or b.host.clock.unit == "token":
+        b.fail(codes.NotCompiledYet, "`total` in the rule of a token memory is not compiled yet", expr.span)
+    return b.node("total", [b.expr(expr.args[0], context)], expr.span, context, name, ())
+
+
+def repeat(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`repeat(block, n, x)`: n copies of a block in sequence, each with its own weights and states."""
+    if len(expr.args) != 3:
+        b.fail(codes.WrongArguments, "`repeat` takes a block, a number of copies and a flow", expr.span)
+    block, count, x = expr.args
+    if not isinstance(block, Name) or block.name not in b.uses:
+        b.fail(codes.NotAValue, "the first argument of `repeat` is a name from `uses:`", block.span)
+    times = b.axis(count).size
+    return _apply(b, block.name, (x,), expr, context, name, times)
+
+
+def apply(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`block(x)`: a used spec called like a function."""
+    return _apply(b, expr.function, expr.args, expr, context, name, None)
+
+
+def _apply(b: Builder, use: str, args: tuple[Expr, ...], expr: Call, context: Context, name: str | None, times: int | None) -> str:
+    from nlc.graph.build import instantiate
+
+    flows = b._all(context, *args)
+    settings = {key: b.number(value) for key, value in expr.kwargs}
+    function, rename = instantiate(b, use, flows, settings, expr.span)
+    graph = b.functions[function]
+    out = graph.flows[graph.outputs[0][1]]
+    axes = tuple(rename.get(axis, axis) for axis in out.axes)
+    if times is not None and axes != b.flows[flows[0]].axes:
+        b.fail(codes.ShapeMismatch, f"`repeat` needs a block whose output has the axes of its input; `{use}` does not", expr.span)
+    pairs = tuple((a, c) for a, c in rename.items() if a != c)
+    return b.node("apply", flows, expr.span, context, name, axes, function=function, times=times, rename=pairs or None)
+
+
+OPERATORS: dict[str, Operator] = {
+    "linear": linear,
+    "unembed": unembed,
+    "conv": conv,
+    "embed": embed,
+    "rmsnorm": _norm("rmsnorm"),
+    "layernorm": _norm("layernorm"),
+    "sum": _reduction("sum"),
+    "mean": _reduction("mean"),
+    "next": next_,
+    "age": age,
+    "cross_entropy": cross_entropy,
+    "total": total,
+    "repeat": repeat,
+    "apply": apply,
+}

@@ -1,0 +1,150 @@
+"""What must happen before what within one tick, and what follows from it: order, cycles, causality, levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import networkx as nx
+
+from nlc.diagnostics import Diagnostic
+from nlc.graph import codes
+from nlc.graph.ir import Clock, Flow, Learner, LevelGraph
+
+Node = tuple[str, str]
+"""("flow", id) or ("update", id of a learner)."""
+
+
+def tick_graph(graph: LevelGraph) -> nx.DiGraph[Node]:
+    """Flows and updates of one tick; an edge means "needs the value of this tick". Old states are no edges."""
+    tick: nx.DiGraph[Node] = nx.DiGraph()
+    for flow in graph.flows.values():
+        tick.add_node(("flow", flow.id))
+    for learner in graph.learners.values():
+        if learner.writes:
+            tick.add_node(("update", learner.id))
+    for flow in graph.flows.values():
+        for before in _needs(graph, flow):
+            tick.add_edge(before, ("flow", flow.id))
+    for learner in graph.learners.values():
+        if learner.writes:
+            needed = [flow for _, flow in graph.needs_of(learner)]
+            needed += [learner.rule.gradient] if learner.rule.gradient in graph.flows else []
+            for id in needed:
+                tick.add_edge(("flow", id), ("update", learner.id))
+    return tick
+
+
+def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
+    for arg in flow.args:
+        yield "flow", arg
+    learner = graph.learners.get(str(flow.attr("learner")))
+    if learner is None or not learner.writes:
+        return
+    if flow.op == "recall" and flow.attr("state") == "after":
+        yield "update", learner.id
+    elif flow.op == "recall" and flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
+        yield "flow", learner.keep
+    elif flow.op == "gradient":
+        for kind, id in graph.needs_of(learner):
+            if kind in ("key", "value", "objective") or kind == "keep" and learner.at == "decayed":
+                yield "flow", id
+    elif flow.op == "pred" and learner.writes[0].key is not None:
+        yield "flow", learner.writes[0].key
+
+
+def schedule(graph: LevelGraph) -> tuple[Node, ...]:
+    """Flows and updates in an order in which they can run; among equals the order of the file."""
+    place = {node: i for i, node in enumerate([*(("flow", f) for f in graph.flows), *(("update", m) for m in graph.learners)])}
+    return tuple(nx.lexicographical_topological_sort(tick_graph(graph), key=lambda node: place[node]))
+
+
+def ordered(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
+    """The graph with its flows in an order in which they can be computed; cycles and non-causal uses are reported."""
+    tick = tick_graph(graph)
+    try:
+        cycle = nx.find_cycle(tick)
+    except nx.NetworkXNoCycle:
+        order = [id for kind, id in schedule(graph) if kind == "flow"]
+        diagnostics.extend(_non_causal(graph, tick))
+        return graph.with_(flows={id: graph.flows[id] for id in order})
+    diagnostics.append(_cycle(graph, [edge[0] for edge in cycle]))
+    return graph
+
+
+def _cycle(graph: LevelGraph, nodes: list[Node]) -> Diagnostic:
+    shown = [id if kind == "flow" else f"update of {id}" for kind, id in nodes if not id.startswith("#")]
+    recalls = [graph.flows[id] for kind, id in nodes if kind == "flow" and graph.flows[id].op == "recall"]
+    place = recalls[0] if recalls else graph.flows[nodes[0][1]]
+    learner = recalls[0].attr("learner") if recalls else None
+    help = f"`read: before` on `{learner}` lets this call see the state before the token" if learner else None
+    return codes.TickCycle(f"a cycle within one tick: {' -> '.join([*shown, shown[0]])}", place.span, help)
+
+
+def _non_causal(graph: LevelGraph, tick: nx.DiGraph[Node]) -> Iterator[Diagnostic]:
+    for flow in graph.flows.values():
+        if flow.op != "next":
+            continue
+        reached = nx.descendants(tick, ("flow", flow.id)) | {("flow", flow.id)}
+        for name, output in graph.outputs:
+            if ("flow", output) in reached:
+                yield codes.NonCausal(f"the output `{name}` sees the next token", flow.span, "`next` may only feed `loss`")
+        for learner in graph.learners.values():
+            clock = effective_clock(graph, learner)
+            if ("update", learner.id) in reached and clock is not None and clock.unit == "token":
+                yield codes.NonCausal(f"the learner `{learner.id}` sees the next token", flow.span, "`next` may only feed `loss`")
+
+
+@dataclass(frozen=True)
+class DerivedLevel:
+    """Learners of one frequency that do not need each other's new state (Nested Learning, Def. 2).
+
+    `id` is `token/1.0`: the clock, the period, and the rank among the levels of this frequency, first to update first.
+    """
+
+    id: str
+    clock: Clock | None
+    learners: tuple[str, ...]
+
+
+def effective_clock(graph: LevelGraph, learner: Learner) -> Clock | None:
+    """The clock of a learner in units that do not depend on a host: the learner of a rule ticks with its host."""
+    clock, at = learner.clock, learner
+    while clock is not None and clock.unit == "update" and at.host is not None:
+        at = graph.learners[at.host]
+        clock = at.clock
+    return clock
+
+
+def levels(graph: LevelGraph) -> tuple[DerivedLevel, ...]:
+    """All levels, highest frequency first; tensors that nothing writes in context come last, as `never`."""
+    ranks = _ranks(graph)
+    groups: dict[tuple[int, int, int], list[str]] = {}
+    for learner in graph.learners.values():
+        clock = effective_clock(graph, learner) if learner.writes else None
+        unit = {"token": 0, "step": 1}[clock.unit] if clock else 2
+        groups.setdefault((unit, clock.period if clock else 0, ranks.get(learner.id, 0)), []).append(learner.id)
+    found = []
+    for (unit, period, rank), members in sorted(groups.items()):
+        clock = (Clock("token", period), Clock("step", period), None)[unit]
+        found.append(DerivedLevel(f"{clock.unit}/{period}.{rank}" if clock else "never", clock, tuple(members)))
+    return tuple(found)
+
+
+def _ranks(graph: LevelGraph) -> dict[str, int]:
+    """How many updates of the same frequency each learner has to wait for."""
+    tick = tick_graph(graph)
+    below: dict[Node, dict[Clock, int]] = {}
+    ranks: dict[str, int] = {}
+    for node in schedule(graph):
+        best: dict[Clock, int] = {}
+        for before in tick.predecessors(node):
+            for clock, depth in below[before].items():
+                best[clock] = max(best.get(clock, 0), depth)
+        if node[0] == "update":
+            clock = effective_clock(graph, graph.learners[node[1]])
+            if clock is not None:
+                ranks[node[1]] = best.get(clock, 0)
+                best[clock] = ranks[node[1]] + 1
+        below[node] = best
+    return ranks

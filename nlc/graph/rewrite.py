@@ -1,0 +1,72 @@
+"""Rewriting that several passes share: replacing flows everywhere they are read, and dropping what nobody reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from nlc.graph.ir import Learner, LevelGraph, Rule, Write
+from nlc.graph.linear import LinearForm
+
+
+def substitute(graph: LevelGraph, new: Mapping[str, str]) -> LevelGraph:
+    """The graph in which every reader of a key of `new` reads its value instead; the old flows stay, unread."""
+    if not new:
+        return graph
+
+    def ids(id: str) -> str:
+        while id in new and new[id] != id:
+            id = new[id]
+        return id
+
+    flows = {id: replace(f, args=tuple(map(ids, f.args))) if any(a in new for a in f.args) else f for id, f in graph.flows.items()}
+    learners = {id: rewire(learner, ids) for id, learner in graph.learners.items()}
+    outputs = tuple((name, ids(id)) for name, id in graph.outputs)
+    return graph.with_(flows=flows, learners=learners, outputs=outputs, loss=None if graph.loss is None else ids(graph.loss))
+
+
+def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
+    """A learner that reads other flows."""
+
+    def maybe(id: str | None) -> str | None:
+        return None if id is None else ids(id)
+
+    rule = learner.rule
+    return replace(
+        learner,
+        writes=tuple(Write(maybe(w.key), maybe(w.value), ids(w.loss), maybe(w.pred), w.span) for w in learner.writes),
+        keep=maybe(learner.keep),
+        rule=Rule(rule.call, rule.spec, tuple((n, ids(f)) for n, f in rule.args), maybe(rule.gradient), maybe(rule.step), maybe(rule.keep)),
+        linear=rewire_form(learner.linear, ids) if isinstance(learner.linear, LinearForm) else learner.linear,
+    )
+
+
+def rewire_form(form: LinearForm, ids: Callable[[str], str]) -> LinearForm:
+    def each(x: str | int | float) -> str | int | float:
+        return ids(x) if isinstance(x, str) else x
+
+    return replace(
+        form,
+        F=tuple(tuple(map(each, row)) for row in form.F),
+        b=tuple(map(each, form.b)),
+        c=None if form.c is None else tuple(map(each, form.c)),
+        key=None if form.key is None else ids(form.key),
+        probe=None if form.probe is None else ids(form.probe),
+        target=ids(form.target),
+        log_keep=None if form.log_keep is None else ids(form.log_keep),
+    )
+
+
+def flows_of_form(form: LinearForm) -> set[str]:
+    """All flows a linear form reads."""
+    coefficients = [x for row in form.F for x in row] + list(form.b) + list(form.c or ())
+    named = [form.key, form.probe, form.target, form.log_keep]
+    return {x for x in [*coefficients, *named] if isinstance(x, str)}
+
+
+def keep_only(graph: LevelGraph, flows: Iterable[str], learners: Iterable[str]) -> LevelGraph:
+    wanted, who = set(flows), set(learners)
+    return graph.with_(
+        flows={id: flow for id, flow in graph.flows.items() if id in wanted},
+        learners={id: learner for id, learner in graph.learners.items() if id in who},
+    )

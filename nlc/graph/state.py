@@ -1,0 +1,61 @@
+"""What a compiled spec carries from call to call: one flat set of keys, the same for every backend (docs/semantics.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nlc.graph.ir import Axes, Axis, Init, Learner, LevelGraph
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """`axes` come after the batch axis; `position` has neither. `init` is None where a new stream starts with zeros."""
+
+    key: str
+    axes: Axes
+    kind: str
+    learner: str | None = None
+    init: Init = Init("zeros")
+
+
+def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
+    """True when the state at the last boundary differs from the running state and something reads it."""
+    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1 or not learner.writes:
+        return False
+    reads = any(f.op == "recall" and f.attr("learner") == learner.id and f.attr("state") == "start" for f in graph.flows.values())
+    return reads or learner.at == "start"
+
+
+def needs_position(graph: LevelGraph) -> bool:
+    return any(f.op in ("position", "boundary") for f in graph.flows.values()) or any(needs_anchor(graph, m) for m in graph.learners.values())
+
+
+def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
+    """The state of `forward` and `step`: memories, the learners of their rules, anchors, convolution tails, the position."""
+    found: list[StateTensor] = []
+    for learner in graph.learners.values():
+        if learner.sharing == "sequence" and learner.writes:
+            found.append(StateTensor(learner.id, learner.axes, "memory", learner.id, learner.init))
+            if needs_anchor(graph, learner):
+                found.append(StateTensor(f"{learner.id}.anchor", learner.axes, "anchor", learner.id, learner.init))
+    for flow in graph.flows.values():
+        if flow.op == "conv" and flow.attr("width") > 1:
+            tail = Axis("tail", flow.attr("width") - 1)
+            found.append(StateTensor(flow.attr("learner"), (tail, *flow.axes), "tail"))
+    if needs_position(graph):
+        found.append(StateTensor("position", (), "position"))
+    return tuple(found)
+
+
+def optimizer_keys(graph: LevelGraph) -> tuple[tuple[str, str, str], ...]:
+    """(key, learner, parameter) of the outer levels' states, one tensor for each parameter they own; `step` counts updates."""
+    found = []
+    for learner in graph.learners.values():
+        if learner.host is not None and learner.sharing == "shared" and learner.writes:
+            owner = learner
+            while owner.host is not None:
+                owner = graph.learners[owner.host]
+            for id in owner.owns:
+                name = graph.parameter_name(graph.learners[id])
+                found.append((f"{learner.id}.{name}", learner.id, name))
+    return tuple(found)

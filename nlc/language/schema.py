@@ -1,0 +1,186 @@
+"""The form of a spec file: which keys stand where. `specs/spec-v1.schema.json` is generated from these models.
+
+The models check the form only. Expressions, periods, axes and names are read by `nlc.language.values`, which can say
+more about a mistake in them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, WithJsonSchema
+from pydantic.config import JsonDict
+from pydantic.json_schema import JsonSchemaValue
+
+VERSION = 1
+CLOCKS = ("token", "step", "sequence", "update")
+FOLDS = ("sum", "mean", "last", "each")
+STATES = ("start", "running", "decayed")
+INPUT_WORDS = ("gradient", "weights", "input", "error", "pred", "value", "key")
+RESERVED = frozenset(
+    ("self", "pred", "key", "value", "query", "position", "age", "next", "new", "sg", "total")
+    + ("in", "lambda", "and", "or", "not", "true", "false", "null", "True", "False", "None")
+)
+"""Names that no spec may define (docs/language.md, "Expressions")."""
+
+_NAME = "^[A-Za-z_][A-Za-z0-9_]*$"
+_FREE_NAME: JsonDict = {"pattern": _NAME, "not": {"enum": [*sorted(RESERVED)]}}
+_EXPRESSION: JsonSchemaValue = {"type": ["string", "number", "object", "array"], "minProperties": 1, "maxProperties": 1}
+_AXES: JsonSchemaValue = {"type": "array", "items": {"type": ["string", "integer"]}}
+_AXIS_NAMES: JsonSchemaValue = {"type": "array", "items": {"type": "string", "pattern": _NAME}}
+_NAMED_CALL: JsonSchemaValue = {"type": ["object", "string"], "minProperties": 1, "maxProperties": 1}
+_PERIOD: JsonSchemaValue = {"type": "string", "pattern": f"^.+ ({'|'.join(CLOCKS)})s?$", "examples": ["1 token", "16 tokens", "1 step"]}
+_INLINE: JsonSchemaValue = {"anyOf": [{"required": ["params"]}, {"required": ["call"]}]}
+
+
+def _one_of(*forms: JsonSchemaValue) -> JsonSchemaValue:
+    return {"anyOf": list(forms)}
+
+
+def _single(key: str, form: JsonSchemaValue) -> JsonSchemaValue:
+    return {"type": "object", "properties": {key: form}, "required": [key], "additionalProperties": False}
+
+
+def _words(words: tuple[str, ...]) -> JsonSchemaValue:
+    return {"enum": list(words)}
+
+
+# What `nlc.language.values` reads. To pydantic they are anything; the JSON schema says what they look like.
+Expression = Annotated[object, WithJsonSchema(_EXPRESSION)]
+Axes = Annotated[object, WithJsonSchema(_AXES)]
+CallOnly = Annotated[object, WithJsonSchema(_NAMED_CALL)]
+Size = Annotated[object, WithJsonSchema({"type": ["integer", "string"], "minimum": 1})]
+ParamValue = Annotated[object, WithJsonSchema(_one_of({"type": "number"}, _AXES))]
+Period = Annotated[object, WithJsonSchema(_PERIOD)]
+State = Annotated[object, WithJsonSchema(_one_of(_words(STATES), {"type": "string", "pattern": "->"}))]
+_FOLD_MAP: JsonSchemaValue = {"type": "object", "additionalProperties": _words(FOLDS), "minProperties": 1}
+Fold = Annotated[object, WithJsonSchema(_one_of(_words(FOLDS), _FOLD_MAP))]
+_INPUTS = _one_of(_AXIS_NAMES, _words(INPUT_WORDS), _single("index", _EXPRESSION), *(_single(w, _AXIS_NAMES) for w in INPUT_WORDS))
+InputForm = Annotated[object, WithJsonSchema(_INPUTS)]
+StoreCall = Annotated[dict[str, object], WithJsonSchema({"type": "object", "minProperties": 1, "maxProperties": 1, "not": _INLINE})]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _optional(description: str) -> Any:
+    """A key that may be absent. What its absence means is the graph builder's business."""
+    return Field(None, description=description)
+
+
+def _names(description: str) -> Any:
+    """A map whose keys are names of the spec; empty when absent."""
+    return Field({}, description=description, json_schema_extra={"propertyNames": _FREE_NAME})
+
+
+class WriteForm(_Strict):
+    """One write: w <- keep * w + step, where the step comes from the gradient of `minimize`."""
+
+    key: Expression = _optional("What the memory is asked when it learns. Without a key, the prediction is the tensors themselves.")
+    value: Expression = _optional("What the memory should answer to the key.")
+    minimize: Expression = _optional(
+        "The objective: a file of specs/objectives, a scalar flow such as `loss`, or an expression of `pred` and `value`. Default: l2."
+    )
+    fold: Fold = _optional("How the samples of a period are taken: sum (default), mean, last or each; or one of these for each axis.")
+    at: State = _optional(
+        "The state the gradient is taken at: start of the period (default), running (before this sample), decayed (running, after keep)."
+    )
+    keep: Expression = _optional("How much of the old state is kept: a scalar, or a vector on the axis it names. Default: 1.")
+    rate: Expression = _optional("The step size, short for the plain gradient rule; not together with `rule`. Default: 1.")
+    rule: CallOnly = _optional("The update rule, a call of a spec: {momentum: {rate: 0.1, decay: 0.9}}.")
+
+
+class InlineStore(_Strict):
+    """Tensors and the function that recalls from them."""
+
+    params: dict[str, Axes] = _names("The tensors, each with its axes.")
+    call: Expression = _optional("What a query returns: `z -> W @ z`.")
+
+
+def _store_kind(value: object) -> str:
+    if not isinstance(value, dict):
+        return "<text>"
+    return "<inline>" if "params" in value or "call" in value else "<call>"
+
+
+def _learn_kind(value: object) -> str | None:
+    return "<one>" if isinstance(value, dict) else "<several>" if isinstance(value, list) else None
+
+
+StoreForm = Annotated[
+    Annotated[InlineStore, Tag("<inline>")] | Annotated[StoreCall, Tag("<call>")] | Annotated[str, Tag("<text>")],
+    Discriminator(_store_kind),
+]
+LearnForm = Annotated[Annotated[WriteForm, Tag("<one>")] | Annotated[list[WriteForm], Tag("<several>")], Discriminator(_learn_kind)]
+
+
+class LearnerForm(_Strict):
+    """A node that holds tensors. With `learn` it changes them, without it is a function."""
+
+    use: str = _optional("A template that this map is laid over: maps merge, lists and single values are replaced.")
+    store: StoreForm = _optional(
+        "The tensors and how they are read: a call of a file of specs/stores, {matrix: [K, V]}; {like: name}, the tensors of another; "
+        "or params and call."
+    )
+    owns: Expression = _optional("Instead of a store, the tensors declared elsewhere that it moves: rest, rank == 2, under(name).")
+    per: Axes = _optional("The axes of independent copies: [H].")
+    init: Expression = _optional("The first state: zeros (default), learned, learned(uniform(0, 2)), or an expression.")
+    learn: LearnForm = _optional("One write, or a list of writes at the same time.")
+    read: Literal["start", "before", "after"] = Field(
+        "after", description="The version that a call sees: at the start of the period, before or after the write of this tick."
+    )
+    scope: Literal["sequence", "shared"] = Field(
+        "sequence", description="sequence: a state for each row, reset at its start. shared: one state for all rows."
+    )
+
+
+class LevelForm(_Strict):
+    """A place for learners that change at the same ticks."""
+
+    every: Period = _optional("The period, a count and a clock: `16 tokens`. Without it the learners never change.")
+    learners: dict[str, LearnerForm] = Field(description="The learners by name.", json_schema_extra={"propertyNames": _FREE_NAME})
+
+
+class SpecForm(_Strict):
+    """A learner, block, rule, store, objective or model of nlc, language version 1."""
+
+    nlc: Literal[1] = Field(description="The version of the language.")
+    name: str = Field(description="The name of this spec, as in messages and generated code.", json_schema_extra={"pattern": _NAME})
+    doc: str = Field("", description="What it is and where it comes from.")
+    dims: dict[str, Size] = _names("Named sizes: whole numbers, or expressions of other dims.")
+    params: dict[str, ParamValue] = _names("Numbers that a caller may replace; in a store, tensors as lists of axes.")
+    inputs: dict[str, InputForm] = _names(
+        "What comes in, one row a token; batch and time are implied. Axes [H, K]; {index: vocab} for whole numbers; "
+        "in a rule gradient, weights or input; in an objective pred and value."
+    )
+    uses: dict[str, str] = _names("Names for other spec files: {block: blocks/gated_delta}.")
+    flows: dict[str, Expression] = _names("Named values of this tick, computed from inputs, learners and other flows.")
+    templates: dict[str, LearnerForm] = Field({}, description="Parts of learners, laid under a learner by `use`.")
+    levels: dict[str, LevelForm] = Field({}, description="Learners, grouped by how often they change.")
+    outputs: dict[str, Expression] = Field({}, description="What goes out. A rule has `step` and may have `keep`.")
+    loss: Expression = _optional("The scalar that learners with `minimize: loss` make smaller.")
+
+
+FORMS: dict[str, type[BaseModel]] = {"spec": SpecForm, "level": LevelForm, "learner": LearnerForm, "learn": WriteForm, "store": InlineStore}
+
+NOT_YET = {
+    "spec": ("sequence",),
+    "level": ("remainder",),
+    "learner": ("view", "reset", "backprop"),
+    "learn": ("over", "weight", "solve", "times"),
+    "store": (),
+}
+"""Keys of language 1 that this version refuses."""
+
+
+def json_schema() -> dict[str, object]:
+    """The JSON schema that editors use for completion and checks."""
+    form = _without_noise(SpecForm.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "nlc spec, language 1", **form}
+
+
+def _without_noise(form: JsonSchemaValue) -> JsonSchemaValue:
+    """Without generated titles and empty defaults, which editors would show and insert."""
+    kept = {k: v for k, v in form.items() if not (k == "default" and v in (None, "", {})) and not (k == "title" and isinstance(v, str))}
+    return {k: _without_noise(v) if isinstance(v, dict) else v for k, v in kept.items()}

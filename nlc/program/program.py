@@ -1,0 +1,213 @@
+"""Level graph -> program: which computations run together, in which order, under which clocks.
+
+A program is the loop nest that a generator writes down. Its parts:
+  region  a function that is compiled as a whole: one copy of a block, or what stands between blocks
+  sweep   one pass over the tokens for a memory (or a bucket of memories): new states, and all that is recalled
+  outer   the update of the weights, once a step
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import networkx as nx
+
+from nlc.diagnostics import BackendError, Diagnostic
+from nlc.graph import codes
+from nlc.graph.ir import Flow, Learner, LevelGraph
+from nlc.graph.linear import LinearForm, NotLinear, roles
+from nlc.graph.order import Node
+from nlc.passes.classify import is_memory
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Memories that run side by side. `recalls` are, for each memory, the flows its new and old states answer."""
+
+    id: str
+    learners: tuple[Learner, ...]
+    recalls: tuple[tuple[Flow, ...], ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """`nodes` in order: ("flow", id) or ("sweep", id). `scope` is the block copy, empty between blocks."""
+
+    name: str
+    scope: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    for_loss: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    graph: LevelGraph
+    regions: tuple[Region, ...]
+    sweeps: dict[str, Sweep]
+    owners: tuple[Learner, ...]
+
+
+def schedule(graph: LevelGraph) -> Program:
+    """Raises BackendError, naming the lines, for learners that have no program."""
+    _refuse_general(graph)
+    sweeps = _sweeps(graph)
+    needs = _dependencies(graph, sweeps)
+    order = _ordered(graph, needs, sweeps)
+    owners = tuple(m for m in graph.learners.values() if m.selector is not None)
+    return Program(graph, _regions(graph, sweeps, needs, order), sweeps, owners)
+
+
+def _refuse_general(graph: LevelGraph) -> None:
+    problems: list[Diagnostic] = []
+    for learner in graph.learners.values():
+        if isinstance(learner.linear, NotLinear):
+            message = f"`{learner.id}` cannot be compiled: {learner.linear.reason}"
+            problems.append(codes.CannotLower(message, learner.linear.span, "the reference backend runs it", (("the learner", learner.span),)))
+        elif is_memory(learner) and learner.linear is None:
+            problems.append(codes.CannotLower(f"`{learner.id}` was not classified", learner.span, "run the pass `classify`"))
+    if problems:
+        raise BackendError(problems, dict(graph.sources))
+
+
+def _sweeps(graph: LevelGraph) -> dict[str, Sweep]:
+    recalls: dict[str, list[Flow]] = {}
+    for flow in graph.flows.values():
+        if flow.op == "recall" and flow.attr("state") != "at":
+            recalls.setdefault(flow.attr("learner"), []).append(flow)
+    joined = {learner for bucket in graph.buckets for learner in bucket.learners}
+    groups = [(bucket.id, bucket.learners) for bucket in graph.buckets]
+    groups += [(m.id, (m.id,)) for m in graph.learners.values() if is_memory(m) and m.id not in joined]
+    return {
+        id: Sweep(
+            id,
+            tuple(graph.learners[m] for m in members),
+            tuple(tuple(sorted(recalls.get(m, []), key=lambda f: (f.attr("state"), bool(f.args)))) for m in members),
+        )
+        for id, members in groups
+    }
+
+
+def _dependencies(graph: LevelGraph, sweeps: dict[str, Sweep]) -> nx.DiGraph[Node]:
+    """What each flow and sweep reads, from the outputs and the states backwards."""
+    answers = {flow.id: sweep.id for sweep in sweeps.values() for flows in sweep.recalls for flow in flows}
+    needs: nx.DiGraph[Node] = nx.DiGraph()
+    todo: list[Node] = [("flow", root) for root in graph.roots()] + [("sweep", id) for id in sweeps]
+    todo += [("flow", flow.id) for flow in graph.flows.values() if flow.op == "conv" and flow.host is None]
+    while todo:
+        node = todo.pop()
+        if needs.has_node(node) and needs.nodes[node].get("done"):
+            continue
+        needs.add_node(node, done=True)
+        for before in _reads(graph, sweeps, answers, node):
+            needs.add_edge(before, node)
+            todo.append(before)
+    return needs
+
+
+def _reads(graph: LevelGraph, sweeps: dict[str, Sweep], answers: dict[str, str], node: Node) -> list[Node]:
+    kind, id = node
+    if kind == "flow":
+        return [("sweep", answers[id])] if id in answers else [("flow", arg) for arg in graph.flows[id].args]
+    found: list[str] = []
+    for learner, recalls in zip(sweeps[id].learners, sweeps[id].recalls, strict=True):
+        assert isinstance(learner.linear, LinearForm)
+        queries = [flow.args[0] if flow.args else None for flow in recalls]
+        found += [flow for _, flow in roles(learner.linear, queries) if flow is not None]
+    return [("flow", flow) for flow in found]
+
+
+def _ordered(graph: LevelGraph, needs: nx.DiGraph[Node], sweeps: dict[str, Sweep]) -> list[Node]:
+    place: dict[Node, int] = {("flow", id): i for i, id in enumerate(graph.flows)}
+    for id, sweep in sweeps.items():
+        place["sweep", id] = min((place["flow", flow.id] for flows in sweep.recalls for flow in flows), default=len(place))
+    try:
+        return list(nx.lexicographical_topological_sort(needs, key=lambda node: (place[node], node[0] == "flow")))
+    except nx.NetworkXUnfeasible:
+        names = {edge[0][1] for edge in nx.find_cycle(needs) if edge[0][0] == "sweep"}
+        learner = next(m for id in names for m in sweeps[id].learners)
+        message = f"`{learner.id}` cannot be compiled: what it is asked depends on what it, or a memory beside it, recalls"
+        raise BackendError([codes.CannotLower(message, learner.span, "the reference backend runs it")], dict(graph.sources)) from None
+
+
+# -- regions ------------------------------------------------------------------------------------------------------------
+
+
+def unit_of(scope: str) -> str:
+    """The outermost block copy of a scope: `h.3` of `h.3.inner.0`, `y` of `y.inner`."""
+    first, _, rest = scope.partition(".")
+    second = rest.partition(".")[0]
+    return f"{first}.{second}" if second.isdigit() else first
+
+
+def _unit(graph: LevelGraph, sweeps: dict[str, Sweep], node: Node) -> str:
+    scope = graph.flows[node[1]].scope if node[0] == "flow" else sweeps[node[1]].learners[0].scope
+    return unit_of(scope)
+
+
+def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node], order: list[Node]) -> tuple[Region, ...]:
+    """Cut the order into block copies and the stages between them."""
+    for_loss = _only_for_loss(graph, needs)
+    unit = {node: _unit(graph, sweeps, node) for node in order}
+    stage: dict[Node, int] = {}
+    unit_stage: dict[str, int] = {}
+    for node in order:
+        before = list(needs.predecessors(node))
+        if unit[node]:
+            outside = [stage[b] + 1 if not unit[b] else unit_stage[unit[b]] + 2 for b in before if unit[b] != unit[node]]
+            unit_stage[unit[node]] = max([unit_stage.get(unit[node], 1), *outside])
+            stage[node] = unit_stage[unit[node]]
+        else:
+            stage[node] = max([stage[b] if not unit[b] else unit_stage[unit[b]] + 1 for b in before], default=0)
+    groups: dict[tuple[int, str, bool], list[Node]] = {}
+    for node in order:
+        if node[0] == "flow" and graph.flows[node[1]].op in ("number", "input", "next"):
+            continue
+        at = unit_stage[unit[node]] if unit[node] else stage[node]
+        groups.setdefault((at, unit[node], node in for_loss), []).append(node)
+    stages = sorted({at for at, scope, late in groups if not scope})
+    made = []
+    for (at, scope, late), nodes in sorted(groups.items(), key=lambda item: (item[0][2], item[0][0])):
+        name = "loss_of" if late else scope.split(".")[0] if scope else f"stage_{stages.index(at)}"
+        made.append(_region(graph, sweeps, needs, name, scope, _ordered(graph, needs.subgraph(nodes), sweeps), late))
+    return tuple(made)
+
+
+def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
+    """What neither an output nor a state needs."""
+    roots: set[Node] = {("flow", id) for _, id in graph.outputs} | {node for node in needs if node[0] == "sweep"}
+    roots |= {node for node in needs if node[0] == "flow" and graph.flows[node[1]].op == "conv"}
+    needed = roots.union(*(nx.ancestors(needs, root) for root in roots if root in needs)) if roots else set()
+    return set(needs) - needed
+
+
+def _region(
+    graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node], name: str, scope: str, nodes: list[Node], late: bool
+) -> Region:
+    inside = set(nodes)
+    fixed = {"number"}
+    reads: dict[str, None] = {}
+    for node in nodes:
+        for kind, id in needs.predecessors(node):
+            if (kind, id) not in inside and kind == "flow" and graph.flows[id].op not in fixed:
+                reads[id] = None
+    roots = set(graph.roots())
+    outputs = [
+        id
+        for kind, id in nodes
+        if kind == "flow" and (id in roots or any(after not in inside for after in needs.successors((kind, id))))
+    ]
+    return Region(name, scope, tuple(nodes), tuple(reads), tuple(outputs), late)
+
+
+def chains(program: Program) -> list[list[Region]]:
+    """The regions in order, copies of a repeated block that follow each other together."""
+    runs: list[list[Region]] = [[region] for region in program.regions[:1]]
+    for before, region in pairwise(program.regions):
+        if region.scope and region.name == before.name and before.scope and region.inputs[:1] == before.outputs[:1] and len(region.outputs) == 1:
+            runs[-1].append(region)
+        else:
+            runs.append([region])
+    return runs

@@ -1,0 +1,330 @@
+"""The meaning of a level graph: one token after the other, every learner by its own words. Everything else must agree.
+
+No chunks, no fusion, no symbolic derivation: inner gradients are taken by autograd at the state `at` names. Slow and
+literal on purpose. Any dtype; differentiable in parameters, inputs and initial state, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlc.graph.ir import Flow, Init, Learner, LevelGraph
+from nlc.graph.state import needs_anchor, optimizer_keys, state_tensors
+from nlc.reference.operators import LAST_AXIS, elementwise, recall_map
+
+Tensors = dict[str, Tensor]
+
+
+def draw(init: Init, shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:
+    """A parameter or a constant initial state; `shape` without the batch."""
+    match init.distribution:
+        case "zeros":
+            return torch.zeros(shape, dtype=dtype)
+        case "ones":
+            return torch.ones(shape, dtype=dtype)
+        case "constant":
+            return torch.full(shape, init.args[0], dtype=dtype)
+        case "eye":
+            return torch.eye(shape[-2], shape[-1], dtype=dtype).expand(shape).clone()
+        case "normal":
+            return torch.randn(shape, generator=generator, dtype=torch.float32).to(dtype) * init.args[0]
+        case "uniform":
+            low, high = init.args
+            return torch.rand(shape, generator=generator, dtype=torch.float32).to(dtype) * (high - low) + low
+    raise AssertionError(init)
+
+
+class Reference:
+    """Interprets a graph after `expand-templates`, with these parameters (names as in `graph.parameter_name`)."""
+
+    def __init__(self, graph: LevelGraph, parameters: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float64) -> None:
+        self.graph, self.dtype = graph, dtype
+        self.parameters: Tensors = dict(parameters) if parameters is not None else self.draw_parameters(0)
+
+    def draw_parameters(self, seed: int) -> Tensors:
+        """In the order of the graph, from one generator: the same numbers for every backend."""
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            self.graph.parameter_name(m): draw(m.init, tuple(a.size for a in m.axes), generator, self.dtype) for m in self.graph.parameters
+        }
+
+    def initial_state(self, batch: int) -> Tensors:
+        state: Tensors = {}
+        for item in state_tensors(self.graph):
+            shape = tuple(axis.size for axis in item.axes)
+            if item.kind == "position":
+                state[item.key] = torch.zeros((), dtype=torch.int64)
+            elif item.init.learned:
+                state[item.key] = self.parameters[f"{item.learner}.init"].expand(batch, *shape)
+            else:
+                state[item.key] = draw(item.init, shape, None, self.dtype).expand(batch, *shape)
+        return state
+
+    def run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None) -> tuple[Tensors, Tensors]:
+        """inputs [B, T, *axes] -> outputs [B, T, *axes], state. With a loss, outputs also hold `loss` [B, T] and `scored`."""
+        batch, tokens = next(iter(inputs.values())).shape[:2]
+        state = dict(state) if state is not None else self.initial_state(batch)
+        rows: dict[str, list[Tensor]] = {}
+        for t in range(tokens):
+            tick = Tick(self, inputs, t, state)
+            for name, id in self.graph.outputs:
+                value = tick.flow(id)
+                rows.setdefault(name, []).append(value.expand(batch, *value.shape[1:]))
+            if self.graph.loss is not None:
+                scored = tick.scored(batch, tokens)
+                rows.setdefault("scored", []).append(scored)
+                rows.setdefault("loss", []).append(torch.where(scored, tick.flow(self.graph.loss).expand(batch), 0.0))
+            state = tick.advance()
+        return {name: torch.stack(values, 1) for name, values in rows.items()}, state
+
+    def fold(self, outputs: Tensors) -> Tensor:
+        """The loss as one number: folded as the outer learner says, over the tokens that are scored."""
+        owner = next((m for m in self.graph.learners.values() if m.selector is not None), None)
+        fold = owner.fold if owner is not None else {"token": "mean", "row": "mean"}
+        loss, scored = outputs["loss"], outputs["scored"].to(self.dtype)
+        if fold["token"] == fold["row"] == "mean":
+            return loss.sum() / scored.sum()
+        rows = loss.sum(1) / scored.sum(1) if fold["token"] == "mean" else loss.sum(1)
+        return rows.mean() if fold["row"] == "mean" else rows.sum()
+
+    def train_step(self, inputs: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> tuple[Tensor, Tensors, Tensors]:
+        """(loss, new parameters, new states of the outer levels); `optimizer` is {} before the first step."""
+        names = list(self.parameters)
+        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        machine = Reference(self.graph, leaves, self.dtype)
+        loss = machine.fold(machine.run(inputs)[0])
+        gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
+        state = dict(optimizer) or {"step": torch.zeros((), dtype=torch.int64)}
+        new, params = {"step": state["step"] + 1}, dict(self.parameters)
+        for owner in (m for m in self.graph.learners.values() if m.selector is not None):
+            update = OuterUpdate(self, owner, gradients, state)
+            params.update(update.weights())
+            new.update(update.states())
+        return loss.detach(), params, new
+
+
+class Tick:
+    """Everything that happens at one token; values are computed when first asked for."""
+
+    def __init__(self, machine: Reference, inputs: Mapping[str, Tensor], t: int, old: Tensors) -> None:
+        self.machine, self.graph, self.inputs, self.t = machine, machine.graph, inputs, t
+        self.old = dict(old)
+        self.values: dict[str, Any] = {}
+        self.new: Tensors = {}
+        self._mark_boundaries()
+
+    def _mark_boundaries(self) -> None:
+        """At the first token of a period the anchor moves to the running state."""
+        for learner in self.graph.learners.values():
+            if needs_anchor(self.graph, learner):
+                assert learner.clock is not None
+                if int(self.old["position"]) % learner.clock.period == 0:
+                    self.old[f"{learner.id}.anchor"] = self.old[learner.id]
+
+    # -- flows ------------------------------------------------------------------------------------------------------
+
+    def flow(self, id: str) -> Any:
+        if id not in self.values:
+            flow = self.graph.flows[id]
+            self.values[id] = self.compute(flow, [self.flow(arg) for arg in flow.args])
+        return self.values[id]
+
+    def compute(self, flow: Flow, args: list[Any]) -> Any:
+        graph = self.graph
+        axes = [graph.flows[arg].axes for arg in flow.args]
+        match flow.op:
+            case "number":
+                return torch.tensor([flow.attr("value")], dtype=self.machine.dtype)
+            case "input":
+                return self.inputs[flow.id][:, self.t]
+            case "next":
+                return self._next(flow.args[0])
+            case "position":
+                return self.old["position"].to(self.machine.dtype).reshape(1)
+            case "recall":
+                return self.recall(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
+            case "gradient":
+                return self.gradient(graph.learners[flow.attr("learner")])
+            case "conv":
+                return self._conv(flow, args[0])
+            case "embed":
+                return self.parameter(flow)[args[0]]
+            case "project":
+                slow = [graph.learners[id] for id in flow.attr("learners")]
+                return torch.cat([self.recall(m, "start", args, axes).flatten(1) for m in slow], 1)
+            case "part":
+                start, size = flow.attr("start"), flow.attr("size")
+                return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
+            case "boundary":
+                return (self.old["position"] % flow.attr("period") == 0).to(self.machine.dtype).reshape(1)
+            case "sum" | "mean":
+                dims = [1 + i for i, axis in enumerate(axes[0]) if axis not in flow.axes]
+                return args[0] if not dims else args[0].sum(dims) if flow.op == "sum" else args[0].mean(dims)
+            case "dot":
+                return elementwise("mul", args, axes, max(axes, key=len)).sum(-1)
+            case "cross_entropy":
+                return torch.logsumexp(args[0], -1) - args[0].gather(-1, args[1][:, None].clamp(min=0)).squeeze(-1)
+            case op if op in LAST_AXIS:
+                normal = LAST_AXIS[op](args[0])
+                return normal if flow.attr("learner") is None else normal * self.parameter(flow)
+        return elementwise(flow.op, args, axes, flow.axes)
+
+    def parameter(self, flow: Flow) -> Tensor:
+        return self.machine.parameters[self.graph.parameter_name(self.graph.learners[flow.attr("learner")])]
+
+    def _next(self, name: str) -> Tensor:
+        if "targets" in self.inputs:
+            return self.inputs["targets"][:, self.t]
+        x = self.inputs[name]
+        return x[:, min(self.t + 1, x.shape[1] - 1)]
+
+    def scored(self, batch: int, tokens: int) -> Tensor:
+        """Which rows have a label at this token: those with a target >= 0, else all but at the last token of the call."""
+        if not any(flow.op == "next" for flow in self.graph.flows.values()):
+            return torch.ones(batch, dtype=torch.bool)
+        if "targets" in self.inputs:
+            return self.inputs["targets"][:, self.t] >= 0
+        return torch.full((batch,), self.t + 1 < tokens)
+
+    def _conv(self, flow: Flow, x: Tensor) -> Tensor:
+        """y_t = sum over j of W[.., j] x_{t - width + 1 + j}."""
+        W, key = self.parameter(flow), flow.attr("learner")
+        if flow.attr("width") == 1:
+            return x * W[..., 0]
+        rows = torch.cat([self.old[key], x[:, None]], 1)
+        self.new[key] = rows[:, 1:]
+        return (rows.movedim(1, -1) * W).sum(-1)
+
+    # -- learners ---------------------------------------------------------------------------------------------------
+
+    def recall(self, learner: Learner, state: str, args: list[Tensor], axes: list[Any]) -> Tensor:
+        return self.call(learner, self.state(learner, state), args, axes)
+
+    def call(self, learner: Learner, w: Tensor, args: list[Tensor], axes: list[Any]) -> Tensor:
+        """The function a store is: z @ W, or W itself."""
+        if learner.store.form != "map":
+            return w
+        return recall_map(args[0], axes[0], w, learner.per, learner.store.in_axes, learner.store.out_axes)
+
+    def state(self, learner: Learner, which: str) -> Tensor:
+        """The version of a learner's tensor that a call sees."""
+        if learner.is_parameter:
+            return self.machine.parameters[self.graph.parameter_name(learner)][None]
+        if which == "after":
+            return self.update(learner)
+        if which == "at":
+            return self.base(learner)
+        if which == "start" and needs_anchor(self.graph, learner):
+            return self.old[f"{learner.id}.anchor"]
+        return self.old[learner.id]
+
+    def base(self, learner: Learner) -> Tensor:
+        """The state at which the gradient is taken."""
+        if learner.at == "decayed":
+            return self._keep(learner, learner.keep) * self.old[learner.id]
+        return self.state(learner, "start" if learner.at == "start" else "before")
+
+    def _keep(self, learner: Learner, keep: str | None) -> Tensor:
+        """A gate [B, per] with an axis of length 1 for each axis of the tensor."""
+        if keep is None:
+            return torch.ones((), dtype=self.machine.dtype)
+        flow = self.graph.flows[keep]
+        ones = self.flow(keep).new_ones((1, *(axis.size for axis in learner.axes)))
+        return elementwise("mul", [ones, self.flow(keep)], [learner.axes, flow.axes], learner.axes)
+
+    def gradient(self, learner: Learner) -> Tensor:
+        """d objective / d tensor at the base state. Only `pred` depends on the tensor; `self` in the context is constant."""
+        (write,) = learner.writes
+        base = self.base(learner)
+        w = (base if base.requires_grad else base.detach().requires_grad_()).clone()
+        args = [self.flow(write.key)] if write.key is not None else []
+        axes = [self.graph.flows[write.key].axes] if write.key is not None else []
+        assert write.pred is not None
+        self.values[write.pred] = self.call(learner, w, args, axes)
+        loss = self.flow(write.loss).sum()
+        (gradient,) = torch.autograd.grad(loss, w, create_graph=True, materialize_grads=True)
+        return gradient
+
+    def update(self, learner: Learner) -> Tensor:
+        """w <- keep . w + step (docs/semantics.md, "One equation")."""
+        if learner.id not in self.new:
+            rule = learner.rule
+            assert rule.step is not None
+            keep = self._keep(learner, learner.keep) * self._keep(learner, rule.keep)
+            self.new[learner.id] = keep * self.old[learner.id] + self.flow(rule.step)
+        return self.new[learner.id]
+
+    def advance(self) -> Tensors:
+        """All states after this token."""
+        for item in state_tensors(self.graph):
+            if item.kind == "memory":
+                self.update(self.graph.learners[item.key])
+            elif item.kind == "anchor":
+                self.new[item.key] = self.old[item.key]
+            elif item.kind == "position":
+                self.new[item.key] = self.old[item.key] + 1
+        for flow in self.graph.flows.values():
+            if flow.op == "conv" and flow.attr("width") > 1:
+                self.flow(flow.id)
+        return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
+
+
+class OuterUpdate(Tick):
+    """One tick of an outer level: the same flows, with a dict of tensors where a flow has the axes of the weights."""
+
+    def __init__(self, machine: Reference, owner: Learner, gradients: Tensors, state: Tensors) -> None:
+        self.owner, self.step = owner, state["step"]
+        names = {id: machine.graph.parameter_name(machine.graph.learners[id]) for id in owner.owns}
+        old: dict[str, Any] = {
+            learner: {name: state.get(f"{learner}.{name}", torch.zeros_like(machine.parameters[name])) for name in names.values()}
+            for _, learner, _ in optimizer_keys(machine.graph)
+        }
+        super().__init__(machine, {}, 0, old)
+        self.names = list(names.values())
+        self.values[f"{owner.id}.gradient"] = {name: gradients[name] for name in self.names}
+
+    def compute(self, flow: Flow, args: list[Any]) -> Any:
+        if flow.op == "total":
+            return torch.stack([x.sum() for x in args[0].values()]).sum().reshape(1)
+        if flow.op == "age":
+            return (self.step + 1).to(self.machine.dtype).reshape(1)
+        if flow.op == "sum":
+            return {name: x.sum() for name, x in args[0].items()}
+        return super().compute(flow, args)
+
+    def gradient(self, learner: Learner) -> Any:
+        """The gradient of a learner inside the rule, tensor by tensor."""
+        (write,) = learner.writes
+        assert write.pred is not None
+        w = {name: x.detach().requires_grad_() for name, x in self.old[learner.id].items()}
+        self.values[write.pred] = w
+        losses: Tensors = self.flow(write.loss)
+        grads = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(w.values()), materialize_grads=True)
+        return dict(zip(w, grads, strict=True))
+
+    def _keep(self, learner: Learner, keep: str | None) -> Any:
+        return self.flow(keep) if keep is not None else torch.ones(1, dtype=self.machine.dtype)
+
+    def _advanced(self, learner: Learner, old: Any) -> Any:
+        assert learner.rule.step is not None
+        kept = elementwise("mul", [self._keep(learner, learner.keep), old], [(), ()], ())
+        kept = elementwise("mul", [self._keep(learner, learner.rule.keep), kept], [(), ()], ())
+        return elementwise("add", [kept, self.flow(learner.rule.step)], [(), ()], ())
+
+    def update(self, learner: Learner) -> Any:
+        if learner.id not in self.new:
+            self.new[learner.id] = self._advanced(learner, self.old[learner.id])
+        return self.new[learner.id]
+
+    def weights(self) -> Tensors:
+        mine = {name: self.machine.parameters[name].detach() for name in self.names}
+        new: Tensors = self._advanced(self.owner, mine)
+        return new
+
+    def states(self) -> Tensors:
+        learners = {learner for _, learner, name in optimizer_keys(self.graph) if name in self.names}
+        return {f"{id}.{name}": x.detach() for id in learners for name, x in self.update(self.graph.learners[id]).items()}

@@ -1,0 +1,85 @@
+"""What each operator computes, literally, for one token.
+
+A value is a tensor [B, *axes] (a batch of 1 where it is the same for all rows), or, in the update of an outer level, a
+dict from the name of a parameter to a tensor of its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nlc.graph.ir import Axes
+
+NORM_EPS = 1e-6
+"""Added under the root of `l2norm`, `rmsnorm` and `layernorm`."""
+
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "abs": torch.abs,
+    "sigmoid": torch.sigmoid,
+    "logsigmoid": F.logsigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "softplus": F.softplus,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "neg": torch.neg,
+    "sg": torch.detach,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "pow": torch.pow,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "lt": lambda x, y: (x < y).to(x.dtype),
+    "le": lambda x, y: (x <= y).to(x.dtype),
+    "gt": lambda x, y: (x > y).to(x.dtype),
+    "ge": lambda x, y: (x >= y).to(x.dtype),
+    "eq": lambda x, y: (x == y).to(x.dtype),
+    "ne": lambda x, y: (x != y).to(x.dtype),
+}
+
+LAST_AXIS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2norm": lambda x: x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS),
+    "softmax": lambda x: torch.softmax(x, -1),
+    "rmsnorm": lambda x: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + NORM_EPS),
+    "layernorm": lambda x: (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + NORM_EPS),
+}
+
+
+def align(x: Tensor, axes: Axes, target: Axes) -> Tensor:
+    """View x [B, *axes] as [B, *target], with length 1 where an axis is missing."""
+    order = [axes.index(axis) for axis in target if axis in axes]
+    x = x.permute(0, *(1 + i for i in order))
+    for i, axis in enumerate(target):
+        if axis not in axes:
+            x = x.unsqueeze(1 + i)
+    return x
+
+
+def elementwise(op: str, args: list[Any], axes: list[Axes], out: Axes) -> Any:
+    """Apply an operator to operands whose axes are matched by name; dicts are mapped over."""
+    for arg in args:
+        if isinstance(arg, dict):
+            return {name: ELEMENTWISE[op](*(a[name] if isinstance(a, dict) else a.squeeze(0) for a in args)) for name in arg}
+    if len(set(axes)) > 1:
+        args = [align(x, a, out) for x, a in zip(args, axes, strict=True)]
+    return ELEMENTWISE[op](*args)
+
+
+def recall_map(query: Tensor, query_axes: Axes, W: Tensor, per: Axes, inner: Axes, outer: Axes) -> Tensor:
+    """z @ W: query [B, per + inner], W [B, per + inner + outer] -> [B, per + outer]."""
+    q = align(query, query_axes, per + inner).flatten(1 + len(per)).unsqueeze(-2)
+    copies = tuple(axis.size for axis in per)
+    W = W.reshape(W.shape[0], *copies, -1, *(axis.size for axis in outer)).flatten(2 + len(per))
+    return (q @ W).squeeze(-2).unflatten(-1, tuple(axis.size for axis in outer))

@@ -1,0 +1,112 @@
+"""What `nlc.compile` returns: a module that checks what it is given and knows the spec it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nlc.diagnostics import DataError, Diagnostic
+from nlc.graph.ir import LevelGraph
+from nlc.graph.order import DerivedLevel, levels
+from nlc.graph.state import state_tensors
+from nlc.passmanager import Stage
+from nlc.program.program import Program
+from nlc.runtime import codes
+
+Tensors = dict[str, Tensor]
+
+
+class CompiledSpec(nn.Module):
+    """Base of all compiled specs. Parameters are named by their path in the spec (`h.3.q.linear.W`).
+
+    `graph` is the level graph after all passes, `stages` the passes that ran, `program` the loop nest, `source` the
+    generated module (empty for the reference backend).
+    """
+
+    graph: LevelGraph
+    program: Program | None
+    stages: tuple[Stage, ...]
+    source: str
+    backend: str
+
+    @property
+    def levels(self) -> tuple[DerivedLevel, ...]:
+        """The levels, highest frequency first."""
+        return levels(self.graph)
+
+    def check_inputs(self, inputs: Mapping[str, Tensor], leading: tuple[str, ...] = ("B", "T")) -> None:
+        """Raises DataError (NLC701), one diagnostic for each tensor that does not fit."""
+        problems: list[Diagnostic] = []
+        sizes: tuple[int, ...] | None = None
+        for name in self.graph.inputs:
+            flow = self.graph.flows[name]
+            axes = tuple(axis.size for axis in flow.axes)
+            wanted = f"[{', '.join([*leading, *map(str, flow.axes)])}]"
+            x = inputs.get(name)
+            if x is None:
+                problems.append(codes.BadInput(f"the input `{name}` {wanted} is missing", flow.span, f"given: {', '.join(inputs) or 'nothing'}"))
+                continue
+            if tuple(x.shape[len(leading) :]) != axes or x.dim() != len(leading) + len(axes):
+                problems.append(codes.BadInput(f"the input `{name}` has shape {list(x.shape)}; {wanted} is needed", flow.span))
+                continue
+            if sizes is not None and tuple(x.shape[: len(leading)]) != sizes:
+                text = f"the input `{name}` has {' x '.join(leading)} = {list(x.shape[: len(leading)])}; the inputs before it have {list(sizes)}"
+                problems.append(codes.BadInput(text, flow.span))
+            sizes = sizes or tuple(x.shape[: len(leading)])
+            problems += _dtype_problem(name, x, flow.dtype, flow.span)
+        known = {*self.graph.inputs, "targets"}
+        problems += [codes.BadInput(f"the spec has no input `{name}`", self.graph.span) for name in inputs if name not in known]
+        if sizes is not None and 0 in sizes:
+            problems.append(codes.BadInput(f"{' x '.join(leading)} is {list(sizes)}; no axis may be empty", self.graph.span))
+        if problems:
+            raise DataError(problems, dict(self.graph.sources))
+
+    def check_state(self, state: Mapping[str, Tensor], batch: int) -> None:
+        """Raises DataError (NLC702) if the state is not one of `batch` rows of this spec."""
+        problems: list[Diagnostic] = []
+        items = {item.key: item for item in state_tensors(self.graph)}
+        for key, item in items.items():
+            span = self.graph.learners[item.learner].span if item.learner else self.graph.span
+            shape = [] if item.kind == "position" else [batch, *(axis.size for axis in item.axes)]
+            if key not in state:
+                problems.append(codes.BadState(f"the state has no `{key}` {shape}", span, "start from `initial_state(batch)`"))
+            elif list(state[key].shape) != shape:
+                problems.append(codes.BadState(f"the state `{key}` has shape {list(state[key].shape)}; {shape} is needed", span))
+        problems += [codes.BadState(f"the spec has no state `{key}`", self.graph.span, f"it has: {', '.join(items)}") for key in state if key not in items]
+        if problems:
+            raise DataError(problems, dict(self.graph.sources))
+
+
+def _dtype_problem(name: str, x: Tensor, dtype: str, span: Any) -> list[Diagnostic]:
+    if dtype == "index" and (x.dtype.is_floating_point or x.dtype == torch.bool):
+        return [codes.BadInput(f"the input `{name}` is {x.dtype}; an index is an integer tensor", span, "`.long()` makes one")]
+    if dtype == "float" and not x.dtype.is_floating_point:
+        return [codes.BadInput(f"the input `{name}` is {x.dtype}; floating point is needed", span, "`.float()` makes one")]
+    return []
+
+
+class Checked(CompiledSpec):
+    """Wraps the methods of a generated (or reference) class with checks of their arguments.
+
+    With `state` absent a new stream starts. `targets` among the inputs are used by `loss` and `train_step` only.
+    """
+
+    def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
+        """outputs, state = compiled(inputs, state): inputs and outputs [B, T, *axes], state a flat dict."""
+        if not torch.compiler.is_compiling():
+            self._check(inputs, state)
+        return super().forward(inputs, state)  # type: ignore[no-any-return, misc]
+
+    def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        """One token: inputs and outputs [B, *axes]."""
+        self.check_inputs(inputs, ("B",))
+        self.check_state(state, next(iter(inputs.values())).shape[0])
+        return super().step(inputs, state)  # type: ignore[no-any-return, misc]
+
+    def _check(self, inputs: Tensors, state: Tensors | None) -> None:
+        self.check_inputs(inputs)
+        if state is not None:
+            self.check_state(state, next(iter(inputs.values())).shape[0])

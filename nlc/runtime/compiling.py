@@ -1,0 +1,33 @@
+"""Level graph after its passes -> a compiled spec of the chosen backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nlc.graph.ir import LevelGraph
+from nlc.passmanager import Stage
+from nlc.program.program import schedule
+from nlc.runtime.compiled import Checked, CompiledSpec
+from nlc.runtime.loader import load_source
+
+
+def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int) -> CompiledSpec:
+    known: dict[str, Any] = {"graph": graph, "stages": stages, "backend": backend, "program": None, "source": ""}
+    if backend == "reference":
+        from nlc.backends.reference import ReferenceModule
+
+        made: CompiledSpec = type("ReferenceSpec", (Checked, ReferenceModule), known)(seed)
+        return made
+    from nlc.backends.torch_module import generate
+
+    program = schedule(graph)
+    generated = generate(program)
+    module = load_source(generated.source, graph.name)
+    if backend == "inductor":
+        from nlc.backends.inductor import compile_regions
+
+        compile_regions(module, generated.regions)
+    known |= {"program": program, "source": generated.source}
+    base = getattr(module, generated.class_name)
+    result: CompiledSpec = type(f"Compiled{generated.class_name}", (Checked, base), known)(seed)
+    return result

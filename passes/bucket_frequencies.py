@@ -1,0 +1,86 @@
+"""Let memories that are due at the same ticks share one sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import networkx as nx
+
+from nlc.graph.ir import Bucket, Learner, LevelGraph, size_of
+from nlc.graph.linear import LinearForm
+from nlc.graph.order import Node, tick_graph
+from nlc.passmanager import Numerics, Pass
+from nlc.passes.classify import is_memory
+
+
+@dataclass(frozen=True)
+class BucketFrequencies(Pass):
+    """Let memories that are due at the same ticks share one sweep.
+
+    Before: one sweep over the tokens for each memory.
+    After: one sweep for each bucket: memories of a block with the same clock, the same class and the same sizes, none of
+    which needs another's value, run side by side as copies of one memory.
+    """
+
+    name: ClassVar[str] = "bucket-frequencies"
+    numerics: ClassVar[Numerics] = Numerics.TOLERANCE
+    bound: ClassVar[float] = 1e-12
+
+    def run(self, graph: LevelGraph) -> LevelGraph:
+        if graph.buckets:
+            return graph
+        tick = tick_graph(graph)
+        buckets: list[list[Learner]] = []
+        for learner in graph.learners.values():
+            if not is_memory(learner) or not isinstance(learner.linear, LinearForm):
+                continue
+            for bucket in buckets:
+                if signature(graph, bucket[0]) == signature(graph, learner) and _may_join(graph, tick, bucket, learner):
+                    bucket.append(learner)
+                    _contract(tick, bucket[0].id, learner.id)
+                    break
+            else:
+                buckets.append([learner])
+        made = tuple(Bucket(f"{b[0].scope}/{b[0].clock}".lstrip("/") + f".{i}", b[0].clock, tuple(m.id for m in b)) for i, b in enumerate(buckets) if len(b) > 1 and b[0].clock)
+        return graph.with_(buckets=made) if made else graph
+
+
+def signature(graph: LevelGraph, learner: Learner) -> object:
+    """What two memories must have in common to run as copies of one."""
+    form = learner.linear
+    assert isinstance(form, LinearForm)
+    reads = tuple(sorted((f.attr("state"), bool(f.args)) for f in _recalls(graph, learner)))
+    sizes = (size_of(learner.store.in_axes), size_of(learner.store.out_axes))
+    F = tuple(tuple(isinstance(x, str) or x for x in row) for row in form.F)
+    b = tuple(isinstance(x, str) or x for x in form.b)
+    sees_new = form.c is not None and form.n == 1 and form.c[0] == form.F[0][0]
+    c = None if form.c is None else tuple(isinstance(x, str) or x for x in form.c)
+    return learner.scope, learner.clock, sizes, F, b, c, sees_new, form.log_keep is not None, form.key is None, reads
+
+
+def _recalls(graph: LevelGraph, learner: Learner) -> list[object]:
+    return [f for f in graph.flows.values() if f.op == "recall" and f.attr("learner") == learner.id and f.attr("state") != "at"]
+
+
+def _may_join(graph: LevelGraph, tick: nx.DiGraph[Node], bucket: list[Learner], learner: Learner) -> bool:
+    """No path in either direction: neither needs what the other recalls or writes at this tick."""
+    ours = {node for member in bucket for node in _nodes(graph, member)}
+    theirs = set(_nodes(graph, learner))
+    after_ours = set().union(*(nx.descendants(tick, node) for node in ours)) | ours
+    after_theirs = set().union(*(nx.descendants(tick, node) for node in theirs)) | theirs
+    return not after_ours & theirs and not after_theirs & ours
+
+
+def _nodes(graph: LevelGraph, learner: Learner) -> list[Node]:
+    """A sweep makes the new state and all that is recalled from it, together."""
+    return [("update", learner.id), *(("flow", f.id) for f in _recalls(graph, learner))]  # type: ignore[attr-defined]
+
+
+def _contract(tick: nx.DiGraph[Node], first: str, second: str) -> None:
+    """Make two updates one node for the paths that are looked for later."""
+    for before in list(tick.predecessors(("update", second))):
+        tick.add_edge(before, ("update", first))
+    for after in list(tick.successors(("update", first))):
+        if after != ("update", second):
+            tick.add_edge(("update", second), after)

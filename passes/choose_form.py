@@ -1,0 +1,69 @@
+"""Choose how each memory is run, among the forms its class allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from nlc.diagnostics import UsageError
+from nlc.graph.ir import Execution, Learner, LevelGraph, size_of
+from nlc.graph.linear import LinearForm
+from nlc.passes.classify import is_memory
+from nlc.passmanager import Numerics, Pass
+
+CHUNKS = (16, 32, 64, 128)
+
+
+@dataclass(frozen=True)
+class ChooseForm(Pass):
+    """Choose how each memory is run, among the forms its class allows.
+
+    Before: a memory has a class.
+    After: it has a form: `chunkwise` with a chunk length (one pass of matrix products over all tokens of a chunk) or
+    `recurrent` (token by token, as `step` always runs). `form` and `chunk` (0: by cost) override the choice.
+    """
+
+    name: ClassVar[str] = "choose-form"
+    numerics: ClassVar[Numerics] = Numerics.TOLERANCE
+    bound: ClassVar[float] = 1e-10
+    required: ClassVar[bool] = True
+
+    form: str = "auto"
+    chunk: int = 0
+
+    def run(self, graph: LevelGraph) -> LevelGraph:
+        if self.form not in ("auto", "chunkwise", "recurrent"):
+            raise UsageError(f"there is no form `{self.form}`; forms: auto, chunkwise, recurrent")
+        if self.chunk and self.chunk & (self.chunk - 1):
+            raise UsageError(f"the chunk length {self.chunk} is no power of two")
+        for learner in graph.learners.values():
+            if is_memory(learner) and isinstance(learner.linear, LinearForm):
+                execution = self._choose(learner, learner.linear)
+                if execution != learner.execution:
+                    graph = graph.with_learner(replace(learner, execution=execution))
+        return graph
+
+    def _choose(self, learner: Learner, form: LinearForm) -> Execution:
+        legal = ("recurrent", "chunkwise")
+        decays = "none" if not form.fades else "log" if form.log_keep is not None else "product"
+        K, V = size_of(learner.store.in_axes), size_of(learner.store.out_axes)
+        if self.form == "recurrent":
+            return Execution("recurrent", 1, decays, legal, "asked for")
+        costs = {C: cost_per_token(form, K, V, C) for C in CHUNKS}
+        best = self.chunk or min(costs, key=lambda C: costs[C])
+        reason = "asked for" if self.chunk else "least multiply-adds a token and copy: " + ", ".join(f"{C}: {costs[C]:.0f}" for C in CHUNKS)
+        return Execution("chunkwise", best, decays, legal, reason)
+
+
+def cost_per_token(form: LinearForm, K: int, V: int, C: int) -> float:
+    """Multiply-adds a token and copy of the chunk form, plus what starting a small product costs, as multiply-adds.
+
+    Scores against keys, applied to errors; with a solve its inverse and its product with the errors; three products with
+    the state of n K rows. The overhead per chunk was fitted on a 2-core CPU (bench/results).
+    """
+    n = form.n
+    scores = C * (K + V)
+    solve = C * (K + V / 2 + C / 3) if form.c is not None else 0.0
+    state = (3 if form.c is not None else 2) * n * K * V
+    overhead = 60_000 * n / C
+    return scores + solve + state + overhead

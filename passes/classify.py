@@ -1,0 +1,69 @@
+"""Derive the linear form of every memory, and the gradients inside the rules of the outer levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from nlc.diagnostics import BackendError
+from nlc.graph import codes
+from nlc.graph.calculus import Algebra, NotDifferentiable, derivative
+from nlc.graph.ir import Flow, Learner, LevelGraph
+from nlc.graph.linear import linear_form
+from nlc.graph.order import ordered
+from nlc.graph.rewrite import substitute
+from nlc.passmanager import Numerics, Pass
+
+
+@dataclass(frozen=True)
+class Classify(Pass):
+    """Derive the linear form of every memory, and the gradients inside the rules of the outer levels.
+
+    Before: a memory is a declaration; a learner of an optimiser has a gradient leaf.
+    After: a memory also has F, b, c, r (docs/semantics.md) as flows made from the flows of the declaration, or the reason
+    why it is a general recurrence; its class decides which forms are legal. The gradient leaf of a learner in an
+    optimiser is replaced by the slope of its objective.
+    """
+
+    name: ClassVar[str] = "classify"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    required: ClassVar[bool] = True
+
+    def run(self, graph: LevelGraph) -> LevelGraph:
+        before = graph
+        for learner in graph.learners.values():
+            if is_memory(learner) and learner.linear is None:
+                form, flows = linear_form(graph, learner)
+                graph = graph.with_(flows=flows).with_learner(replace(learner, linear=form))
+            elif in_optimizer(learner) and learner.rule.gradient in graph.flows:
+                graph = _explicit_gradient(graph, learner)
+        return graph if graph is before else ordered(graph, [])
+
+
+def is_memory(learner: Learner) -> bool:
+    """True for a learner that writes its own store on the token clock."""
+    return bool(learner.writes) and learner.host is None and learner.selector is None
+
+
+def in_optimizer(learner: Learner) -> bool:
+    """True for a learner in the rule of an outer level."""
+    return learner.host is not None and learner.sharing == "shared"
+
+
+def _explicit_gradient(graph: LevelGraph, learner: Learner) -> LevelGraph:
+    (write,) = learner.writes
+    assert write.pred is not None and learner.rule.gradient is not None
+    algebra = Algebra(graph, learner)
+    try:
+        slope = algebra.flow(derivative(algebra, write.loss, write.pred))
+    except NotDifferentiable as problem:
+        raise BackendError([codes.CannotLower(f"`{learner.id}`: {problem}", problem.span)], dict(graph.sources)) from None
+    old = Flow(f"{learner.id}:old", "recall", attrs={"learner": learner.id, "state": "before"}, axes=learner.axes, scope=learner.scope)
+    flows = {old.id: replace(old, host=learner.host, span=learner.span), **algebra.flows}
+    new = graph.with_(flows=flows)
+    made = {id for id in flows if id.startswith(algebra.prefix)} | {slope}
+    rewired = {
+        id: replace(flow, args=tuple(old.id if arg == write.pred else arg for arg in flow.args)) if id in made else flow
+        for id, flow in new.flows.items()
+    }
+    return substitute(new.with_(flows=rewired), {learner.rule.gradient: slope})

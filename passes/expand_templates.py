@@ -1,0 +1,171 @@
+"""Put blocks and rules in place of their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from nlc.diagnostics import Diagnostic, SpecError
+from nlc.graph import codes
+from nlc.graph.builder import Builder, Context, Rejected
+from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph
+from nlc.graph.learners import attach, declare, gradient_of
+from nlc.graph.order import ordered
+from nlc.graph.owners import assign_owners
+from nlc.graph.rewrite import rewire
+from nlc.passmanager import Numerics, Pass
+
+Ids = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class ExpandTemplates(Pass):
+    """Put blocks and rules in place of their calls.
+
+    Before: `apply` flows that name a block, and learners whose rule is a call.
+    After: the flows and learners of each copy of a block under its path (`h.3.S`); for each rule its step, its keep and
+    its own learners on the clock `update` (`h.3.S.momentum`). Every tensor has its owner.
+    """
+
+    name: ClassVar[str] = "expand-templates"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+    required: ClassVar[bool] = True
+
+    def run(self, graph: LevelGraph) -> LevelGraph:
+        return expand(graph)
+
+
+def expand(graph: LevelGraph) -> LevelGraph:
+    """Raises SpecError for mistakes inside the rules."""
+    functions = {name: expand(function) for name, function in graph.functions.items()}
+    diagnostics: list[Diagnostic] = []
+    expanded = _expand_rules(_inline_all(graph, functions), diagnostics)
+    if expanded is not graph or any(learner.selector is not None for learner in graph.learners.values()):
+        expanded = ordered(expanded, diagnostics) if not diagnostics else expanded
+        expanded = assign_owners(expanded, diagnostics)
+    if diagnostics:
+        raise SpecError(diagnostics, dict(graph.sources))
+    return expanded if expanded != graph else graph
+
+
+# -- blocks -------------------------------------------------------------------------------------------------------------
+
+
+def _inline_all(graph: LevelGraph, functions: Mapping[str, LevelGraph]) -> LevelGraph:
+    if not any(flow.op == "apply" for flow in graph.flows.values()):
+        return graph
+    flows: dict[str, Flow] = {}
+    learners: dict[str, Learner] = {}
+    sources = dict(graph.sources)
+    alias: dict[str, str] = {}
+    ids: Ids = lambda id: alias.get(id, id)  # noqa: E731
+    for flow in graph.flows.values():
+        if flow.op != "apply":
+            flows[flow.id] = replace(flow, args=tuple(map(ids, flow.args)))
+            continue
+        function = functions[flow.attr("function")]
+        sources.update(function.sources)
+        values = tuple(map(ids, flow.args))
+        times = flow.attr("times")
+        for i in range(times or 1):
+            path = flow.id if times is None else f"{flow.id}.{i}"
+            out = _inline(function, path, values, dict(flow.attr("rename") or ()), flows, learners)
+            values = (out,)
+        alias[flow.id] = values[0]
+    host = {id: _move_learner(learner, ids, lambda id: id, {}) for id, learner in graph.learners.items()}
+    outputs = tuple((name, ids(id)) for name, id in graph.outputs)
+    loss = ids(graph.loss) if graph.loss is not None else None
+    return graph.with_(flows=flows, learners={**learners, **host}, outputs=outputs, loss=loss, functions={}, sources=sources)
+
+
+def _inline(
+    function: LevelGraph, path: str, args: tuple[str, ...], rename: dict[Axis, Axis], flows: dict[str, Flow], learners: dict[str, Learner]
+) -> str:
+    """Copy a function's nodes under `path`; returns the flow of its first output."""
+    given = dict(zip(function.inputs, args, strict=True))
+    own: Ids = lambda id: f"{path}.{id}"  # noqa: E731
+    ids: Ids = lambda id: id if id.startswith("#") or id == "position" else given.get(id) or own(id)  # noqa: E731
+    for flow in function.flows.values():
+        if flow.op == "input" or ids(flow.id) in flows:
+            continue
+        attrs = {k: own(str(v)) if k == "learner" else v for k, v in flow.attrs.items()}
+        shared = flow.op in ("number", "position")
+        flows[ids(flow.id)] = replace(
+            flow,
+            id=ids(flow.id),
+            args=tuple(map(ids, flow.args)),
+            attrs=attrs,
+            axes=_rename(flow.axes, rename),
+            scope="" if shared else f"{path}.{flow.scope}".rstrip("."),
+            host=own(flow.host) if flow.host is not None else None,
+        )
+    for learner in function.learners.values():
+        learners[own(learner.id)] = replace(_move_learner(learner, ids, own, rename), scope=f"{path}.{learner.scope}".rstrip("."))
+    return ids(function.outputs[0][1])
+
+
+def _rename(axes: Axes, rename: dict[Axis, Axis]) -> Axes:
+    return tuple(rename.get(axis, axis) for axis in axes)
+
+
+def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]) -> Learner:
+    """A learner with new ids for the flows it reads and for itself, and new names for its axes."""
+    store = replace(
+        learner.store,
+        tensors=tuple(replace(tensor, axes=_rename(tensor.axes, rename)) for tensor in learner.store.tensors),
+        in_axes=_rename(learner.store.in_axes, rename),
+        out_axes=_rename(learner.store.out_axes, rename),
+    )
+    return replace(
+        rewire(learner, ids),
+        id=own(learner.id),
+        store=store,
+        per=_rename(learner.per, rename),
+        host=own(learner.host) if learner.host is not None else None,
+    )
+
+
+# -- rules --------------------------------------------------------------------------------------------------------------
+
+
+def _expand_rules(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
+    """Expand until no rule is a call: the learner of a rule may have a rule itself."""
+    while any(learner.rule.call is not None and not learner.rule.expanded for learner in graph.learners.values()):
+        for learner in graph.learners.values():
+            if learner.rule.call is not None and not learner.rule.expanded:
+                graph = _expand_rule(graph, learner, diagnostics)
+                if diagnostics:
+                    return graph
+    return graph
+
+
+def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnostic]) -> LevelGraph:
+    spec = learner.rule.spec
+    assert spec is not None and learner.rule.call is not None
+    span = learner.rule.call.span
+    builder = Builder(spec, graph.library, bound=dict(learner.rule.args), prefix=f"{learner.id}.", host=learner)
+    builder.flows.update(graph.flows)
+    builder.learners.update(graph.learners)
+    try:
+        for item in spec.inputs:
+            if item.kind != "gradient":
+                builder.fail(codes.NotCompiledYet, f"a rule that reads `{item.kind}` is not compiled yet", item.span)
+            builder.bound[item.name] = gradient_of(builder, learner, span)
+        for level in spec.levels:
+            for inner in level.learners:
+                declare(builder, level, inner)
+        for inner in spec.learners:
+            attach(builder, inner)
+        ends = {out.name: builder.expr(out.value, Context(out.name), f"{learner.id}.{out.name}") for out in spec.outputs}
+        if "step" not in ends or set(ends) - {"step", "keep"}:
+            builder.fail(codes.MissingPart, f"the rule `{spec.name}` must output `step`, and may output `keep`", span)
+    except Rejected:
+        diagnostics.extend(builder.diagnostics)
+        return graph
+    diagnostics.extend(builder.diagnostics)
+    added = {id: replace(flow, scope=learner.scope) if id not in graph.flows and flow.op != "number" else flow for id, flow in builder.flows.items()}
+    learners = {id: replace(m, scope=learner.scope) if id not in graph.learners else m for id, m in builder.learners.items()}
+    rule = replace(learner.rule, gradient=f"{learner.id}.gradient", step=ends["step"], keep=ends.get("keep"), args=())
+    learners[learner.id] = replace(learner, rule=rule)
+    return graph.with_(flows=added, learners=learners, sources={**graph.sources, **spec.sources})
