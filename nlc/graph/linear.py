@@ -96,6 +96,9 @@ class _Derivation:
         self.copies = set(learner.per)
         self.inner = [m for m in graph.learners.values() if _root(graph, m) == learner.id and m.id != learner.id]
         self.new: dict[str, Affine] = {}
+        self.moving: dict[str, bool] = {}
+        for id in graph.flows:  # in order, so that no chain of flows is walked by recursion
+            self._moves(id)
         self.gradient_symbol = f"gradient of {learner.id}"
 
     def run(self) -> LinearForm:
@@ -255,10 +258,20 @@ class _Derivation:
 
     # -- affine functions --------------------------------------------------------------------------------------------
 
+    def _moves(self, id: str) -> bool:
+        """Does a flow depend on a state or a gradient of this learner or its rule?"""
+        if id not in self.moving:
+            flow = self.algebra.flows[id]
+            named = str(flow.attr("learner"))
+            ours = named == self.learner.id or named in {m.id for m in self.inner}
+            leaf = flow.op in ("pred", "gradient", "age", "weights") or flow.op == "recall" and (named != self.learner.id or flow.attr("state") == "at")
+            self.moving[id] = ours and leaf or any(map(self._moves, flow.args))
+        return self.moving[id]
+
     def _combine(self, flow: Flow, evaluate: _Evaluate) -> Affine:
         """Apply an operator to affine functions; where no symbol occurs the flow itself is the value."""
         a = self.algebra
-        if flow.op == "number":
+        if flow.op == "number" or not self._moves(flow.id):
             return Affine(rest=a.value(flow.id))
         args = [evaluate(arg) for arg in flow.args]
         if not any(arg.terms for arg in args):

@@ -53,23 +53,22 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
         yield "flow", learner.writes[0].key
 
 
-def schedule(graph: LevelGraph) -> tuple[Node, ...]:
+def schedule(graph: LevelGraph, tick: nx.DiGraph[Node] | None = None) -> tuple[Node, ...]:
     """Flows and updates in an order in which they can run; among equals the order of the file."""
     place = {node: i for i, node in enumerate([*(("flow", f) for f in graph.flows), *(("update", m) for m in graph.learners)])}
-    return tuple(nx.lexicographical_topological_sort(tick_graph(graph), key=lambda node: place[node]))
+    return tuple(nx.lexicographical_topological_sort(tick if tick is not None else tick_graph(graph), key=lambda node: place[node]))
 
 
 def ordered(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
     """The graph with its flows in an order in which they can be computed; cycles and non-causal uses are reported."""
     tick = tick_graph(graph)
     try:
-        cycle = nx.find_cycle(tick)
-    except nx.NetworkXNoCycle:
-        order = [id for kind, id in schedule(graph) if kind == "flow"]
-        diagnostics.extend(_non_causal(graph, tick))
-        return graph.with_(flows={id: graph.flows[id] for id in order})
-    diagnostics.append(_cycle(graph, [edge[0] for edge in cycle]))
-    return graph
+        order = [id for kind, id in schedule(graph, tick) if kind == "flow"]
+    except nx.NetworkXUnfeasible:
+        diagnostics.append(_cycle(graph, [edge[0] for edge in nx.find_cycle(tick)]))
+        return graph
+    diagnostics.extend(_non_causal(graph, tick))
+    return graph.with_(flows={id: graph.flows[id] for id in order})
 
 
 def _cycle(graph: LevelGraph, nodes: list[Node]) -> Diagnostic:
@@ -136,7 +135,7 @@ def _ranks(graph: LevelGraph) -> dict[str, int]:
     tick = tick_graph(graph)
     below: dict[Node, dict[Clock, int]] = {}
     ranks: dict[str, int] = {}
-    for node in schedule(graph):
+    for node in schedule(graph, tick):
         best: dict[Clock, int] = {}
         for before in tick.predecessors(node):
             for clock, depth in below[before].items():

@@ -69,8 +69,12 @@ class Reference:
         batch, tokens = next(iter(inputs.values())).shape[:2]
         state = dict(state) if state is not None else self.initial_state(batch)
         rows: dict[str, list[Tensor]] = {}
+        needed = self.graph.upstream(*self.graph.roots())
         for t in range(tokens):
             tick = Tick(self, inputs, t, state)
+            for id in self.graph.flows:  # in order: a deep model is not a deep recursion
+                if id in needed:
+                    tick.flow(id)
             for name, id in self.graph.outputs:
                 value = tick.flow(id)
                 rows.setdefault(name, []).append(value.expand(batch, *value.shape[1:]))
