@@ -85,9 +85,7 @@ def responses(
                 upper = torch.cat([between[i][j][..., 0::2, :, :], torch.zeros_like(cross)], -1)
                 lower = torch.cat([cross, between[i][j][..., 1::2, :, :]], -1)
                 between[i][j] = torch.cat([upper, lower], -2)
-        carried_rows = [
-            torch.cat([row[..., 0::2, :, :], row_times(row[..., 1::2, :, :], left.unsqueeze(-3))], -2) for row in carried_rows
-        ]
+        carried_rows = [torch.cat([row[..., 0::2, :, :], row_times(row[..., 1::2, :, :], left.unsqueeze(-3))], -2) for row in carried_rows]
         carried_columns = [
             torch.cat([column_times(right.unsqueeze(-3), column[..., 0::2, :, :]), column[..., 1::2, :, :]], -2)
             for column in carried_columns
@@ -268,18 +266,14 @@ def inter_chunk(e0: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> 
 # not the D columns of the rows, in the forward and in the backward.
 
 
-def _inter_chunk_solved_forward(
-    a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _inter_chunk_solved_forward(a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device).expand(a.shape)
     inverse = torch.linalg.solve_triangular(a.mT, identity, upper=True, unitriangular=True).mT.contiguous()
     errors = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     states = z0.new_empty(u.shape[0] + 1, *z0.shape)
     states[0] = z0
     state, residual = states[0], torch.empty_like(errors[0])
-    steps = zip(
-        u.unbind(), y.unbind(), x.mT.unbind(), decay.unbind(), inverse.unbind(), errors.unbind(), states[1:].unbind(), strict=True
-    )
+    steps = zip(u.unbind(), y.unbind(), x.mT.unbind(), decay.unbind(), inverse.unbind(), errors.unbind(), states[1:].unbind(), strict=True)
     for u_i, y_i, xt_i, decay_i, inverse_i, error, following in steps:
         torch.baddbmm(u_i, y_i, state, alpha=-1, out=residual)
         torch.bmm(inverse_i, residual, out=error)
@@ -399,13 +393,13 @@ def _inter_chunk_read_backward(
         d_decay[i] = (d_z.view(groups, n, 1, -1) * states[i].view(groups, 1, n, -1)).sum(-1)
         torch.baddbmm(d_errors[i], x[i], d_z, out=d_error)
         d_residual = torch.bmm(inverse[i].mT, d_error, out=d_u[i])
-        torch.bmm(d_residual, errors[i].mT, out=d_a[i])
-        torch.bmm(d_residual, state_t, out=d_y[i])
+        d_a[i].baddbmm_(d_residual, errors[i].mT, beta=0, alpha=-1)  # beta 0: what d_a held is not read
+        d_y[i].baddbmm_(d_residual, state_t, beta=0, alpha=-1)
         _advance(decay[i].mT, d_z, scratch)
         d_z, scratch = scratch, d_z
         d_z.baddbmm_(rows[i].mT, d_read)
         d_z.baddbmm_(y[i].mT, d_residual, alpha=-1)
-    return d_a.tril_(-1).neg_(), d_u, d_y.neg_(), d_x, d_decay, d_z, d_rows
+    return d_a.tril_(-1), d_u, d_y, d_x, d_decay, d_z, d_rows
 
 
 def _define_inter_chunk_read() -> torch._ops.OpOverload:
@@ -437,9 +431,7 @@ def _define_inter_chunk_read() -> torch._ops.OpOverload:
 _INTER_CHUNK_READ = _define_inter_chunk_read()
 
 
-def inter_chunk_read(
-    a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor, rows: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def inter_chunk_read(a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reads rows_i z_i, errors and final state of (I + a_i) e_i = u_i - y_i z_i, z_{i+1} = (decay_i kron I) z_i + x_i^T e_i.
 
     a [N, G, C, C] strictly lower, u [N, G, C, V], y and x [N, G, C, D], decay [N, G, n, n], z0 [G, D, V], rows [N, G, R, D].
@@ -502,3 +494,121 @@ def inter_chunk_free(d: Tensor, decay: Tensor | None, z0: Tensor) -> Tensor:
         return torch.cat([z0.unsqueeze(0), d]).cumsum(0)
     states: Tensor = _INTER_CHUNK_FREE(d, decay, z0)
     return states
+
+
+# The whole sweep in one operator: scores applied, states read and carried while a chunk is in the cache
+
+
+def _sweep_forward(scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    chunk = v.shape[2]
+    reads = scores.shape[2] - chunk
+    # A row-major lower matrix is a column-major upper one: passed as such, the library makes no copy of it.
+    identity = torch.eye(chunk, dtype=v.dtype, device=v.device).expand(*v.shape[:2], chunk, chunk)
+    inverse = torch.linalg.solve_triangular(scores[:, :, reads:].mT, identity, upper=True, unitriangular=True).mT
+    out, errors = v.new_empty(*v.shape[:2], reads, v.shape[3]), torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    states = z0.new_empty(v.shape[0] + 1, *z0.shape)
+    states[0] = z0
+    seen, residual = v.new_empty(v.shape[1], scores.shape[2], v.shape[3]), torch.empty_like(errors[0])
+    read, probed = seen[:, :reads], seen[:, reads:]
+    state = states[0]
+    parts = (scores[:, :, :reads], v, rows, x.mT, decay, inverse, out, errors, states[1:])
+    for score, v_i, rows_i, xt_i, decay_i, inverse_i, out_i, error, following in zip(*(part.unbind() for part in parts), strict=True):
+        torch.bmm(rows_i, state, out=seen)
+        torch.sub(v_i, probed, out=residual)
+        torch.bmm(inverse_i, residual, out=error)
+        torch.baddbmm(read, score, error, out=out_i)
+        _advance(decay_i, state, following)
+        following.baddbmm_(xt_i, error)
+        state = following
+    return out, errors, states, inverse
+
+
+def _sweep_backward(
+    scores: Tensor,
+    rows: Tensor,
+    x: Tensor,
+    decay: Tensor,
+    errors: Tensor,
+    states: Tensor,
+    inverse: Tensor,
+    d_out: Tensor,
+    d_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    reads, n = d_out.shape[2], decay.shape[-1]
+    d_scores, d_v, d_rows, d_x, d_decay = (torch.empty_like(y) for y in (scores, errors, rows, x, decay))
+    d_z, scratch = d_last.clone(), torch.empty_like(d_last)
+    d_seen, d_error = errors.new_empty(errors.shape[1], scores.shape[2], errors.shape[3]), torch.empty_like(errors[0])
+    d_read, d_probed = d_seen[:, :reads], d_seen[:, reads:]
+    given = (scores[:, :, :reads].mT, rows.mT, x, decay, errors, errors.mT, states[:-1], inverse.mT, d_out)
+    made = (d_scores, d_v, d_rows, d_x, d_decay)
+    for step in reversed(list(zip(*(part.unbind() for part in (*given, *made)), strict=True))):
+        score_t, row_t, x_i, decay_i, error, error_t, state, inverse_t, d_out_i, d_score, d_v_i, d_row, d_x_i, d_decay_i = step
+        torch.bmm(error, d_z.mT, out=d_x_i)
+        if n == 1:
+            torch.sum(torch.mul(d_z, state, out=scratch), (1, 2), keepdim=True, out=d_decay_i)
+        else:
+            torch.bmm(d_z.view(d_z.shape[0], n, -1), state.reshape(d_z.shape[0], n, -1).mT, out=d_decay_i)
+        torch.bmm(score_t, d_out_i, out=d_error)
+        d_error.baddbmm_(x_i, d_z)
+        torch.bmm(inverse_t, d_error, out=d_v_i)
+        d_read.copy_(d_out_i)
+        torch.neg(d_v_i, out=d_probed)
+        torch.bmm(d_seen, error_t, out=d_score)
+        torch.bmm(d_seen, state.mT, out=d_row)
+        if n == 1:
+            d_z.mul_(decay_i)
+        else:
+            _advance(decay_i.mT, d_z, scratch)
+            d_z, scratch = scratch, d_z
+        d_z.baddbmm_(row_t, d_seen)
+    d_scores[:, :, reads:].tril_(-1)  # a probe does not see the write of its own token
+    return d_scores, d_v, d_rows, d_x, d_decay, d_z
+
+
+def _define_sweep() -> torch._ops.OpOverload:
+    """Registers the sweep and its backward, once in a process."""
+    if not hasattr(torch.ops.nlc, "sweep"):
+        backward = torch.library.custom_op("nlc::sweep_backward", _sweep_backward, mutates_args=())
+        backward.register_fake(
+            lambda scores, rows, x, decay, errors, states, inverse, d_out, d_last: (
+                *(torch.empty_like(y) for y in (scores, errors, rows, x, decay)),
+                torch.empty_like(d_last),
+            )
+        )
+        forward = torch.library.custom_op("nlc::sweep", _sweep_forward, mutates_args=())
+        forward.register_fake(
+            lambda scores, v, rows, x, decay, z0: (
+                v.new_empty(*v.shape[:2], scores.shape[2] - v.shape[2], v.shape[3]),
+                v.new_empty(v.shape),
+                z0.new_empty(v.shape[0] + 1, *z0.shape),
+                v.new_empty(*v.shape[:2], v.shape[2], v.shape[2]).mT,
+            )
+        )
+        forward.register_autograd(_sweep_gradients, setup_context=_sweep_context)
+    return torch.ops.nlc.sweep.default
+
+
+def _sweep_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    scores, _, rows, x, decay, _ = inputs
+    ctx.save_for_backward(scores, rows, x, decay, *output[1:])
+
+
+def _sweep_gradients(ctx, d_out, _errors, d_states, _inverse):  # type: ignore[no-untyped-def]
+    # only the last of the states is read outside
+    return torch.ops.nlc.sweep_backward.default(*ctx.saved_tensors, d_out.contiguous(), d_states[-1].contiguous())
+
+
+_SWEEP = _define_sweep()
+
+
+def sweep(scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
+    """All chunks of a memory whose errors see its state, and what is read from it.
+
+        (I + A_i) e_i = v_i - Y_i z_i ;  o_i = Q_i z_i + B_i e_i ;  z_{i+1} = (decay_i kron I) z_i + x_i^T e_i
+
+    scores [N, G, R + C, C] holds B (R read rows) above A (C rows, strictly lower; what is above its diagonal is not read),
+    rows [N, G, R + C, D] holds Q above Y, v [N, G, C, V], x [N, G, C, D], decay [N, G, n, n], z0 [G, D, V].
+    Returns o [N, G, R, V] and the last state [G, D, V].
+    """
+    out, _, states, _ = _SWEEP(scores, v, rows, x, decay, z0)
+    return out, states[-1]

@@ -13,7 +13,7 @@ NORM_EPS = 1e-6
 
 def chunked(x: Tensor, chunk: int, dtype: torch.dtype, fill: float = 0.0) -> Tensor:
     """[B, T, G, ...] -> [N, B * G, C, ...]: chunks first, the last one padded with `fill`."""
-    B, T, G = x.shape[:3]
+    B, T = x.shape[:2]
     N = -(-T // chunk)
     if N * chunk != T:
         x = torch.cat([x, x.new_full((B, N * chunk - T, *x.shape[2:]), fill)], 1)

@@ -117,9 +117,7 @@ class ChunkedGatedDeltaRule(torch.autograd.Function):
         carried_rows = rows * torch.cat([start, start], -1).unsqueeze(-1)
         carried_columns = column * to_end.unsqueeze(-1)
         o, e, states, inverse = RECURRENCE(scores, v, carried_rows, carried_columns, total.unsqueeze(-1))
-        ctx.save_for_backward(
-            rows, beta, start, to_end, total, decay, column, scores, carried_rows, carried_columns, e, states, inverse
-        )
+        ctx.save_for_backward(rows, beta, start, to_end, total, decay, column, scores, carried_rows, carried_columns, e, states, inverse)
         return o, states[-1]
 
     @staticmethod

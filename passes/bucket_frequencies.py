@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import networkx as nx
 
-from nlc.graph.ir import Bucket, Learner, LevelGraph, size_of
+from nlc.graph.ir import Bucket, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm
 from nlc.graph.order import Node, tick_graph
-from nlc.passmanager import Numerics, Pass
 from nlc.passes.classify import is_memory
+from nlc.passmanager import Numerics, Pass
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ class BucketFrequencies(Pass):
                     break
             else:
                 buckets.append([learner])
-        made = tuple(Bucket(f"{b[0].scope}/{b[0].clock}".lstrip("/") + f".{i}", b[0].clock, tuple(m.id for m in b)) for i, b in enumerate(buckets) if len(b) > 1 and b[0].clock)
+        made = tuple(
+            Bucket(f"{b[0].scope}/{b[0].clock}".lstrip("/") + f".{i}", b[0].clock, tuple(m.id for m in b))
+            for i, b in enumerate(buckets)
+            if len(b) > 1 and b[0].clock
+        )
         return graph.with_(buckets=made) if made else graph
 
 
@@ -59,7 +63,7 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     return learner.scope, learner.clock, sizes, F, b, c, sees_new, form.log_keep is not None, form.key is None, reads
 
 
-def _recalls(graph: LevelGraph, learner: Learner) -> list[object]:
+def _recalls(graph: LevelGraph, learner: Learner) -> list[Flow]:
     return [f for f in graph.flows.values() if f.op == "recall" and f.attr("learner") == learner.id and f.attr("state") != "at"]
 
 
@@ -74,7 +78,7 @@ def _may_join(graph: LevelGraph, tick: nx.DiGraph[Node], bucket: list[Learner], 
 
 def _nodes(graph: LevelGraph, learner: Learner) -> list[Node]:
     """A sweep makes the new state and all that is recalled from it, together."""
-    return [("update", learner.id), *(("flow", f.id) for f in _recalls(graph, learner))]  # type: ignore[attr-defined]
+    return [("update", learner.id), *(("flow", f.id) for f in _recalls(graph, learner))]
 
 
 def _contract(tick: nx.DiGraph[Node], first: str, second: str) -> None:

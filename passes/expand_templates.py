@@ -164,7 +164,10 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         diagnostics.extend(builder.diagnostics)
         return graph
     diagnostics.extend(builder.diagnostics)
-    added = {id: replace(flow, scope=learner.scope) if id not in graph.flows and flow.op != "number" else flow for id, flow in builder.flows.items()}
+    added = {
+        id: replace(flow, scope=learner.scope) if id not in graph.flows and flow.op != "number" else flow
+        for id, flow in builder.flows.items()
+    }
     learners = {id: replace(m, scope=learner.scope) if id not in graph.learners else m for id, m in builder.learners.items()}
     rule = replace(learner.rule, gradient=f"{learner.id}.gradient", step=ends["step"], keep=ends.get("keep"), args=())
     learners[learner.id] = replace(learner, rule=rule)

@@ -72,11 +72,9 @@ def _neutral(flow: Flow, flows: dict[str, Flow]) -> str | None:
         return None
     left, right = (flows[arg] for arg in flow.args)
     x, y = (f.attr("value") if f.op == "number" else None for f in (left, right))
-    if left.axes == flow.axes and (
-        flow.op in ("add", "sub") and y == 0 or flow.op in ("mul", "div", "pow") and y == 1
-    ):
+    if left.axes == flow.axes and ((flow.op in ("add", "sub") and y == 0) or (flow.op in ("mul", "div", "pow") and y == 1)):
         return left.id
-    if right.axes == flow.axes and (flow.op == "add" and x == 0 or flow.op == "mul" and x == 1):
+    if right.axes == flow.axes and ((flow.op == "add" and x == 0) or (flow.op == "mul" and x == 1)):
         return right.id
     return None
 

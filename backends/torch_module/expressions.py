@@ -73,7 +73,7 @@ class Expressions:
     def constant(self, id: str) -> bool:
         """True for a flow made of numbers only: a Python number or a tensor without axes."""
         flow = self.graph.flows[id]
-        return flow.op == "number" or flow.op in INLINE and all(map(self.constant, flow.args))
+        return flow.op == "number" or (flow.op in INLINE and all(map(self.constant, flow.args)))
 
     def code(self, id: str) -> Code:
         flow = self.graph.flows[id]
@@ -100,7 +100,7 @@ class Expressions:
             return Code(f"({left.at(SUM)} {COMPARE[flow.op]} {right.at(SUM)}).to({kind})")
         if flow.op in CALLS:
             return Code(f"{CALLS[flow.op]}({self._tensor(args[0], flow.args[0], True).text})")
-        return getattr(self, f"_{flow.op}")(flow, args)  # type: ignore[no-any-return]
+        return getattr(self, f"_{flow.op}")(flow, args)
 
     def _tensor(self, code: Code, id: str, wanted: bool) -> Code:
         """A number made a tensor, for functions that take no numbers."""
@@ -140,7 +140,6 @@ class Expressions:
         return self._extreme(flow, args, "max")
 
     def _extreme(self, flow: Flow, args: list[Code], kind: str) -> Code:
-        left, right = flow.args
         numbers = [self.graph.flows[id].op == "number" for id in flow.args]
         if all(numbers):
             return Code(f"{kind}({args[0].text}, {args[1].text})")

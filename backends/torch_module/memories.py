@@ -9,15 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nlc.backends.torch_module.expressions import Namer, identifier, local
+from nlc.graph.calculus import Coefficient
+from nlc.graph.equations import equations
 from nlc.graph.ir import Flow, Learner
-from nlc.graph.linear import Coefficient, LinearForm, roles, sees_decayed
+from nlc.graph.linear import LinearForm, roles, sees_decayed
 from nlc.program.program import Sweep
 
 Role = tuple[str, str | None]
 
 RESERVED_HERE = (
     *("B", "T", "rows", "t", "e", "keep", "states", "errors", "total", "w", "a", "x", "y", "like", "gates", "columns", "ones"),
-    *("between", "from_start", "to_end", "between_old", "from_start_old"),
+    *("between", "from_start", "to_end", "between_old", "from_start_old", "scores", "carried", "through", "last", "o"),
 )
 """Names that the functions below use themselves."""
 
@@ -73,28 +75,7 @@ class MemoryWriter:
 
     def equations(self, indent: str) -> list[str]:
         """The recurrence in the words of the spec, for the docstring."""
-        form = self.form
-        old = [f"{state}" for state in form.states]
-        seen = ""
-        if form.c is not None:
-            seen = f" - ({self._sum(form.c, old)})^T {self._vector(form.probe)}"
-        lines = [f"e = {self._vector(form.target)}{seen}"]
-        for i, state in enumerate(form.states):
-            write = f" + {self._factor(form.b[i])}{self._vector(form.key)} e^T" if form.b[i] != 0 else ""
-            lines.append(f"{local(state, self.learner.scope)} <- {self._sum(form.F[i], old)}{write}")
-        return [indent + line for line in lines]
-
-    def _vector(self, flow: str | None) -> str:
-        return "1" if flow is None else local(flow, self.learner.scope).lstrip("#")
-
-    def _factor(self, x: Coefficient) -> str:
-        if self.form.log_keep is not None and x == self.form.F[0][0]:
-            return f"exp({self._vector(self.form.log_keep)}) "
-        return "" if x == 1 else f"{self._vector(x) if isinstance(x, str) else x} "
-
-    def _sum(self, row: tuple[Coefficient, ...], names: list[str]) -> str:
-        terms = [f"{self._factor(x)}{local(name, self.learner.scope)}" for x, name in zip(row, names, strict=True) if x != 0]
-        return " + ".join(terms) or "0"
+        return [indent + line for line in equations(self.form, self.learner.scope)]
 
     # -- recurrent ------------------------------------------------------------------------------------------------------
 
@@ -105,7 +86,7 @@ class MemoryWriter:
         body: list[str] = []
         if form.log_keep is not None:
             body.append(f"keep = {self.args[form.log_keep]}[:, t].exp()[..., None, None]")
-        reads = {i: flow for i, flow in enumerate(self.recalls)}
+        reads = dict(enumerate(self.recalls))
         answer = {i: self._recurrent_read(flow) for i, flow in reads.items()}
         before = [i for i, flow in reads.items() if not self._sees_new(flow)]
         body += [f"before_{i} = {answer[i]}" for i in before]
@@ -166,7 +147,11 @@ class MemoryWriter:
         form, C = self.form, self.execution.chunk
         target = self.args[form.target]
         self.uses |= {"chunked", "unchunked"}
-        lines = [self.signature(f"{self.stem}_chunkwise"), f'    """All tokens of a chunk of {C} at once; one product with the state a chunk.', ""]
+        lines = [
+            self.signature(f"{self.stem}_chunkwise"),
+            f'    """All tokens of a chunk of {C} at once; one product with the state a chunk.',
+            "",
+        ]
         lines += [*self.equations("    "), '    """', f"    B, T = {target}.shape[:2]", "    if T == 1:"]
         lines.append(f"        return {self.stem}_recurrent({', '.join([*self.args.values(), *self.states])})")
         lines += [f"    {line}" for line in [*self._chunk_inputs(), *self._chunk_body()]]
@@ -176,9 +161,13 @@ class MemoryWriter:
         """Everything cut into chunks; a padded token writes nothing and keeps everything."""
         form, C, dtype = self.form, self.execution.chunk, f"{self.states[0]}.dtype"
         lines = [f"# [N, B * G, {C}, width]: chunks first"]
-        for role, flow in arguments(self.learner, self.recalls):
+        kept = {form.F[i][i] for i in range(form.n) if form.log_keep is None}
+        passed = {form.F[i][j] for i in range(form.n) for j in range(form.n) if i != j}
+        for _, flow in arguments(self.learner, self.recalls):
             name = self.args[flow]
-            fill = ", 1.0" if role.startswith("F") and role.split()[1] == role.split()[2] else ""
+            if flow in kept and flow in passed:
+                lines.append(f"{name}_kept = chunked({name}, {C}, {dtype}, 1.0)")
+            fill = ", 1.0" if flow in kept and flow not in passed else ""
             lines.append(f"{name} = chunked({name}, {C}, {dtype}{fill})")
         for i in range(form.n):
             for j in range(form.n):
@@ -196,51 +185,80 @@ class MemoryWriter:
     def _gate(self, i: int, j: int) -> str:
         x = self.form.F[i][j]
         if isinstance(x, str):
-            return self.args[x]
+            both = i == j and any(self.form.F[k][m] == x for k in range(self.form.n) for m in range(self.form.n) if k != m)
+            return f"{self.args[x]}_kept" if both else self.args[x]
         return f"F_{i}{j}" if self._needs_padding(i, j) else repr(float(x))
 
     def _entry(self, x: Coefficient) -> str:
         return self.args[x] if isinstance(x, str) else repr(float(x))
 
     def _chunk_body(self) -> list[str]:
-        lines = self._log_scores() if self.form.log_keep is not None else self._product_scores() if self.form.fades else self._plain_scores()
         form = self.form
+        scores = self._log_scores if form.log_keep is not None else self._product_scores if form.fades else self._plain_scores
         z0 = f"{self.states[0]}.flatten(0, 1)" if form.n == 1 else f"torch.cat([{', '.join(self.states)}], 2).flatten(0, 1)"
-        lines.append(f"# states at chunk starts [N + 1, B * G, {'K' if form.n == 1 else f'{form.n} K'}, V]")
-        target = self.args[form.target]
+        lines = self._rows() + scores()
+        target, reads = self.args[form.target], len(self.recalls)
         if form.c is not None:
-            self.uses.add("inter_chunk_solved")
-            lines.append(f"errors, states = inter_chunk_solved(a, {target}, y, x, total, {z0})")
+            self.uses.add("sweep")
+            lines.append(f"o, last = sweep(scores, {target}, carried, x, total, {z0})")
         else:
             self.uses.add("inter_chunk_free")
+            width = "K" if form.n == 1 else f"{form.n} K"
+            lines.append(f"# states at chunk starts [N + 1, B * G, {width}, V]")
             lines.append(f"states = inter_chunk_free(x.mT @ {target}, {'total' if form.fades else 'None'}, {z0})")
-        errors = "errors" if form.c is not None else target
-        outs = []
-        for i in range(len(self.recalls)):
-            lines.append(f"o_{i} = read_{i} @ states[:-1] + scores_{i} @ {errors}")
-            outs.append(f"unchunked(o_{i}, B, T)")
-        last = "states[-1].unflatten(0, (B, -1))"
-        final = [last] if form.n == 1 else [f"*{last}.chunk({form.n}, 2)"]
-        lines.append(f"return ({', '.join([*outs, *final])},)")
+            lines += [f"o, last = carried @ states[:-1] + scores @ {target}, states[-1]"] if reads else ["last = states[-1]"]
+        final = "last.unflatten(0, (B, -1))" if form.n == 1 else f"*last.unflatten(0, (B, -1)).chunk({form.n}, 2)"
+        outs = ["unchunked(o, B, T)"] if reads == 1 else [f"*(unchunked(y, B, T) for y in o.chunk({reads}, 2))"] if reads else []
+        lines.append(f"return ({', '.join([*outs, final])},)")
         return lines
 
-    def _query(self, flow: Flow) -> str:
-        return self.args[flow.args[0] if flow.args else None]
+    def _seeing(self) -> list[tuple[str, bool, int]]:
+        """The rows that see states: (vector, is it the new state, which state), the reads first and the probe last."""
+        reads = [(self.args[flow.args[0] if flow.args else None], self._sees_new(flow), self._row(flow)) for flow in self.recalls]
+        return reads + ([(self.args[self.form.probe], sees_decayed(self.form), 0)] if self.form.c is not None else [])
+
+    def _rows(self) -> list[str]:
+        vectors = [vector for vector, _, _ in self._seeing()]
+        if not vectors:
+            return []
+        kinds = "queries" if self.form.c is None else "queries above probes" if self.recalls else "probes"
+        return [f"rows = {_joined(vectors)}  # {kinds}"]
 
     def _scaled(self, vector: str, x: Coefficient) -> str:
         return vector if x == 1 else f"{vector} * {self._entry(x)}" + ("[..., None]" if isinstance(x, str) else "")
 
+    def _probe_scale(self) -> str | None:
+        """The factor of a probe that the gates do not hold already."""
+        form = self.form
+        if form.c is None or form.c[0] == 1 or sees_decayed(form):
+            return None
+        return self._entry(form.c[0]) + ("[..., None]" if isinstance(form.c[0], str) else "")
+
+    def _stacked(self, new: str, old: str) -> str:
+        """One of two factors for each kind of row, in the order of the rows; the probe's own scale included."""
+        scale = self._probe_scale()
+        parts = [new if sees_new else old for _, sees_new, _ in self._seeing()]
+        if scale is not None:
+            parts[-1] = f"{parts[-1]} * {scale}"
+        return _joined(parts)
+
     def _plain_scores(self) -> list[str]:
         """F = 1: no decay anywhere, scores are masked products."""
         form = self.form
-        key = self.args[form.key]
-        lines = [f"w = {self._scaled(key, form.b[0])}", "x = w"]
+        lines = [f"w = x = {self._scaled(self.args[form.key], form.b[0])}"]
+        if self._seeing():
+            lines += [
+                "scores = rows @ w.mT",
+                f"through = torch.ones_like(scores[:1, :1, :{self.execution.chunk}]).tril()",
+                f"scores = scores * {self._stacked('through', 'through.tril(-1)')}",
+                "carried = rows",
+            ]
+            scale = self._probe_scale()
+            if scale is not None:
+                lines[-1] = f"carried = rows * {self._stacked('torch.ones_like(w[..., :1])', 'torch.ones_like(w[..., :1])')}"
+                lines[1] = f"through = torch.ones_like(scores[:, :, :{self.execution.chunk}]).tril()"
         if form.c is not None:
-            probe = self._scaled(self.args[form.probe], form.c[0])
-            lines += [f"y = {probe}", "a = y @ w.mT", "total = w.new_ones(*w.shape[:2], 1, 1)"]
-        for i, flow in enumerate(self.recalls):
-            diagonal = "" if flow.attr("state") == "after" else "-1"
-            lines += [f"read_{i} = {self._query(flow)}", f"scores_{i} = (read_{i} @ w.mT).tril({diagonal})"]
+            lines.append("total = w.new_ones(*w.shape[:2], 1, 1)")
         return lines
 
     def _log_scores(self) -> list[str]:
@@ -249,50 +267,39 @@ class MemoryWriter:
         self.uses.add("segment_decay")
         assert form.log_keep is not None
         gate = self.args[form.log_keep]
-        old = form.c is not None and not sees_decayed(form) or any(f.attr("state") != "after" for f in self.recalls)
         lines = [f"between, from_start, to_end, total = segment_decay({gate})"]
-        if old:
+        if any(not sees_new for _, sees_new, _ in self._seeing()):
             lines.append(f"between_old, from_start_old, _, _ = segment_decay({gate}, inclusive=False)")
         lines += [f"w = {self._scaled(self.args[form.key], form.b[0])}", "x = w * to_end[..., None]", "total = total[..., None, None]"]
-        if form.c is not None:
-            suffix = "" if sees_decayed(form) else "_old"
-            probe = self.args[form.probe] if sees_decayed(form) else self._scaled(self.args[form.probe], form.c[0])
-            lines.append(f"y = ({probe}) * from_start{suffix}[..., None]" if "*" in probe else f"y = {probe} * from_start{suffix}[..., None]")
-            lines.append(f"a = (({probe}) @ w.mT) * between{suffix}" if "*" in probe else f"a = ({probe} @ w.mT) * between{suffix}")
-        for i, flow in enumerate(self.recalls):
-            suffix = "" if flow.attr("state") == "after" else "_old"
-            query = self._query(flow)
-            lines += [f"read_{i} = {query} * from_start{suffix}[..., None]", f"scores_{i} = ({query} @ w.mT) * between{suffix}"]
+        if self._seeing():
+            lines.append(f"scores = rows @ w.mT * {self._stacked('between', 'between_old')}")
+            lines.append(f"carried = rows * {self._stacked('from_start[..., None]', 'from_start_old[..., None]')}")
         return lines
 
     def _product_scores(self) -> list[str]:
         """Any n: responses as products of gate matrices, by halving; gates may be zero."""
         form, key = self.form, self.args[self.form.key]
         self.uses |= {"responses", "gate_matrix", "gate_vector"}
-        rows, inclusive, same = [], [], []
+        rows, inclusive = [], []
+        for flow in self.recalls:
+            rows.append(f"gate_vector({[float(i == self._row(flow)) for i in range(form.n)]}, like)")
+            inclusive.append(self._sees_new(flow))
         if form.c is not None:
             rows.append(f"gate_vector([{', '.join(map(self._entry, form.c))}], like)")
             inclusive.append(False)
-            same.append([False])
-        for flow in self.recalls:
-            unit = [float(i == self._row(flow)) for i in range(form.n)]
-            rows.append(f"gate_vector({unit}, like)")
-            inclusive.append(self._sees_new(flow))
-            same.append([self._sees_new(flow)])
+        same = [[seen] for seen in inclusive]
         matrix = ", ".join(f"[{', '.join(self._gate(i, j) for j in range(form.n))}]" for i in range(form.n))
         lines = [f"like = {self.args[form.target]}[..., 0]", f"gates = gate_matrix([{matrix}], like)"]
         lines.append(f"columns = gate_vector([{', '.join(map(self._entry, form.b))}], like)")
-        lines += ["between, from_start, (to_end,), total = responses(", f"    gates, [{', '.join(rows)}], [columns], {inclusive}, {same}", ")"]
+        lines += [
+            "between, from_start, (to_end,), total = responses(",
+            f"    gates, [{', '.join(rows)}], [columns], {inclusive}, {same}",
+            ")",
+        ]
         lines.append(f"x = {self._lifted('to_end', key)}")
-        shift = 0
-        if form.c is not None:
-            probe = self.args[form.probe]
-            lines += [f"y = {self._lifted('from_start[0]', probe)}", f"a = ({probe} @ {key}.mT) * between[0][0]"]
-            shift = 1
-        for i, flow in enumerate(self.recalls):
-            query = self._query(flow)
-            lines.append(f"read_{i} = {self._lifted(f'from_start[{i + shift}]', query)}")
-            lines.append(f"scores_{i} = ({query} @ {key}.mT) * between[{i + shift}][0]")
+        if rows:
+            lines.append(f"scores = rows @ {key}.mT * torch.cat([line[0] for line in between], 2)")
+            lines.append(f"carried = {self._lifted('torch.cat(from_start, 2)', 'rows')}")
         return lines
 
     def _lifted(self, factors: str, vector: str) -> str:
@@ -300,3 +307,6 @@ class MemoryWriter:
         return f"{factors} * {vector}" if self.form.n == 1 else f"({factors}[..., None] * {vector}[..., None, :]).flatten(-2)"
 
 
+def _joined(parts: list[str]) -> str:
+    """Kinds of rows above each other."""
+    return parts[0] if len(parts) == 1 else f"torch.cat([{', '.join(parts)}], 2)"

@@ -52,7 +52,9 @@ class OuterWriter(Expressions):
             self._value(arg)
         if flow.op == "recall" and flow.attr("state") == "after":
             self._update(self.graph.learners[flow.attr("learner")])
-        if not self.constant(id) and (len(self.graph.readers.get(id, ())) > 1 or ":" not in id and flow.op not in ("gradient", "recall", "age")):
+        if not self.constant(id) and (
+            len(self.graph.readers.get(id, ())) > 1 or (":" not in id and flow.op not in ("gradient", "recall", "age"))
+        ):
             text = self.operator(flow).text
             self.variables.add(id)
             self.lines.append(f"    {self.name(id)} = {text}  # {show(flow).split('  ')[-1]}")

@@ -127,7 +127,11 @@ class RegionWriter:
         count = len(sweep.learners)
         columns = [self._inputs(learner, recalls) for learner, recalls in zip(sweep.learners, sweep.recalls, strict=True)]
         joined = [_join(list(same), 2) for same in zip(*columns, strict=True)]
-        states = [[self._state(learner, key) for key in learner.linear.states] for learner in sweep.learners if isinstance(learner.linear, LinearForm)]
+        states = [
+            [self._state(learner, key) for key in learner.linear.states]
+            for learner in sweep.learners
+            if isinstance(learner.linear, LinearForm)
+        ]
         joined += [_join(list(same), 1) for same in zip(*states, strict=True)]
         answers = [self.namer(f"{first.id}:read {i}") for i in range(len(sweep.recalls[0]))]
         new = [self.namer(f"{state}:new") for state in first.linear.states]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
-from nlc.diagnostics import Span, SpecError
+from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Number_, Rejected
 from nlc.graph.ir import Axis, Flow, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare
 from nlc.graph.order import ordered
 from nlc.graph.verify import verify
+from nlc.language import spec as language
 from nlc.language.expression import Name
 from nlc.language.library import Library
 from nlc.language.spec import Input, Spec
@@ -38,7 +40,7 @@ def build(
 
 
 def _overrides(spec: Spec, dims: Mapping[str, int], params: Mapping[str, Number_]) -> dict[str, Number_]:
-    problems = []
+    problems: list[Diagnostic] = []
     numbers: dict[str, Number_] = {}
     for kind, given, known in (("dim", dims, spec.dims), ("param", params, spec.params)):
         names = [item.name for item in known]
@@ -52,7 +54,7 @@ def _overrides(spec: Spec, dims: Mapping[str, int], params: Mapping[str, Number_
             else:
                 numbers[name] = value
     if problems:
-        raise SpecError(list(problems), spec.sources)
+        raise SpecError(problems, spec.sources)
     return numbers
 
 
@@ -60,18 +62,18 @@ def _fill(b: Builder) -> LevelGraph:
     """Build everything a spec declares; diagnostics collect in the builder."""
     spec = b.spec
     for item in spec.inputs:
-        b._try(lambda item=item: _input(b, item))
+        b.attempt(partial(_input, b, item))
     for level in spec.levels:
         for learner in level.learners:
-            b._try(lambda level=level, learner=learner: declare(b, level, learner))
+            b.attempt(partial(declare, b, level, learner))
     for flow in spec.flows:
-        b._try(lambda flow=flow: b.named(flow.name, flow.span))
+        b.attempt(partial(b.named, flow.name, flow.span))
     for learner in spec.learners:
         if f"{b.prefix}{learner.name}" in b.learners:
-            b._try(lambda learner=learner: attach(b, learner))
+            b.attempt(partial(attach, b, learner))
     outputs: list[tuple[str, str]] = []
     for output in spec.outputs:
-        b._try(lambda output=output: outputs.append((output.name, b.expr(output.value, Context(output.name), _free(b, output.name)))))
+        b.attempt(partial(_output, b, output, outputs))
     loss = None
     if spec.loss is not None:
         try:
@@ -95,6 +97,10 @@ def _fill(b: Builder) -> LevelGraph:
     )
 
 
+def _output(b: Builder, output: language.Flow, outputs: list[tuple[str, str]]) -> None:
+    outputs.append((output.name, b.expr(output.value, Context(output.name), _free(b, output.name))))
+
+
 def _free(b: Builder, name: str) -> str:
     """The id of an output's outermost operator: the output's name unless a flow has it."""
     return f"{b.prefix}{name}" if f"{b.prefix}{name}" not in b.flows else b.fresh(b.flows, f"{b.prefix}{name}:output")
@@ -109,11 +115,20 @@ def _input(b: Builder, item: Input) -> None:
         axes = []
         for name in item.axes or ():
             if name not in b.numbers:
-                b.fail(codes.UndefinedName, f"the axis `{name}` is no dim", item.span, b.suggest(name, tuple(b.numbers)) or f"add it to dims: `dims: {{{name}: 64}}`")
+                b.fail(
+                    codes.UndefinedName,
+                    f"the axis `{name}` is no dim",
+                    item.span,
+                    b.suggest(name, tuple(b.numbers)) or f"add it to dims: `dims: {{{name}: 64}}`",
+                )
             axes.append(b.axis(Name(name, item.span)))
         flow = Flow(item.name, "input", axes=tuple(axes), span=item.span)
     else:
-        b.fail(codes.NotAValue, f"the input `{item.name}` is a `{item.kind}`: this file is a rule, an objective or a store, used by other specs", item.span)
+        b.fail(
+            codes.NotAValue,
+            f"the input `{item.name}` is a `{item.kind}`: this file is a rule, an objective or a store, used by other specs",
+            item.span,
+        )
     b.add(flow)
     b.bound[item.name] = item.name
 
@@ -126,13 +141,19 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
     """
     spec = b.uses[use]
     if len(spec.inputs) != len(args):
-        b.fail(codes.WrongArguments, f"`{use}` takes {len(spec.inputs)} flows ({', '.join(i.name for i in spec.inputs)}); {len(args)} given", span)
+        b.fail(
+            codes.WrongArguments,
+            f"`{use}` takes {len(spec.inputs)} flows ({', '.join(i.name for i in spec.inputs)}); {len(args)} given",
+            span,
+        )
     if not spec.outputs:
         b.fail(codes.NotAValue, f"`{use}` has no outputs", span)
     known = [d.name for d in spec.dims] + [p.name for p in spec.params]
     for name in settings:
         if name not in known:
-            b.fail(codes.WrongArguments, f"`{use}` has no dim or param `{name}`", span, b.suggest(name, known) or f"it has: {', '.join(known)}")
+            b.fail(
+                codes.WrongArguments, f"`{use}` has no dim or param `{name}`", span, b.suggest(name, known) or f"it has: {', '.join(known)}"
+            )
     numbers, rename = _unify(b, spec, args, settings, span)
     key = use
     while key in b.functions and (b.functions[key].dims, b.functions[key].file) != (_dims(spec, numbers), spec.path):
@@ -152,7 +173,9 @@ def _dims(spec: Spec, numbers: dict[str, Number_]) -> tuple[tuple[str, int], ...
     return tuple((dim.name, int(numbers[dim.name])) for dim in spec.dims if dim.name in numbers)
 
 
-def _unify(b: Builder, spec: Spec, args: list[str], settings: dict[str, Number_], span: Span) -> tuple[dict[str, Number_], dict[Axis, Axis]]:
+def _unify(
+    b: Builder, spec: Spec, args: list[str], settings: dict[str, Number_], span: Span
+) -> tuple[dict[str, Number_], dict[Axis, Axis]]:
     numbers: dict[str, Number_] = dict(settings)
     rename: dict[Axis, Axis] = {}
     for item, arg in zip(spec.inputs, args, strict=True):
@@ -160,7 +183,13 @@ def _unify(b: Builder, spec: Spec, args: list[str], settings: dict[str, Number_]
         axes = item.axes or ()
         if item.kind == "index":
             if flow.dtype != "index":
-                b.fail(codes.WrongType, f"`{spec.name}` needs an index for `{item.name}`", span, None, [(f"`{arg}` is defined here", flow.span)])
+                b.fail(
+                    codes.WrongType,
+                    f"`{spec.name}` needs an index for `{item.name}`",
+                    span,
+                    None,
+                    [(f"`{arg}` is defined here", flow.span)],
+                )
             continue
         if len(axes) != len(flow.axes) or flow.dtype == "index":
             shape = f"[{', '.join(axes)}]"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 from nlc.diagnostics import Diagnostic, Span
 from nlc.graph import codes
@@ -36,6 +38,13 @@ class Context:
 
 
 Number_ = int | float
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "^": operator.pow,
+}
 Operator = Callable[["Builder", Call, Context, str | None], str]
 
 
@@ -69,7 +78,9 @@ class Builder:
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
-    def fail(self, kind: type[Diagnostic], message: str, span: Span, help: str | None = None, notes: Sequence[tuple[str, Span | None]] = ()) -> Any:
+    def fail(
+        self, kind: type[Diagnostic], message: str, span: Span, help: str | None = None, notes: Sequence[tuple[str, Span | None]] = ()
+    ) -> NoReturn:
         self.diagnostics.append(kind(message, span, help, tuple(notes)))
         raise Rejected
 
@@ -82,17 +93,22 @@ class Builder:
     def _dims_and_params(self) -> None:
         for dim in self.spec.dims:
             if dim.name not in self.numbers:
-                self._try(lambda dim=dim: self._set_dim(dim.name, self.number(dim.value), dim.span))
+                self.attempt(partial(self._set_dim, dim.name, dim.value, dim.span))
         for param in self.spec.params:
             if param.name not in self.numbers and param.name not in self.bound and not isinstance(param.value, ListOf):
-                self._try(lambda param=param: self.numbers.__setitem__(param.name, self.number(param.value)))
+                self.attempt(partial(self._set_param, param.name, param.value))
 
-    def _set_dim(self, name: str, value: Number_, span: Span) -> None:
+    def _set_param(self, name: str, value: Expr) -> None:
+        self.numbers[name] = self.number(value)
+
+    def _set_dim(self, name: str, expr: Expr, span: Span) -> None:
+        value = self.number(expr)
         if isinstance(value, float) or value < 1:
             self.fail(codes.BadSize, f"dim `{name}` is {value}; a size is a whole number of at least 1", span)
         self.numbers[name] = value
 
-    def _try(self, action: Callable[[], Any]) -> None:
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Do something that may be rejected, and go on: all mistakes of a file are reported."""
         try:
             action()
         except Rejected:
@@ -106,23 +122,27 @@ class Builder:
             case Name(name=name) if name in self.numbers:
                 return self.numbers[name]
             case Name(name=name, span=span):
-                return self.fail(codes.NotConstant, f"`{name}` is not a number known when compiling", span, self.suggest(name, tuple(self.numbers)))  # type: ignore[no-any-return]
+                return self.fail(
+                    codes.NotConstant, f"`{name}` is not a number known when compiling", span, self.suggest(name, tuple(self.numbers))
+                )
             case Unary(op="-", operand=operand):
                 return -self.number(operand)
             case Binary(op=op, left=left, right=right) if op in "+-*/^":
                 return self._arithmetic(op, self.number(left), self.number(right), expr.span)
             case Call(function="min" | "max" as f, args=(left, right), kwargs=()):
                 return (min if f == "min" else max)(self.number(left), self.number(right))
-        return self.fail(codes.NotConstant, f"`{to_text(expr)}` is not a number known when compiling", expr.span)  # type: ignore[no-any-return]
+        return self.fail(codes.NotConstant, f"`{to_text(expr)}` is not a number known when compiling", expr.span)
 
     def _arithmetic(self, op: str, a: Number_, b: Number_, span: Span) -> Number_:
         try:
-            value = {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b, "/": lambda: a / b, "^": lambda: a**b}[op]()
+            value: Any = ARITHMETIC[op](a, b)
         except (ZeroDivisionError, OverflowError) as error:
             self.fail(codes.NotConstant, f"this has no value: {error}", span)
         if isinstance(value, complex) or not math.isfinite(value):
             self.fail(codes.NotConstant, "this has no finite value", span)
-        return int(value) if isinstance(value, float) and op == "/" and value.is_integer() and isinstance(a, int) else value
+        exact = op == "/" and isinstance(value, float) and value.is_integer() and isinstance(a, int)
+        number: Number_ = int(value) if exact else value
+        return number
 
     def axis(self, expr: Expr) -> Axis:
         size = self.number(expr)
@@ -165,12 +185,17 @@ class Builder:
     ) -> str:
         """A new flow. Axes are inferred unless given; the id is `name`, or made of the owner of the expression and `label`."""
         flows = [self.flows[arg] for arg in args]
-        dtype = flows[0].dtype if op in ("next",) else "float"
+        dtype = flows[0].dtype if op == "next" else "float"
         if axes is None:
             if dtype == "float":
                 for flow in flows:
                     if flow.dtype == "index":
-                        self.fail(codes.WrongType, f"`{flow.id}` is an index; `{op}` needs numbers", span, "`embed(tokens, vocab, d)` turns an index into a vector")
+                        self.fail(
+                            codes.WrongType,
+                            f"`{flow.id}` is an index; `{op}` needs numbers",
+                            span,
+                            "`embed(tokens, vocab, d)` turns an index into a vector",
+                        )
             axes = self._infer(op, flows, span)
         id = name or self.fresh(self.flows, f"{self.prefix}{context.owner}:{label or op}")
         host = context.host or (self.host.id if self.host else None)
@@ -184,7 +209,13 @@ class Builder:
             return OPS[op].shape(axes)
         except ShapeError as error:
             notes = [(f"`{flow.id}` has axes {show_axes(flow.axes)}", flow.span) for flow in flows if flow.op != "number"]
-            return self.fail(codes.ShapeMismatch, f"`{op}`: {error}", span, "axes are matched by name; one operand must have all axes of the other", notes)  # type: ignore[no-any-return]
+            return self.fail(
+                codes.ShapeMismatch,
+                f"`{op}`: {error}",
+                span,
+                "axes are matched by name; one operand must have all axes of the other",
+                notes,
+            )
 
     def _infer_any(self, op: str, axes: Sequence[Axes]) -> Axes:
         """Operators on tensors of any shape: elementwise with numbers and with each other, and `total`."""
@@ -227,19 +258,19 @@ class Builder:
             case Unary(op="-", operand=operand, span=span):
                 return self.node("neg", [self.expr(operand, context)], span, context, name)
             case Binary(op=op, left=left, right=right, span=span) if op in BINARY:
-                args = self._all(context, left, right)
+                args = self.all(context, left, right)
                 return self.node(BINARY[op], args, span, context, name)
             case Call():
                 return self.call(expr, context, name)
             case Attribute(span=span) | Binary(op="@", span=span):
-                return self.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: products of tensors are not compiled yet", span)  # type: ignore[no-any-return]
+                return self.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: products of tensors are not compiled yet", span)
             case Unary() | Binary():
-                return self.fail(codes.NotAValue, f"`{expr.op}` belongs into `owns:`", expr.span)  # type: ignore[no-any-return]
+                return self.fail(codes.NotAValue, f"`{expr.op}` belongs into `owns:`", expr.span)
             case ListOf() | Lambda() | Text():
-                return self.fail(codes.NotAValue, f"`{to_text(expr)}` is not a value", expr.span)  # type: ignore[no-any-return]
+                return self.fail(codes.NotAValue, f"`{to_text(expr)}` is not a value", expr.span)
         raise AssertionError(expr)
 
-    def _all(self, context: Context, *exprs: Expr) -> list[str]:
+    def all(self, context: Context, *exprs: Expr) -> list[str]:
         """All operands, so that one bad operand does not hide the mistakes of the others."""
         ids: list[str | None] = []
         for expr in exprs:
@@ -269,7 +300,7 @@ class Builder:
         if name in self.uses or name in CALLABLE:
             self.fail(codes.NotAValue, f"`{name}` is a function, not a value", expr.span, f"call it: `{name}(..)`")
         known = [*context.local, *self.bound, *self.numbers, *self._exprs, "position"]
-        return self.fail(codes.UndefinedName, f"`{name}` is not defined", expr.span, self.suggest(name, known))  # type: ignore[no-any-return]
+        return self.fail(codes.UndefinedName, f"`{name}` is not defined", expr.span, self.suggest(name, known))
 
     def call(self, expr: Call, context: Context, name: str | None) -> str:
         from nlc.graph.operators import OPERATORS
@@ -296,7 +327,7 @@ class Builder:
             return OPERATORS[function](self, expr, context, name)
         arity = OPS[function].arity
         self.arguments(expr, *[f"argument {i + 1}" for i in range(arity or 0)])
-        return self.node(function, self._all(context, *expr.args), expr.span, context, name)
+        return self.node(function, self.all(context, *expr.args), expr.span, context, name)
 
     def arguments(self, expr: Call, *names: str, optional: int = 0, options: Sequence[str] = ()) -> None:
         """Check the number of positional arguments and the names of the others."""
@@ -315,7 +346,12 @@ class Builder:
             self.fail(codes.NotAValue, f"`{expr.function}` owns other learners' tensors; it cannot be called", expr.span)
         if learner.store.form != "map":
             if expr.args:
-                self.fail(codes.WrongArguments, f"`{expr.function}` is asked without a query: its store is one value", expr.span, f"write `{expr.function}()`")
+                self.fail(
+                    codes.WrongArguments,
+                    f"`{expr.function}` is asked without a query: its store is one value",
+                    expr.span,
+                    f"write `{expr.function}()`",
+                )
             axes = learner.per + (learner.store.out_axes or learner.store.tensors[0].axes)
             return self.node("recall", [], expr.span, context, name, axes, expr.function, learner=learner_id, state=state)
         if len(expr.args) != 1:
@@ -323,7 +359,17 @@ class Builder:
         query = self.expr(expr.args[0], context)
         needed = learner.per + learner.store.in_axes
         self.fits(query, needed, expr.args[0].span, f"the query of `{expr.function}`", learner.store.in_axes)
-        return self.node("recall", [query], expr.span, context, name, learner.per + learner.store.out_axes, expr.function, learner=learner_id, state=state)
+        return self.node(
+            "recall",
+            [query],
+            expr.span,
+            context,
+            name,
+            learner.per + learner.store.out_axes,
+            expr.function,
+            learner=learner_id,
+            state=state,
+        )
 
     def fits(self, id: str, axes: Axes, span: Span, what: str, needed: Axes = ()) -> None:
         """Check that a flow has only these axes (missing ones broadcast) and all of `needed`."""
@@ -342,7 +388,12 @@ class Builder:
         spec = self.uses.get(name) or self.library.find(role, name)
         if spec is None:
             known = (*self.uses, *self.library.names(role))
-            self.fail(codes.UndefinedName, f"there is no `{name}` among the {role}", span, self.suggest(name, known) or f"known: {', '.join(known)}")
+            self.fail(
+                codes.UndefinedName,
+                f"there is no `{name}` among the {role}",
+                span,
+                self.suggest(name, known) or f"known: {', '.join(known)}",
+            )
         assert spec is not None
         return spec
 

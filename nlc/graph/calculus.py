@@ -104,7 +104,6 @@ class Algebra:
             return 1
         return self.make("pow", x, y)
 
-
     def upstream(self, id: str) -> set[str]:
         seen: set[str] = set()
         stack = [id]

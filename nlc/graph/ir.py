@@ -25,7 +25,7 @@ class Axis:
     size: int
 
     def __str__(self) -> str:
-        return self.name if self.name == str(self.size) else f"{self.name}={self.size}"
+        return self.name if self.size < 0 or self.name == str(self.size) else f"{self.name}={self.size}"
 
 
 Axes = tuple[Axis, ...]
@@ -257,8 +257,7 @@ class LevelGraph:
             yield "objective", write.loss
         if learner.keep is not None:
             yield "keep", learner.keep
-        for name, flow in learner.rule.args:
-            yield name, flow
+        yield from learner.rule.args
         if learner.rule.step is not None:
             yield "step", learner.rule.step
         if learner.rule.keep is not None:

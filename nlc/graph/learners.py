@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
@@ -28,14 +29,26 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
     if learner.owns is not None:
         store = Store((StoreTensor("owned", (ANY,)),), "any")
     elif learner.store is None:
-        b.fail(codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`")
+        b.fail(
+            codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`"
+        )
     else:
         store = _store(b, learner.store)
     init = _init(b, learner, store, defaults)
     if not learner.learn and not init.learned and learner.owns is None:
-        b.fail(codes.Untouched, f"learner `{learner.name}` is never written and always `{init}`", learner.span, "give it `init: learned`, or `learn:`")
+        b.fail(
+            codes.Untouched,
+            f"learner `{learner.name}` is never written and always `{init}`",
+            learner.span,
+            "give it `init: learned`, or `learn:`",
+        )
     if learner.learn and clock is None:
-        b.fail(codes.MissingPart, f"learner `{learner.name}` learns, but its level has no `every`", learner.span, "add `every: 1 token` to the level")
+        b.fail(
+            codes.MissingPart,
+            f"learner `{learner.name}` learns, but its level has no `every`",
+            learner.span,
+            "add `every: 1 token` to the level",
+        )
     read = learner.read or _default(defaults, "read", "after")
     inherited = b.host.sharing if b.host else "shared" if not learner.learn else None
     sharing = learner.scope or inherited or _default(defaults, "scope", "sequence")
@@ -66,11 +79,21 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
     every = level.every
     count = b.number(every.count)
     if isinstance(count, float) or count < 1:
-        b.fail(codes.BadPeriod, f"the period is {count}; it must be a whole number of at least 1", every.span, f"for example `every: 16 {every.clock}s`")
-    wanted = "update" if b.host is not None else ("token", "step")
+        b.fail(
+            codes.BadPeriod,
+            f"the period is {count}; it must be a whole number of at least 1",
+            every.span,
+            f"for example `every: 16 {every.clock}s`",
+        )
+    wanted = ("update",) if b.host is not None else ("token", "step")
     if every.clock not in wanted:
         place = "inside a rule" if b.host else "outside a rule"
-        b.fail(codes.MixedLevel, f"the clock `{every.clock}` does not exist {place}", every.span, f"{place} the clock is {' or '.join([wanted] if b.host else wanted)}")
+        b.fail(
+            codes.MixedLevel,
+            f"the clock `{every.clock}` does not exist {place}",
+            every.span,
+            f"{place} the clock is {' or '.join(wanted)}",
+        )
     if every.clock != "token" and count != 1:
         b.fail(codes.NotCompiledYet, f"a period of {count} {every.clock}s is not compiled yet", every.span)
     return Clock(every.clock, int(count))
@@ -117,7 +140,7 @@ def _form(b: Builder, tensors: tuple[StoreTensor, ...], call: Expr, query: str, 
                 return Store(tensors, "map", W.axes[:1], W.axes[1:])
             case Name(name=name) if name == W.name:
                 return Store(tensors, "value", (), W.axes)
-    return b.fail(codes.NotCompiledYet, f"a store that computes `{to_text(call)}` is not compiled yet", span, "`z @ W` and `W` are")  # type: ignore[no-any-return]
+    return b.fail(codes.NotCompiledYet, f"a store that computes `{to_text(call)}` is not compiled yet", span, "`z @ W` and `W` are")
 
 
 DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
@@ -138,7 +161,12 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
             return replace(_distribution(b, inner, learner.init), learned=True)
     init = _distribution(b, expr, expr)
     if init.distribution in ("normal", "uniform"):
-        b.fail(codes.NotCompiledYet, "a random initial state that is not learned is not compiled yet", expr.span, f"`learned({to_text(expr)})` draws a parameter")
+        b.fail(
+            codes.NotCompiledYet,
+            "a random initial state that is not learned is not compiled yet",
+            expr.span,
+            f"`learned({to_text(expr)})` draws a parameter",
+        )
     return init
 
 
@@ -211,7 +239,12 @@ def _objective(b: Builder, write: language.Write, pred: str, value: str, context
     if not isinstance(expr, Name):
         return b.expr(expr, inner)
     if expr.name == "loss":
-        b.fail(codes.NotCompiledYet, "`minimize: loss` of a learner with its own store is not compiled yet", expr.span, "a learner with `owns:` may")
+        b.fail(
+            codes.NotCompiledYet,
+            "`minimize: loss` of a learner with its own store is not compiled yet",
+            expr.span,
+            "a learner with `owns:` may",
+        )
     spec = b.used("objectives", expr.name, expr.span)
     bound = {i.name: {"pred": pred, "value": value}.get(i.kind) for i in spec.inputs}
     if None in bound.values() or not spec.outputs:
@@ -249,7 +282,12 @@ def rule_args(b: Builder, call: Call, spec: language.Spec, context: Context, per
     for name, value in given:
         if name not in names or name in bound:
             what = "is given twice" if name in bound else "is no param of it"
-            b.fail(codes.WrongArguments, f"`{call.function}`: `{name}` {what}", value.span, b.suggest(name, names) or f"params: {', '.join(names)}")
+            b.fail(
+                codes.WrongArguments,
+                f"`{call.function}`: `{name}` {what}",
+                value.span,
+                b.suggest(name, names) or f"params: {', '.join(names)}",
+            )
         flow = b.expr(value, replace(context, owner=f"{context.owner}.{name}"))
         b.fits(flow, per, value.span, f"`{name}`")
         bound[name] = flow
@@ -267,7 +305,12 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
 def _fold(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
         if write.fold is not None:
-            b.fail(codes.NotCompiledYet, "`fold` has no effect where a period holds one sample", write.spans.get("fold", write.span), "leave it out")
+            b.fail(
+                codes.NotCompiledYet,
+                "`fold` has no effect where a period holds one sample",
+                write.spans.get("fold", write.span),
+                "leave it out",
+            )
         return {}
     word = write.fold.name if isinstance(write.fold, Name) else None
     if word is None and write.fold is None:
@@ -285,21 +328,38 @@ def _fold(b: Builder, learner: Learner, write: language.Write, defaults: list[tu
 def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language.Write, defaults: list[tuple[str, str]]) -> Learner:
     """A learner of tensors that are declared elsewhere: the outer levels."""
     if learner.clock is None or learner.clock.unit != "step":
-        b.fail(codes.NotCompiledYet, "a learner that owns weights ticks on the clock `step` in this version", spec.span, "put it under `every: 1 step`")
+        b.fail(
+            codes.NotCompiledYet,
+            "a learner that owns weights ticks on the clock `step` in this version",
+            spec.span,
+            "put it under `every: 1 step`",
+        )
     if not isinstance(write.minimize, Name) or write.minimize.name != "loss":
         b.fail(codes.MissingPart, "a learner that owns weights minimises `loss`", write.span, "add `minimize: loss`")
     if b.spec.loss is None:
         b.fail(codes.MissingPart, "`minimize: loss`, but the spec has no `loss`", write.minimize.span, "add a top-level `loss:`")
     for key in ("key", "value", "keep", "at"):
         if getattr(write, key) is not None:
-            b.fail(codes.NotCompiledYet, f"`{key}` of a learner that owns weights is not compiled yet", write.spans[key], "write it in the rule")
+            b.fail(
+                codes.NotCompiledYet,
+                f"`{key}` of a learner that owns weights is not compiled yet",
+                write.spans[key],
+                "write it in the rule",
+            )
     if learner.read != "start":
         b.fail(codes.TickCycle, "the loss would need the weights that its own gradient makes", spec.span, "add `read: start`")
     fold = write.fold if isinstance(write.fold, dict) else {}
     if set(fold) != {"row", "token"} or not set(fold.values()) <= {"sum", "mean"}:
-        b.fail(codes.MissingPart, "a shared learner must say how rows and tokens are folded", write.spans.get("fold", write.span), "`fold: {row: mean, token: mean}`")
+        b.fail(
+            codes.MissingPart,
+            "a shared learner must say how rows and tokens are folded",
+            write.spans.get("fold", write.span),
+            "`fold: {row: mean, token: mean}`",
+        )
     if learner.sharing != "shared":
         b.fail(codes.BadChoice, "weights are shared by all rows", spec.span, "add `scope: shared`")
     context = Context(spec.name, self_id=learner.id)
     rule = _rule(b, learner, write, context, defaults)
-    return replace(learner, writes=(Write(None, None, b.expr_loss(), None, write.span),), rule=rule, fold=dict(fold), defaults=tuple(defaults))
+    return replace(
+        learner, writes=(Write(None, None, b.expr_loss(), None, write.span),), rule=rule, fold=dict(fold), defaults=tuple(defaults)
+    )

@@ -21,7 +21,6 @@ from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.state import needs_anchor
 
 
-
 @dataclass(frozen=True)
 class LinearForm:
     """The derived recurrence. `key` and `probe` are None for a store without a query (then both are 1)."""
@@ -43,7 +42,7 @@ class LinearForm:
     @property
     def fades(self) -> bool:
         """False when F is the identity."""
-        return self.F != tuple(tuple(int(i == j) for j in range(self.n)) for i in range(self.n))
+        return tuple(tuple(int(i == j) for j in range(self.n)) for i in range(self.n)) != self.F
 
     @property
     def kind(self) -> str:
@@ -126,7 +125,12 @@ class _Derivation:
         coefficients, probe = self._probe(error)
         c: tuple[Coefficient, ...] | None = None
         if probe is not None or coefficients != 0:
-            seen = {"start": old, "running": {learner.id: 1}, "decayed": {learner.id: self._keep()}}[learner.at]
+            states_seen: dict[str, dict[str, Coefficient]] = {
+                "start": old,
+                "running": {learner.id: 1},
+                "decayed": {learner.id: self._keep()},
+            }
+            seen = states_seen[learner.at]
             c = tuple(a.mul(coefficients, seen.get(state, 0)) for state in states)
         target = a.neg(error.rest)
         write = learner.writes[0]
@@ -264,8 +268,10 @@ class _Derivation:
             flow = self.algebra.flows[id]
             named = str(flow.attr("learner"))
             ours = named == self.learner.id or named in {m.id for m in self.inner}
-            leaf = flow.op in ("pred", "gradient", "age", "weights") or flow.op == "recall" and (named != self.learner.id or flow.attr("state") == "at")
-            self.moving[id] = ours and leaf or any(map(self._moves, flow.args))
+            leaf = flow.op in ("pred", "gradient", "age", "weights") or (
+                flow.op == "recall" and (named != self.learner.id or flow.attr("state") == "at")
+            )
+            self.moving[id] = (ours and leaf) or any(map(self._moves, flow.args))
         return self.moving[id]
 
     def _combine(self, flow: Flow, evaluate: _Evaluate) -> Affine:
@@ -291,7 +297,10 @@ class _Derivation:
                 return self._scale(args[0], args[1].rest, flow)
             case "div" if not args[1].terms:
                 return Affine(
-                    {s: a.div(self._copies_only(c, flow.span), self._copies_only(args[1].rest, flow.span)) for s, c in args[0].terms.items()},
+                    {
+                        s: a.div(self._copies_only(c, flow.span), self._copies_only(args[1].rest, flow.span))
+                        for s, c in args[0].terms.items()
+                    },
                     a.div(args[0].rest, args[1].rest),
                 )
         raise _General(f"`{flow.op}` is applied to its state", flow.span)

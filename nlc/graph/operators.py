@@ -66,7 +66,13 @@ def embed(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     x = b.expr(expr.args[0], context)
     rows, out = b.axis(expr.args[1]), b.axes(expr.args[2])
     if b.flows[x].dtype != "index":
-        b.fail(codes.WrongType, "`embed` needs an index", expr.args[0].span, "declare it as `inputs: {tokens: {index: vocab}}`", [(f"`{x}` is defined here", b.flows[x].span)])
+        b.fail(
+            codes.WrongType,
+            "`embed` needs an index",
+            expr.args[0].span,
+            "declare it as `inputs: {tokens: {index: vocab}}`",
+            [(f"`{x}` is defined here", b.flows[x].span)],
+        )
     store = Store((StoreTensor("W", (rows, *out)),), "table", (rows,), out)
     learner = _parameter(b, context, "embed", store, Init("normal", (0.02,), learned=True), expr)
     return b.node("embed", [x], expr.span, context, name, out, learner=learner)
@@ -163,7 +169,7 @@ def apply(b: Builder, expr: Call, context: Context, name: str | None) -> str:
 def _apply(b: Builder, use: str, args: tuple[Expr, ...], expr: Call, context: Context, name: str | None, times: int | None) -> str:
     from nlc.graph.build import instantiate
 
-    flows = b._all(context, *args)
+    flows = b.all(context, *args)
     settings = {key: b.number(value) for key, value in expr.kwargs}
     function, rename = instantiate(b, use, flows, settings, expr.span)
     graph = b.functions[function]

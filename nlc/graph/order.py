@@ -29,7 +29,8 @@ def tick_graph(graph: LevelGraph) -> nx.DiGraph[Node]:
     for learner in graph.learners.values():
         if learner.writes:
             needed = [flow for _, flow in graph.needs_of(learner)]
-            needed += [learner.rule.gradient] if learner.rule.gradient in graph.flows else []
+            if learner.rule.gradient is not None and learner.rule.gradient in graph.flows:
+                needed.append(learner.rule.gradient)
             for id in needed:
                 tick.add_edge(("flow", id), ("update", learner.id))
     return tick
@@ -47,7 +48,7 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
         yield "flow", learner.keep
     elif flow.op == "gradient":
         for kind, id in graph.needs_of(learner):
-            if kind in ("key", "value", "objective") or kind == "keep" and learner.at == "decayed":
+            if kind in ("key", "value", "objective") or (kind == "keep" and learner.at == "decayed"):
                 yield "flow", id
     elif flow.op == "pred" and learner.writes[0].key is not None:
         yield "flow", learner.writes[0].key
@@ -138,8 +139,8 @@ def _ranks(graph: LevelGraph) -> dict[str, int]:
     for node in schedule(graph, tick):
         best: dict[Clock, int] = {}
         for before in tick.predecessors(node):
-            for clock, depth in below[before].items():
-                best[clock] = max(best.get(clock, 0), depth)
+            for known, depth in below[before].items():
+                best[known] = max(best.get(known, 0), depth)
         if node[0] == "update":
             clock = effective_clock(graph, graph.learners[node[1]])
             if clock is not None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from nlc.graph.ir import Axes, Axis, Init, Learner, LevelGraph
 
+ZEROS = Init("zeros")
+
 
 @dataclass(frozen=True)
 class StateTensor:
@@ -15,7 +17,7 @@ class StateTensor:
     axes: Axes
     kind: str
     learner: str | None = None
-    init: Init = Init("zeros")
+    init: Init = ZEROS
 
 
 def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
@@ -27,7 +29,9 @@ def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
 
 
 def needs_position(graph: LevelGraph) -> bool:
-    return any(f.op in ("position", "boundary") for f in graph.flows.values()) or any(needs_anchor(graph, m) for m in graph.learners.values())
+    return any(f.op in ("position", "boundary") for f in graph.flows.values()) or any(
+        needs_anchor(graph, m) for m in graph.learners.values()
+    )
 
 
 def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:

@@ -65,7 +65,9 @@ def _refuse_general(graph: LevelGraph) -> None:
     for learner in graph.learners.values():
         if isinstance(learner.linear, NotLinear):
             message = f"`{learner.id}` cannot be compiled: {learner.linear.reason}"
-            problems.append(codes.CannotLower(message, learner.linear.span, "the reference backend runs it", (("the learner", learner.span),)))
+            problems.append(
+                codes.CannotLower(message, learner.linear.span, "the reference backend runs it", (("the learner", learner.span),))
+            )
         elif is_memory(learner) and learner.linear is None:
             problems.append(codes.CannotLower(f"`{learner.id}` was not classified", learner.span, "run the pass `classify`"))
     if problems:
@@ -195,9 +197,7 @@ def _region(
                 reads[id] = None
     roots = set(graph.roots())
     outputs = [
-        id
-        for kind, id in nodes
-        if kind == "flow" and (id in roots or any(after not in inside for after in needs.successors((kind, id))))
+        id for kind, id in nodes if kind == "flow" and (id in roots or any(after not in inside for after in needs.successors((kind, id))))
     ]
     return Region(name, scope, tuple(nodes), tuple(reads), tuple(outputs), late)
 
@@ -206,7 +206,13 @@ def chains(program: Program) -> list[list[Region]]:
     """The regions in order, copies of a repeated block that follow each other together."""
     runs: list[list[Region]] = [[region] for region in program.regions[:1]]
     for before, region in pairwise(program.regions):
-        if region.scope and region.name == before.name and before.scope and region.inputs[:1] == before.outputs[:1] and len(region.outputs) == 1:
+        if (
+            region.scope
+            and region.name == before.name
+            and before.scope
+            and region.inputs[:1] == before.outputs[:1]
+            and len(region.outputs) == 1
+        ):
             runs[-1].append(region)
         else:
             runs.append([region])

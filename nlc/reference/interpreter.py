@@ -331,4 +331,8 @@ class OuterUpdate(Tick):
 
     def states(self) -> Tensors:
         learners = {learner for _, learner, name in optimizer_keys(self.graph) if name in self.names}
-        return {f"{id}.{name}": x.detach() for id in learners for name, x in self.update(self.graph.learners[id]).items()}
+        return {f"{id}.{name}": x.detach() for id in learners for name, x in self._by_name(id).items()}
+
+    def _by_name(self, id: str) -> Tensors:
+        new: Tensors = self.update(self.graph.learners[id])
+        return new

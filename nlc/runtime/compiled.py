@@ -47,13 +47,16 @@ class CompiledSpec(nn.Module):
             wanted = f"[{', '.join([*leading, *map(str, flow.axes)])}]"
             x = inputs.get(name)
             if x is None:
-                problems.append(codes.BadInput(f"the input `{name}` {wanted} is missing", flow.span, f"given: {', '.join(inputs) or 'nothing'}"))
+                problems.append(
+                    codes.BadInput(f"the input `{name}` {wanted} is missing", flow.span, f"given: {', '.join(inputs) or 'nothing'}")
+                )
                 continue
             if tuple(x.shape[len(leading) :]) != axes or x.dim() != len(leading) + len(axes):
                 problems.append(codes.BadInput(f"the input `{name}` has shape {list(x.shape)}; {wanted} is needed", flow.span))
                 continue
             if sizes is not None and tuple(x.shape[: len(leading)]) != sizes:
-                text = f"the input `{name}` has {' x '.join(leading)} = {list(x.shape[: len(leading)])}; the inputs before it have {list(sizes)}"
+                given = f"{' x '.join(leading)} = {list(x.shape[: len(leading)])}"
+                text = f"the input `{name}` has {given}; the inputs before it have {list(sizes)}"
                 problems.append(codes.BadInput(text, flow.span))
             sizes = sizes or tuple(x.shape[: len(leading)])
             problems += _dtype_problem(name, x, flow.dtype, flow.span)
@@ -75,7 +78,11 @@ class CompiledSpec(nn.Module):
                 problems.append(codes.BadState(f"the state has no `{key}` {shape}", span, "start from `initial_state(batch)`"))
             elif list(state[key].shape) != shape:
                 problems.append(codes.BadState(f"the state `{key}` has shape {list(state[key].shape)}; {shape} is needed", span))
-        problems += [codes.BadState(f"the spec has no state `{key}`", self.graph.span, f"it has: {', '.join(items)}") for key in state if key not in items]
+        problems += [
+            codes.BadState(f"the spec has no state `{key}`", self.graph.span, f"it has: {', '.join(items)}")
+            for key in state
+            if key not in items
+        ]
         if problems:
             raise DataError(problems, dict(self.graph.sources))
 
@@ -98,13 +105,13 @@ class Checked(CompiledSpec):
         """outputs, state = compiled(inputs, state): inputs and outputs [B, T, *axes], state a flat dict."""
         if not torch.compiler.is_compiling():
             self._check(inputs, state)
-        return super().forward(inputs, state)  # type: ignore[no-any-return, misc]
+        return super().forward(inputs, state)
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         """One token: inputs and outputs [B, *axes]."""
         self.check_inputs(inputs, ("B",))
         self.check_state(state, next(iter(inputs.values())).shape[0])
-        return super().step(inputs, state)  # type: ignore[no-any-return, misc]
+        return super().step(inputs, state)  # type: ignore[misc]
 
     def _check(self, inputs: Tensors, state: Tensors | None) -> None:
         self.check_inputs(inputs)

@@ -90,9 +90,7 @@ def test_inter_chunk_solved_is_solve_then_loop(n: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_inter_chunk_read_is_solve_then_loop_then_read(n: int) -> None:
-    def literal(
-        a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def literal(a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inverse = torch.linalg.inv(torch.eye(C, dtype=a.dtype) + a.tril(-1))
         errors, states = literal_inter_chunk(inverse @ u, inverse @ y, x, decay, z0)
         return rows @ states[:-1], errors, states[-1]
@@ -210,10 +208,7 @@ def literal_responses(gates: Tensor, *vectors: Tensor) -> list[object]:
             for i in range(3)
         ],
         [torch.stack([product(rows[i][..., t, :], t if inclusive[i] else t - 1, 0) for t in range(length)], -2) for i in range(3)],
-        [
-            torch.stack([(totals[s + 1] @ column[..., s, :].unsqueeze(-1)).squeeze(-1) for s in range(length)], -2)
-            for column in columns
-        ],
+        [torch.stack([(totals[s + 1] @ column[..., s, :].unsqueeze(-1)).squeeze(-1) for s in range(length)], -2) for column in columns],
         totals[0],
     ]
 
@@ -266,7 +261,7 @@ def test_operators_pass_opcheck(name: str, inputs: list[Tensor]) -> None:
 @pytest.mark.parametrize(("name", "inputs"), operator_cases(), ids=lambda case: case if isinstance(case, str) else "")
 def test_operators_have_the_numerical_gradient(name: str, inputs: list[Tensor]) -> None:
     kernel: Callable[..., Tensor | tuple[Tensor, ...]] = getattr(kernels, name)
-    small = [x.detach()[:2, :1, :4, :4] if x.dim() == 4 else x.detach()[:1, :4, :4] for x in inputs]
+    small = [x.detach()[:2, :1, :2, :2] if x.dim() == 4 else x.detach()[:1, :2, :2] for x in inputs]
     triangular = name in ("inter_chunk_solved", "inter_chunk_read", "unit_lower_solve")
 
     def call(*arguments: Tensor) -> Tensor | tuple[Tensor, ...]:

@@ -1,0 +1,5 @@
+"""`python -m nlc`: the command line."""
+
+from nlc.cli import main
+
+main()

@@ -1,0 +1,129 @@
+"""Writing files: whole or not at all, and never over what is not ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from nlc.diagnostics import NOWHERE, DataError, Diagnostic
+
+MANIFEST = "manifest.json"
+"""Lists the files of an output folder; written last, so that a folder with a manifest is complete."""
+
+Content = str | bytes
+
+
+class CannotWrite(Diagnostic):
+    """A file or folder that cannot be written.
+
+    Why: its folder forbids it, a file stands where a folder is needed, or the disk is full. Nothing was written.
+    Wrong:  nlc compile ops/delta_rule -o README.md
+    Right:  nlc compile ops/delta_rule -o out
+    """
+
+    code = "NLC801"
+
+
+class ForeignContent(Diagnostic):
+    """An output folder that holds files which nlc did not write there.
+
+    Why: an output folder is replaced as a whole; other files in it may matter to you.
+    Wrong:  nlc compile ops/delta_rule -o .
+    Right:  nlc compile ops/delta_rule -o out        (--force writes beside the other files)
+    """
+
+    code = "NLC802"
+
+
+def write_atomically(path: Path, content: Content) -> None:
+    """Write a file beside its place and move it there. Raises DataError (NLC801) and leaves no part of it behind."""
+    beside: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(_bytes(content))
+        Path(beside).chmod(0o666 & ~_umask())
+        os.replace(beside, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        if beside is not None:
+            Path(beside).unlink(missing_ok=True)
+
+
+def check_folder(folder: Path, force: bool = False) -> None:
+    """Raise DataError (NLC801, NLC802) if `write_folder` could not write there; for use before long work."""
+    if folder.exists():
+        if not folder.is_dir():
+            raise DataError([CannotWrite(f"`{folder}` is not a folder", NOWHERE, "name a new folder")])
+        foreign = [] if force else foreign_files(folder)
+        if foreign:
+            shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (", .." if len(foreign) > 3 else "")
+            help = "name a new folder, or use --force to write beside them"
+            raise DataError([ForeignContent(f"`{folder}` holds files that nlc did not write: {shown}", NOWHERE, help)])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def write_folder(folder: Path, files: Mapping[str, Content], force: bool = False) -> None:
+    """Write files (by their path in the folder), the manifest last, and remove those an older manifest lists."""
+    check_folder(folder, force)
+    stale = [name for name in listed_files(folder) if name not in files]
+    beside: str | None = None
+    try:
+        beside = tempfile.mkdtemp(prefix=".nlc-", dir=folder)
+        for name, content in files.items():
+            target = Path(beside, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(_bytes(content))
+        for name in sorted(files, key=lambda name: name == MANIFEST):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(beside, name), folder / name)
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def listed_files(folder: Path) -> list[str]:
+    """The files that the manifest of an output folder lists; none where there is no manifest of ours."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        names = [entry["file"] for entry in manifest["files"]] if manifest.get("tool") == "nlc" else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    return [name for name in names if isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve())]
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What lies in an output folder beside what its manifest lists."""
+    ours = {MANIFEST, *listed_files(folder)} if listed_files(folder) else set()
+    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
+    return [name for name in found if name not in ours]
+
+
+def _bytes(content: Content) -> bytes:
+    return content.encode() if isinstance(content, str) else content
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    return DataError([CannotWrite(f"`{path}` cannot be written: {reason}", NOWHERE, "name a place that you may write to")])

@@ -1,0 +1,201 @@
+"""The level graph as JSON. The form is stable: keys are added, never renamed, within one `schema_version`."""
+
+from __future__ import annotations
+
+from nlc.diagnostics import Span
+from nlc.graph.edges import Edge, edges
+from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, size_of
+from nlc.graph.linear import LinearForm, NotLinear
+from nlc.graph.order import DerivedLevel, levels
+from nlc.graph.state import optimizer_keys, state_tensors
+from nlc.language.expression import to_text as expression_text
+
+SCHEMA_VERSION = 1
+
+Json = dict[str, object]
+
+
+def to_json(graph: LevelGraph) -> Json:
+    """Nodes with their places, typed edges, levels with frequencies, and the interface. Lines and columns count from 1."""
+    return {"schema_version": SCHEMA_VERSION, **_graph(graph)}
+
+
+def _graph(graph: LevelGraph) -> Json:
+    return {
+        "name": graph.name,
+        "file": graph.file,
+        "doc": graph.doc,
+        "dims": dict(graph.dims),
+        "inputs": [_input(graph.flows[id]) for id in graph.inputs],
+        "outputs": [{"name": name, "flow": id, "axes": _axes(graph.flows[id].axes)} for name, id in graph.outputs],
+        "loss": graph.loss,
+        "levels": [_level(level) for level in levels(graph)],
+        "learners": [_learner(learner) for learner in graph.learners.values()],
+        "flows": [_flow(flow) for flow in graph.flows.values()],
+        "edges": [_edge(edge) for edge in edges(graph)],
+        "buckets": [{"id": b.id, "clock": str(b.clock), "learners": list(b.learners)} for b in graph.buckets],
+        "parameters": _parameters(graph),
+        "states": _states(graph),
+        "functions": {name: _graph(function) for name, function in graph.functions.items()},
+        "span": span_json(graph.span),
+    }
+
+
+def span_json(span: Span) -> Json | None:
+    """None for what no file says."""
+    if not span.file:
+        return None
+    ends = {"end_line": span.end_line + 1, "end_column": span.end_column + 1}
+    return {"file": span.file, "line": span.line + 1, "column": span.column + 1, **ends}
+
+
+def _axes(axes: Axes) -> list[Json]:
+    return [{"name": axis.name, "size": axis.size} for axis in axes]
+
+
+def _plain(value: object) -> object:
+    """An attribute as JSON: axes become objects, tuples lists."""
+    if isinstance(value, Axis):
+        return {"name": value.name, "size": value.size}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _input(flow: Flow) -> Json:
+    return {"name": flow.id, "axes": _axes(flow.axes), "dtype": flow.dtype, "size": flow.attr("size")}
+
+
+def _flow(flow: Flow) -> Json:
+    return {
+        "id": flow.id,
+        "op": flow.op,
+        "args": list(flow.args),
+        "attrs": {key: _plain(value) for key, value in sorted(flow.attrs.items())},
+        "axes": _axes(flow.axes),
+        "dtype": flow.dtype,
+        "scope": flow.scope,
+        "host": flow.host,
+        "span": span_json(flow.span),
+    }
+
+
+def _level(level: DerivedLevel) -> Json:
+    """`frequency` is updates per tick of `clock`; a level that never learns in context has none."""
+    clock = level.clock
+    return {
+        "id": level.id,
+        "clock": clock.unit if clock else None,
+        "period": clock.period if clock else None,
+        "frequency": 1 / clock.period if clock else 0.0,
+        "learners": list(level.learners),
+    }
+
+
+def _learner(learner: Learner) -> Json:
+    return {
+        "id": learner.id,
+        "group": learner.level,
+        "store": _store(learner),
+        "per": _axes(learner.per),
+        "every": str(learner.clock) if learner.clock else None,
+        "init": {"distribution": learner.init.distribution, "args": list(learner.init.args), "learned": learner.init.learned},
+        "read": learner.read,
+        "scope": learner.sharing,
+        "block": learner.scope,
+        "host": learner.host,
+        "owns": list(learner.owns),
+        "selector": expression_text(learner.selector) if learner.selector is not None else None,
+        "writes": [
+            {"key": w.key, "value": w.value, "objective": w.loss, "pred": w.pred, "span": span_json(w.span)} for w in learner.writes
+        ],
+        "at": learner.at,
+        "fold": dict(learner.fold),
+        "keep": learner.keep,
+        "rule": _rule(learner),
+        "linear": _linear(learner.linear),
+        "execution": _execution(learner),
+        "defaults": dict(learner.defaults),
+        "span": span_json(learner.span),
+    }
+
+
+def _store(learner: Learner) -> Json:
+    store = learner.store
+    return {
+        "form": store.form,
+        "tensors": [{"name": tensor.name, "axes": _axes(tensor.axes)} for tensor in store.tensors],
+        "in_axes": _axes(store.in_axes),
+        "out_axes": _axes(store.out_axes),
+    }
+
+
+def _rule(learner: Learner) -> Json | None:
+    rule = learner.rule
+    if rule.call is None and rule.step is None:
+        return None
+    return {
+        "call": expression_text(rule.call) if rule.call is not None else None,
+        "spec": rule.spec.name if rule.spec is not None else None,
+        "params": dict(rule.args),
+        "gradient": rule.gradient,
+        "step": rule.step,
+        "keep": rule.keep,
+    }
+
+
+def _linear(form: object) -> Json | None:
+    if isinstance(form, NotLinear):
+        return {"class": "general", "reason": form.reason, "span": span_json(form.span)}
+    if not isinstance(form, LinearForm):
+        return None
+    return {
+        "class": form.kind,
+        "n": form.n,
+        "states": list(form.states),
+        "F": [list(row) for row in form.F],
+        "b": list(form.b),
+        "c": None if form.c is None else list(form.c),
+        "key": form.key,
+        "probe": form.probe,
+        "target": form.target,
+        "log_keep": form.log_keep,
+    }
+
+
+def _execution(learner: Learner) -> Json | None:
+    run = learner.execution
+    if run is None:
+        return None
+    return {"form": run.form, "chunk": run.chunk, "decays": run.decays, "legal": list(run.legal), "reason": run.reason}
+
+
+def _edge(edge: Edge) -> Json:
+    source, target = ({"kind": kind, "id": id} for kind, id in (edge.source, edge.target))
+    return {"kind": edge.kind, "source": source, "target": target, **edge.details}
+
+
+def _parameters(graph: LevelGraph) -> list[Json]:
+    owner = {id: learner.id for learner in graph.learners.values() for id in learner.owns}
+    return [
+        {
+            "name": graph.parameter_name(m),
+            "shape": [axis.size for axis in m.axes],
+            "size": size_of(m.axes),
+            "owner": owner.get(m.id),
+            "init": str(m.init),
+        }
+        for m in graph.parameters
+    ]
+
+
+def _states(graph: LevelGraph) -> list[Json]:
+    """What a call carries to the next (shapes after the batch axis), then what a training step carries."""
+    carried: list[Json] = [
+        {"key": item.key, "shape": [axis.size for axis in item.axes], "kind": item.kind, "learner": item.learner, "init": str(item.init)}
+        for item in state_tensors(graph)
+    ]
+    shapes = {graph.parameter_name(m): [axis.size for axis in m.axes] for m in graph.parameters}
+    outer: list[Json] = [
+        {"key": key, "shape": shapes[name], "kind": "optimizer", "learner": id, "init": str(graph.learners[id].init)}
+        for key, id, name in optimizer_keys(graph)
+    ]
+    return carried + outer

@@ -1,0 +1,73 @@
+"""What the conformance tests share: running a compiled spec with gradients, and comparing two sets of tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from nlc.runtime.compiled import CompiledSpec
+
+Tensors = dict[str, Tensor]
+
+ROOT = Path(__file__).parents[2]
+VECTORS = ("linear_attention", "scalar_decay", "delta_rule", "gated_delta_rule", "separate_probe_key")
+"""The reference vectors that a spec of the library of the same name must reproduce."""
+
+VALUE_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 1e-4
+"""float32, relative to the tensor's max (golden/README.md)."""
+
+
+def vectors_folder() -> Path:
+    return Path(os.environ.get("NLC_VECTORS") or ROOT.parent / "shared" / "golden")
+
+
+def read_vector(name: str) -> tuple[Tensors, dict[str, str]]:
+    """The tensors and the metadata of a reference vector; skips the test (or fails it, where required) without the file."""
+    path = vectors_folder() / f"{name}.safetensors"
+    if not path.is_file():
+        message = f"no reference vector {path}; NLC_VECTORS names their folder"
+        if os.environ.get("NLC_REQUIRE_VECTORS") == "1":
+            pytest.fail(message)
+        pytest.skip(message)
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118  (no mapping)
+
+
+def check_vector(compiled: CompiledSpec, vector: Mapping[str, Tensor], state_key: str = "S") -> None:
+    """Outputs, final state and every gradient of a vector, in float32."""
+    inputs = {name: vector[name].clone().requires_grad_() for name in compiled.graph.inputs}
+    initial = vector["initial_state"].clone().requires_grad_()
+    outputs, state = compiled(inputs, {state_key: initial})
+    (output,) = outputs.values()
+    final = state[state_key]
+    score = (output * vector["o_cotangent"]).sum() + (final * vector["state_cotangent"]).sum()
+    leaves = [*inputs.values(), initial]
+    gradients = dict(zip([*inputs, "initial_state"], torch.autograd.grad(score, leaves), strict=True))
+    assert {f"grad_{name}" for name in gradients} == {key for key in vector if key.startswith("grad_")}
+    found = {"o": output.detach(), "final_state": final.detach()}
+    assert_close(found, vector, VALUE_TOLERANCE)
+    assert_close({f"grad_{name}": x for name, x in gradients.items()}, vector, GRADIENT_TOLERANCE)
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest value wanted; infinite where the shape differs or a value is no number."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    if found.numel() == 0:
+        return 0.0
+    difference = (found.double() - wanted.double()).abs().max().item()
+    scale = wanted.double().abs().max().item()
+    value = difference / scale if scale > 0 else difference
+    return value if value == value else float("inf")
+
+
+def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float, names: Iterable[str] | None = None) -> None:
+    errors = {name: error(found[name], wanted[name]) for name in (names if names is not None else found)}
+    bad = {name: value for name, value in errors.items() if not value <= tolerance}
+    assert not bad, f"off by {bad}; {tolerance} allowed"

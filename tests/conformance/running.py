@@ -1,0 +1,256 @@
+"""Runs a random case in every form and says where two of them disagree."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import nlc
+from nlc.graph.ir import LevelGraph
+from nlc.graph.state import state_tensors
+from nlc.language.library import Library
+from nlc.language.load import loads
+from nlc.passes.choose_form import ChooseForm
+from nlc.passmanager import Numerics, PassManager, Stage, find_pass, pipeline
+from nlc.reference.interpreter import Reference
+from nlc.runtime.compiled import CompiledSpec
+from nlc.runtime.compiling import compile_graph
+from tests.conformance.random_specs import Case
+
+Tensors = dict[str, Tensor]
+
+TOLERANCE = 1e-10
+"""float64, relative to the tensor's max."""
+FLOOR = 1e-4
+"""A tensor whose max is below this is compared as if this were its max: zeros come out as 1e-17."""
+STEPS = 2
+"""Training steps."""
+
+
+def library(case: Case, folder: Path) -> Library:
+    for path, text in case.files.items():
+        file = folder / f"{path}.yaml"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return Library(search=(folder,))
+
+
+def graph_of(case: Case, folder: Path) -> LevelGraph:
+    files = library(case, folder)
+    return nlc.build(loads(case.text, "case.yaml", files), library=files)
+
+
+@dataclass
+class Given:
+    """Numbers for one case: what it is run on, and what its results are multiplied with to make one score."""
+
+    inputs: Tensors
+    state: Tensors | None
+    parameters: Tensors
+    generator: torch.Generator
+
+    def leaves(self) -> tuple[Tensors, Tensors | None, Tensors]:
+        """Copies that gradients can be taken of."""
+        state = None if self.state is None else {k: _leaf(x) for k, x in self.state.items()}
+        return {k: _leaf(x) for k, x in self.inputs.items()}, state, {k: _leaf(x) for k, x in self.parameters.items()}
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_() if x.is_floating_point() else x
+
+
+def given(case: Case, graph: LevelGraph) -> Given:
+    """`graph`: after `expand-templates`."""
+    generator = torch.Generator().manual_seed(case.number)
+
+    def normal(*shape: int) -> Tensor:
+        return 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    inputs: Tensors = {}
+    for name in graph.inputs:
+        flow, kind = graph.flows[name], case.inputs[name]
+        shape = (case.batch, case.tokens, *(axis.size for axis in flow.axes))
+        if kind == "index":
+            inputs[name] = torch.randint(0, flow.attr("size"), shape, generator=generator)
+        else:
+            x = normal(*shape)
+            if kind == "log gate":
+                x = -x.abs()
+            if kind == "zeros":
+                x = x * (torch.rand(shape, generator=generator) < 0.6)
+            inputs[name] = x
+    parameters = {name: x + 0.2 * normal(*x.shape) for name, x in Reference(graph).parameters.items()}
+    state = None
+    if case.options["state"] == "given":
+        state = {}
+        for item in state_tensors(graph):
+            shape = tuple(axis.size for axis in item.axes)
+            state[item.key] = torch.tensor(case.position) if item.kind == "position" else normal(case.batch, *shape)
+    return Given(inputs, state, parameters, generator)
+
+
+@dataclass
+class Result:
+    values: Tensors
+    gradients: Tensors
+
+
+def score(values: Mapping[str, Tensor], seed: int) -> Tensor:
+    """One number in which every element counts, with weights that depend on names only."""
+    generator = torch.Generator().manual_seed(seed)
+    floats = [values[name] for name in sorted(values) if values[name].is_floating_point()]
+    return torch.stack([(x * torch.randn(x.shape, generator=generator, dtype=torch.float64)).sum() for x in floats]).sum()
+
+
+def result(outputs: Tensors, state: Tensors, leaves: tuple[Tensors, Tensors | None, Tensors]) -> Result:
+    values = {**{f"output {k}": x for k, x in outputs.items()}, **{f"state {k}": x for k, x in state.items()}}
+    inputs, initial, parameters = leaves
+    named = {**{f"input {k}": x for k, x in inputs.items()}, **{f"state {k}": x for k, x in (initial or {}).items()}}
+    named |= {f"parameter {k}": x for k, x in parameters.items()}
+    named = {k: x for k, x in named.items() if x.is_floating_point()}
+    total = score(values, 0)
+    if not total.requires_grad:
+        gradients = [torch.zeros_like(x) for x in named.values()]
+    else:
+        gradients = list(torch.autograd.grad(total, list(named.values()), materialize_grads=True))
+    return Result({k: x.detach() for k, x in values.items()}, dict(zip(named, gradients, strict=True)))
+
+
+def run_reference(graph: LevelGraph, given: Given, drop: bool = False) -> Result:
+    """`drop`: only the states that this graph still has."""
+    leaves = given.leaves()
+    inputs, state, parameters = leaves
+    machine = Reference(graph, parameters, torch.float64)
+    if state is not None and drop:
+        wanted = {item.key for item in state_tensors(graph)}
+        state = {k: x for k, x in state.items() if k in wanted}
+    outputs, new = machine.run(inputs, state)
+    return result({name: outputs[name] for name, _ in graph.outputs}, new, leaves)
+
+
+def load_parameters(compiled: CompiledSpec, parameters: Tensors) -> CompiledSpec:
+    compiled.double()
+    with torch.no_grad():
+        for name, x in compiled.named_parameters():
+            x.copy_(parameters[name])
+    return compiled
+
+
+def run_compiled(compiled: CompiledSpec, given: Given, cuts: tuple[int, ...]) -> Result:
+    """In calls that end at `cuts`; calls of one token by `step`."""
+    inputs, state, parameters = given.leaves()
+    load_parameters(compiled, given.parameters)
+    mine = dict(compiled.named_parameters())
+    current = None
+    if state is not None:
+        current = {k: x for k, x in state.items() if k in {item.key for item in state_tensors(compiled.graph)}}
+    pieces: list[Tensors] = []
+    for start, end in itertools.pairwise((0, *cuts)):
+        part = {k: x[:, start:end] for k, x in inputs.items()}
+        if end - start == 1 and current is not None:
+            outputs, current = compiled.step({k: x[:, 0] for k, x in part.items()}, current)
+            outputs = {k: x.unsqueeze(1) for k, x in outputs.items()}
+        else:
+            outputs, current = compiled(part, current)
+        pieces.append(outputs)
+    assert current is not None
+    joined = {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
+    return result(joined, current, (inputs, state, {k: mine.get(k, x) for k, x in parameters.items()}))
+
+
+class Disagreement(AssertionError):
+    """Two forms of one spec differ."""
+
+
+def compare(found: Result, wanted: Result, what: str, tolerance: float = TOLERANCE) -> None:
+    """States that a pass dropped are not compared: nothing reads them."""
+    problems = []
+    keys = {k for k in found.values if k.startswith("output")} ^ {k for k in wanted.values if k.startswith("output")}
+    if keys or not set(found.values) <= set(wanted.values):
+        problems.append(f"not the same values: {set(found.values) ^ set(wanted.values)}")
+    for kind, ours, theirs in (("value", found.values, wanted.values), ("gradient", found.gradients, wanted.gradients)):
+        for name, y in theirs.items():
+            x = ours.get(name)
+            if x is None:
+                continue
+            if x.shape != y.shape or x.dtype != y.dtype:
+                problems.append(f"{kind} of {name}: {tuple(x.shape)} {x.dtype}; {tuple(y.shape)} {y.dtype} is right")
+                continue
+            if tolerance == 0:
+                if not torch.equal(x, y):
+                    problems.append(f"{kind} of {name} differs in some bits, by at most {(x - y).abs().max().item():.1e}")
+                continue
+            if x.numel() and not (error := difference(x, y)) <= tolerance:
+                problems.append(f"{kind} of {name}: {error:.1e}")
+    if problems:
+        raise Disagreement(f"{what}: " + "; ".join(problems))
+
+
+def difference(x: Tensor, y: Tensor) -> float:
+    if not x.is_floating_point():
+        return 0.0 if torch.equal(x, y) else float("inf")
+    return (x - y).abs().max().item() / max(y.abs().max().item(), FLOOR)
+
+
+def forms(stages: tuple[Stage, ...], chunks: tuple[int, ...]) -> Iterator[tuple[str, LevelGraph]]:
+    """The graph before `choose-form`, in every form."""
+    before = stages[-2].graph
+    for form, chunk in (("recurrent", 0), *(("chunkwise", chunk) for chunk in chunks)):
+        yield f"{form} {chunk or ''}".strip(), ChooseForm(form=form, chunk=chunk).run(before)
+
+
+def check(case: Case, folder: Path, chunks: tuple[int, ...] = (2, 4, 8, 16, 32)) -> None:
+    """Everything the reference and the compiled forms of a case must agree on; raises Disagreement."""
+    graph = graph_of(case, folder)
+    final, stages = PassManager(pipeline()).run(graph)
+    numbers = given(case, stages[0].graph)
+    wanted = run_reference(stages[0].graph, numbers)
+    if not all(torch.isfinite(x).all() for x in (*wanted.values.values(), *wanted.gradients.values())):
+        raise Disagreement("the reference is not finite: the generator made a bad case")
+    before = wanted
+    for earlier, stage in itertools.pairwise(stages):
+        if not stage.changed:
+            continue
+        after = run_reference(stage.graph, numbers, drop=True)
+        kind = find_pass(stage.name)
+        compare(after, before, f"reference after {stage.name} (was {earlier.name})", 0.0 if kind.numerics is Numerics.EXACT else kind.bound)
+        before = after
+    for form, made in forms(stages, chunks):
+        compiled = compile_graph(made, stages, "eager", 0)
+        compare(run_compiled(compiled, numbers, case.cuts), wanted, f"eager {form}")
+    _, less = PassManager(pipeline(without=case.without)).run(graph)
+    rng = random.Random(case.number)
+    form, made = rng.choice(list(forms(less, chunks)))
+    compiled = compile_graph(made, less, "eager", 0)
+    compare(run_compiled(compiled, numbers, case.cuts), wanted, f"eager {form} without {case.without}")
+    compiled = compile_graph(final, stages, "reference", 0)
+    compare(run_compiled(compiled, numbers, case.cuts), wanted, "reference in pieces")
+    if case.options["training"] != "none":
+        check_training(stages, numbers, rng.choice(list(forms(stages, chunks))))
+
+
+def check_training(stages: tuple[Stage, ...], numbers: Given, chosen: tuple[str, LevelGraph]) -> None:
+    """A few steps of the outer rule: losses, parameters and the states of the outer level."""
+    form, made = chosen
+    parameters, optimizer = numbers.parameters, {}
+    compiled = load_parameters(compile_graph(made, stages, "eager", 0), parameters)
+    state: Tensors | None = None
+    for step in range(STEPS):
+        loss, parameters, optimizer = Reference(stages[0].graph, parameters, torch.float64).train_step(numbers.inputs, optimizer)
+        mine, state = compiled.train_step(numbers.inputs, state)
+        found = {"loss": mine, **{f"parameter {k}": x.detach() for k, x in compiled.named_parameters()}, **state}
+        wanted = {"loss": loss, **{f"parameter {k}": x.detach() for k, x in parameters.items()}, **optimizer}
+        kept = {k: x for k, x in wanted.items() if k in found}
+        if missing := set(found) - set(wanted):
+            raise Disagreement(f"train_step {form}: nobody knows {missing}")
+        compare(Result(found, {}), Result(kept, {}), f"train_step {step + 1} {form}", 1e-8 if step else TOLERANCE)
+
+
+def with_options(case: Case, **changes: object) -> Case:
+    return replace(case, **changes)  # type: ignore[arg-type]
