@@ -100,13 +100,14 @@ def prefixed(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
 
 
 def register(module: nn.Module, path: str, value: Tensor) -> None:
-    """Add a parameter under a dotted path, with a container module for each part of it."""
+    """Add a parameter under a dotted path, with a container module for each part of it.
+
+    Past the checks of `add_module`: a part may be called like a method of the module (`loss`, `step`, `half`).
+    """
     *parents, name = path.split(".")
     for parent in parents:
-        if not hasattr(module, parent):
-            module.add_module(parent, nn.Module())
-        module = getattr(module, parent)
-    module.register_parameter(name, nn.Parameter(value))
+        module = module._modules.setdefault(parent, nn.Module())  # type: ignore[assignment]
+    module._parameters[name] = nn.Parameter(value)
 
 
 def drawn(shape: tuple[int, ...], distribution: str, args: tuple[float, ...], generator: torch.Generator | None) -> Tensor:
@@ -118,6 +119,11 @@ def drawn(shape: tuple[int, ...], distribution: str, args: tuple[float, ...], ge
     if distribution == "eye":
         return torch.eye(shape[-2], shape[-1]).expand(shape).clone()
     return torch.full(shape, {"zeros": 0.0, "ones": 1.0}.get(distribution, args[0] if args else 0.0))
+
+
+def compute_dtype(*tensors: dict[str, Tensor]) -> torch.dtype:
+    """float64 where a parameter or input is, else float32: the dtype of states and positions."""
+    return torch.float64 if any(x.dtype == torch.float64 for each in tensors for x in each.values()) else torch.float32
 
 
 def flat(tensors: list[Tensor]) -> Tensor:

@@ -66,9 +66,9 @@ def check_folder(folder: Path, force: bool = False) -> None:
             shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (", .." if len(foreign) > 3 else "")
             help = "name a new folder, or use --force to write beside them"
             raise DataError([ForeignContent(f"`{folder}` holds files that nlc did not write: {shown}", NOWHERE, help)])
+    ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=ancestor):
             pass
     except OSError as error:
         raise _cannot_write(folder, error) from None
@@ -80,6 +80,7 @@ def write_folder(folder: Path, files: Mapping[str, Content], force: bool = False
     stale = [name for name in listed_files(folder) if name not in files]
     beside: str | None = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         beside = tempfile.mkdtemp(prefix=".nlc-", dir=folder)
         for name, content in files.items():
             target = Path(beside, name)

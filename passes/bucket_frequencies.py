@@ -8,7 +8,7 @@ from typing import ClassVar
 import networkx as nx
 
 from nlc.graph.ir import Bucket, Flow, Learner, LevelGraph, size_of
-from nlc.graph.linear import LinearForm
+from nlc.graph.linear import LinearForm, roles
 from nlc.graph.order import Node, tick_graph
 from nlc.passes.classify import is_memory
 from nlc.passmanager import Numerics, Pass
@@ -60,7 +60,14 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     b = tuple(isinstance(x, str) or x for x in form.b)
     sees_new = form.c is not None and form.n == 1 and form.c[0] == form.F[0][0]
     c = None if form.c is None else tuple(isinstance(x, str) or x for x in form.c)
-    return learner.scope, learner.clock, sizes, F, b, c, sees_new, form.log_keep is not None, form.key is None, reads
+    return learner.scope, learner.clock, sizes, F, b, c, sees_new, form.log_keep is not None, form.key is None, reads, _pattern(graph, learner)
+
+
+def _pattern(graph: LevelGraph, learner: Learner) -> tuple[int, ...]:
+    """Which of the flows that a sweep reads are the same: a key that is also the probe is one argument, not two."""
+    recalls = sorted(_recalls(graph, learner), key=lambda f: (f.attr("state"), bool(f.args)))
+    flows = [flow for _, flow in roles(learner.linear, [f.args[0] if f.args else None for f in recalls])]
+    return tuple(flows.index(flow) for flow in flows)
 
 
 def _recalls(graph: LevelGraph, learner: Learner) -> list[Flow]:

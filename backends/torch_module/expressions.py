@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 from dataclasses import dataclass, field
 
+from nlc.backends.torch_module import quarry
 from nlc.graph.ir import Axes, Flow, LevelGraph, size_of
 
 ATOM, POWER, MINUS, PRODUCT, SUM, COMPARISON = 9, 8, 7, 6, 5, 4
@@ -19,7 +21,9 @@ CALLS = {
     "logsigmoid": "F.logsigmoid",
 }
 INLINE = {*INFIX, *COMPARE, *CALLS, "neg", "min", "max", "sg"}
-RESERVED = {"torch", "F", "Tensor", "nn", "p", "z", "new", "self", "inputs", "state", *keyword.kwlist}
+RESERVED = {"torch", "F", "Tensor", "nn", "p", "z", "new", "self", "inputs", "state", "dtype", *keyword.kwlist, *dir(builtins)}
+TAKEN = re.compile(r"before_\d+|F_\d+|.*_(recurrent|chunkwise|update|kept)")
+"""Names that generated functions, and variables of memory functions, have."""
 
 
 @dataclass
@@ -37,10 +41,15 @@ class Namer:
     def rename(self, id: str, stem: str) -> None:
         """Give a flow a name of its own choice, made unique."""
         name, n = stem, 1
-        while name in self.names.values() or name in RESERVED:
+        while name in self.names.values() or reserved(name):
             n += 1
             name = f"{stem}_{n}"
         self.names[id] = name
+
+
+def reserved(name: str) -> bool:
+    """True for what a generated module uses itself: no flow, state or block may be called so there."""
+    return name in RESERVED or TAKEN.fullmatch(name) is not None or any(name in piece.names for piece in quarry.pieces())
 
 
 def local(id: str, scope: str) -> str:
@@ -230,10 +239,10 @@ class Expressions:
         return f'p["{local(self.graph.parameter_name(learner), self.name.scope)}"]'
 
     def _position(self, flow: Flow, args: list[Code]) -> Code:
-        return Code("ticks.float()[None]")
+        return Code("ticks.to(dtype)[None]")
 
     def _boundary(self, flow: Flow, args: list[Code]) -> Code:
-        return Code(f"(ticks % {flow.attr('period')} == 0).float()[None]")
+        return Code(f"(ticks % {flow.attr('period')} == 0).to(dtype)[None]")
 
     # -- memories ------------------------------------------------------------------------------------------------------
 

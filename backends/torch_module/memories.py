@@ -19,7 +19,7 @@ Role = tuple[str, str | None]
 
 RESERVED_HERE = (
     *("B", "T", "rows", "t", "e", "keep", "states", "errors", "total", "w", "a", "x", "y", "like", "gates", "columns", "ones"),
-    *("between", "from_start", "to_end", "between_old", "from_start_old", "scores", "carried", "through", "last", "o"),
+    *("between", "from_start", "to_end", "between_old", "from_start_old", "scores", "carried", "through", "last", "o", "reach", "factors"),
 )
 """Names that the functions below use themselves."""
 
@@ -277,29 +277,27 @@ class MemoryWriter:
         return lines
 
     def _product_scores(self) -> list[str]:
-        """Any n: responses as products of gate matrices, by halving; gates may be zero."""
-        form, key = self.form, self.args[self.form.key]
-        self.uses |= {"responses", "gate_matrix", "gate_vector"}
-        rows, inclusive = [], []
-        for flow in self.recalls:
-            rows.append(f"gate_vector({[float(i == self._row(flow)) for i in range(form.n)]}, like)")
-            inclusive.append(self._sees_new(flow))
-        if form.c is not None:
-            rows.append(f"gate_vector([{', '.join(map(self._entry, form.c))}], like)")
-            inclusive.append(False)
-        same = [[seen] for seen in inclusive]
-        matrix = ", ".join(f"[{', '.join(self._gate(i, j) for j in range(form.n))}]" for i in range(form.n))
-        lines = [f"like = {self.args[form.target]}[..., 0]", f"gates = gate_matrix([{matrix}], like)"]
-        lines.append(f"columns = gate_vector([{', '.join(map(self._entry, form.b))}], like)")
-        lines += [
-            "between, from_start, (to_end,), total = responses(",
-            f"    gates, [{', '.join(rows)}], [columns], {inclusive}, {same}",
-            ")",
+        """Any n: products of gate matrices, token by token; gates may be zero."""
+        form, key, n = self.form, self.args[self.form.key], self.form.n
+        self.uses |= {"propagated", "gate_matrix", "gate_vector"}
+        matrix = ", ".join(f"[{', '.join(self._gate(i, j) for j in range(n))}]" for i in range(n))
+        lines = [
+            f"like = {self.args[form.target]}[..., 0]",
+            f"gates = gate_matrix([{matrix}], like)",
+            f"columns = gate_vector([{', '.join(map(self._entry, form.b))}], like)",
+            f"reach = propagated(gates, columns)  # [N, B * G, {self.execution.chunk + 1}, {n}, {n + self.execution.chunk}]",
+            f"total, to_end = reach[:, :, -1, :, :{n}], reach[:, :, -1, :, {n}:].mT",
+            f"x = {self._lifted('to_end', key)}",
         ]
-        lines.append(f"x = {self._lifted('to_end', key)}")
-        if rows:
-            lines.append(f"scores = rows @ {key}.mT * torch.cat([line[0] for line in between], 2)")
-            lines.append(f"carried = {self._lifted('torch.cat(from_start, 2)', 'rows')}")
+        seen = [f"reach[:, :, {'1:' if new else ':-1'}, {row}]" for _, new, row in self._seeing()]
+        if form.c is not None:
+            terms = [(x, i) for i, x in enumerate(form.c) if x != 0]
+            picked = (self._scaled(f"reach[:, :, :-1, {i}]", x) for x, i in terms)
+            seen[-1] = " + ".join(picked) if not sees_decayed(form) else seen[-1]
+        if seen:
+            lines.append(f"factors = {_joined(seen)}")
+            lines.append(f"scores = rows @ {key}.mT * factors[..., {n}:]")
+            lines.append(f"carried = {self._lifted(f'factors[..., :{n}]', 'rows')}")
         return lines
 
     def _lifted(self, factors: str, vector: str) -> str:

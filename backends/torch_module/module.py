@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nlc.backends.torch_module import quarry
-from nlc.backends.torch_module.expressions import Namer, identifier
+from nlc.backends.torch_module.expressions import Namer, identifier, reserved
 from nlc.backends.torch_module.memories import MemoryFunction
 from nlc.backends.torch_module.outer import OuterWriter
 from nlc.backends.torch_module.regions import RegionFunction, RegionWriter
@@ -36,12 +36,30 @@ class _Writer:
         self.named: dict[Region, RegionFunction] = {}
         self.uses: set[str] = {"register", "drawn"}
         self.namer = Namer()
-        for word in ("B", "T", "ticks", "outputs", "made", "loss", "losses", "scored", "targets", "i"):
+        for word in (
+            "B",
+            "T",
+            "ticks",
+            "outputs",
+            "made",
+            "loss",
+            "losses",
+            "scored",
+            "targets",
+            "i",
+            "rows",
+            "counts",
+            "optimizer",
+            "values",
+            "first",
+        ):
             self.namer.names[f"reserved {word}"] = word
 
     def write(self) -> Generated:
         for region in self.program.regions:
             self.named[region] = self._region(region)
+        for name in self.functions:
+            self.namer.names[f"function {name}"] = name
         outer = [OuterWriter(self.graph, owner) for owner in self.program.owners]
         updates = [writer.function() for writer in outer]
         cls = self._class(outer)
@@ -57,7 +75,8 @@ class _Writer:
         return Generated(source, self._class_name(), names)
 
     def _class_name(self) -> str:
-        return "".join(word.capitalize() for word in identifier(self.graph.name).split("_"))
+        name = "".join(word.capitalize() for word in identifier(self.graph.name).split("_"))
+        return f"{name}Module" if reserved(name) or name in self.functions else name
 
     def _header(self) -> str:
         doc = f"\n\n{self.graph.doc}" if self.graph.doc else ""
@@ -69,14 +88,15 @@ class _Writer:
 
     def _region(self, region: Region) -> RegionFunction:
         """The function of a region; copies of a block with the same text are one function."""
-        name, n = region.name, 1
+        stem, n = identifier(region.name), 1
+        name = stem = f"{stem}_block" if reserved(stem) else stem
         while True:
             function = RegionWriter(self.program, region).function(name)
             function = self._name_memories(function)
             if self.functions.setdefault(name, function).text == function.text:
                 return self.functions[name]
             n += 1
-            name = f"{region.name}_{n}"
+            name = f"{stem}_{n}"
 
     def _name_memories(self, function: RegionFunction) -> RegionFunction:
         """Enter the memory functions; two memories with one name and different texts get different names."""
@@ -114,7 +134,9 @@ class _Writer:
         return "\n".join(lines)
 
     def _uses_in(self, text: str) -> None:
-        self.uses |= {piece for piece in ("under", "prefixed", "flat", "unflat", "drawn", "register") if f"{piece}(" in text}
+        self.uses |= {
+            piece for piece in ("under", "prefixed", "flat", "unflat", "drawn", "register", "compute_dtype") if f"{piece}(" in text
+        }
 
     def _tables(self) -> list[str]:
         graph = self.graph
@@ -151,7 +173,7 @@ class _Writer:
         lines += [f"        {self.namer(name)} = inputs[{_quoted(name)}]" for name in self.graph.inputs]
         if needs_position(self.graph):
             first = self.namer(self.graph.inputs[0])
-            lines.append(f'        ticks = state["position"] + torch.arange({first}.shape[1], device={first}.device)')
+            lines += self._ticks()
             lines.append(f'        new["position"] = state["position"] + {first}.shape[1]')
         for run in chains(self.program):
             if run[0].for_loss:
@@ -163,11 +185,19 @@ class _Writer:
         self._uses_in("\n".join(lines))
         return lines
 
+    def _ticks(self) -> list[str]:
+        """The position of every token, and the dtype it is computed with."""
+        return [
+            "        first = next(iter(inputs.values()))",
+            '        ticks = state["position"] + torch.arange(first.shape[1], device=first.device)',
+            "        dtype = compute_dtype(p, inputs)",
+        ]
+
     def _final(self, id: str) -> str:
         flow = self.graph.flows[id]
         if flow.op == "number":
             first = self.namer(self.graph.inputs[0])
-            return f"torch.full({first}.shape[:2], {flow.attr('value')!r}, device={first}.device)"
+            return f"torch.full({first}.shape[:2], {flow.attr('value')!r}, dtype=compute_dtype(p, inputs), device={first}.device)"
         return self.namer(id)
 
     def _forward(self) -> list[str]:
@@ -181,7 +211,7 @@ class _Writer:
             carried = self.namer(last.outputs[0])
             stem = first.scope.rpartition(".")[0]
             start = int(first.scope.rpartition(".")[2])
-            others = [self.namer(id) for id in first.inputs[1:]] + (["ticks"] if function.ticks else [])
+            others = [self.namer(id) for id in first.inputs[1:]] + (["ticks", "dtype"] if function.ticks else [])
             path = f'f"{stem}.{{i}}"'
             begin = [f"{carried} = {self.namer(first.inputs[0])}"] if carried != self.namer(first.inputs[0]) else []
             return [
@@ -194,7 +224,7 @@ class _Writer:
 
     def _call(self, region: Region, state: str) -> list[str]:
         function = self.named[region]
-        args = [self.namer(id) for id in region.inputs] + (["ticks"] if function.ticks else [])
+        args = [self.namer(id) for id in region.inputs] + (["ticks", "dtype"] if function.ticks else [])
         outs = [self.namer(id) for id in region.outputs]
         if not region.scope:
             return [f"{', '.join([*outs, 'made'])}{'' if outs else ','} = {function.name}({', '.join(['p', state, *args])})", "new |= made"]
@@ -243,6 +273,8 @@ class _Writer:
         lines += ["        p = dict(self.named_parameters())"] if self._loss_regions() else []
         for id in self._loss_inputs():
             lines.append(f"        {self.namer(id)} = values[{_quoted(id)}]")
+        if any(self.named[region].ticks for region in self._loss_regions()):
+            lines += self._ticks()
         for region in self._loss_regions():
             lines.append(f"        {self._call(region, 'state')[0]}")
         losses = self.namer(str(graph.loss))
@@ -281,7 +313,7 @@ class _Writer:
 
     def _outer_update(self, writer: OuterWriter) -> list[str]:
         owner, name = writer.owner.id, f"{identifier(writer.owner.id)}_update"
-        states = [identifier(m.id.removeprefix(owner + ".")) for m in writer.inner]
+        states = [f"old_{identifier(m.id.removeprefix(owner + '.'))}" for m in writer.inner]
         lines = [f"            names = self.OWNED[{_quoted(owner)}]", "            weights = [p[name] for name in names]"]
         for m, state in zip(writer.inner, states, strict=True):
             lines.append(f'            {state} = [optimizer[f"{m.id}.{{name}}"] for name in names]')

@@ -29,7 +29,7 @@ class RegionWriter:
     def __init__(self, program: Program, region: Region) -> None:
         self.program, self.graph, self.region = program, program.graph, region
         self.namer = Namer(region.scope)
-        for word in ("B", "T", "ticks"):
+        for word in ("B", "T", "ticks", "dtype"):
             self.namer.names[f"reserved {word}"] = word
         if region.scope:
             for id in region.inputs:  # copies of a block must read alike, whatever feeds them
@@ -50,9 +50,14 @@ class RegionWriter:
         ticks = any(self.graph.flows[id].op in ("position", "boundary") for kind, id in self.region.nodes if kind == "flow")
         uses = self.expressions.used | {use for memory in self.memories for use in memory.uses}
         if ticks:
-            arguments_.append("ticks")
+            arguments_ += ["ticks", "dtype"]
         head = [f"def {name}(p: dict[str, Tensor], z: dict[str, Tensor], {', '.join(f'{a}: Tensor' for a in arguments_)}):"]
-        head[0] = head[0].replace(", ):", "):").replace("):", ") -> tuple[Tensor | dict[str, Tensor], ...]:")
+        head[0] = (
+            head[0]
+            .replace("dtype: Tensor", "dtype: torch.dtype")
+            .replace(", ):", "):")
+            .replace("):", ") -> tuple[Tensor | dict[str, Tensor], ...]:")
+        )
         head.append(f'    """{self._doc()}"""')
         if self.needs_size:
             source = next((self.namer(id) for id in self.region.inputs if id in self.full), None)

@@ -401,5 +401,10 @@ class Builder:
         """The flow of the spec's top-level `loss`."""
         if "loss" not in self._loss:
             assert self.spec.loss is not None
-            self._loss["loss"] = self.expr(self.spec.loss, Context("loss"), f"{self.prefix}loss")
+            self._loss["loss"] = self.expr(self.spec.loss, Context("loss"), self._loss_id())
         return self._loss["loss"]
+
+    def _loss_id(self) -> str:
+        """`loss`, unless an input or a flow is called so."""
+        taken = "loss" in self._exprs or "loss" in self.bound
+        return f"{self.prefix}loss:value" if taken else f"{self.prefix}loss"

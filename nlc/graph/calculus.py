@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nlc.diagnostics import Span
-from nlc.graph.ir import Axes, Flow, Learner, LevelGraph
+from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
 
 Coefficient = str | int | float
 """A number, or the id of a flow."""
@@ -140,13 +140,15 @@ def _chain(a: Algebra, flow: Flow, s: Coefficient, depends: set[str]) -> list[tu
     match flow.op:
         case "sum":
             parts = [(x, s)]
+        case "mean":
+            parts = [(x, a.div(s, size_of(a.flows[x].axes) // size_of(flow.axes)))]
         case "neg":
             parts = [(x, a.neg(s))]
         case "add":
             parts = [(x, s), (y, s)]
         case "sub":
             parts = [(x, s), (y, a.neg(s))]
-        case "mul":
+        case "mul" | "dot":
             parts = [(arg, a.mul(s, other)) for arg, other in ((x, y), (y, x)) if arg in depends]
         case "div" if y not in depends:
             parts = [(x, a.div(s, y))]
@@ -155,4 +157,8 @@ def _chain(a: Algebra, flow: Flow, s: Coefficient, depends: set[str]) -> list[tu
             parts = [(x, a.mul(a.mul(s, n), a.pow(x, n - 1)))]
         case _:
             raise NotDifferentiable(f"its objective uses `{flow.op}` on what it recalls", flow.span)
-    return [(arg, part) for arg, part in parts if arg in depends]
+    found = [(arg, part) for arg, part in parts if arg in depends]
+    widest = max((a.flows[arg].axes for arg in flow.args), key=len)
+    if any(a.flows[arg].axes != widest for arg, _ in found):
+        raise NotDifferentiable("its objective mixes the channels of what it recalls", flow.span)
+    return found

@@ -188,7 +188,7 @@ class _Derivation:
             return Affine({self.gradient_symbol: 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
         if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
             learner = self.graph.learners[flow.attr("learner")]
-            return self._new_state(learner) if flow.attr("state") == "after" else Affine({learner.id: 1})
+            return self._new_state(learner) if flow.attr("state") == "after" else self._old_state(learner, flow.attr("state"))
         if flow.op in ("age", "weights"):
             raise _General(f"its rule uses `{flow.op}`", flow.span)
         return self._combine(flow, self._tensor)
@@ -198,13 +198,20 @@ class _Derivation:
         write = learner.writes[0]
         assert write.pred is not None
         slope = derivative(self.algebra, write.loss, write.pred)
-        at: Coefficient = (learner.keep or 1) if learner.at == "decayed" else 1
-        leaf = Affine({learner.id: at})
+        leaf = self._old_state(learner, "at")
 
         def evaluate(id: str) -> Affine:
-            return leaf if id == write.pred else self._tensor(id)
+            if id == write.pred:
+                return leaf
+            flow = self.algebra.flows[id]
+            return self._tensor(id) if flow.op in ("gradient", "recall") else self._combine(flow, evaluate)
 
         return self._evaluate(slope, evaluate)
+
+    def _old_state(self, learner: Learner, which: str) -> Affine:
+        """The state of a learner in the rule before its update: as it was, or where its gradient is taken."""
+        decayed = which == "at" and learner.at == "decayed" and learner.keep is not None
+        return Affine({learner.id: self.algebra.value(str(learner.keep)) if decayed else 1})
 
     def _evaluate(self, value: Coefficient, evaluate: _Evaluate) -> Affine:
         """Evaluate flows made by `derivative`, whose leaves `evaluate` knows."""

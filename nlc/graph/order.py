@@ -55,9 +55,13 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
 
 
 def schedule(graph: LevelGraph, tick: nx.DiGraph[Node] | None = None) -> tuple[Node, ...]:
-    """Flows and updates in an order in which they can run; among equals the order of the file."""
-    place = {node: i for i, node in enumerate([*(("flow", f) for f in graph.flows), *(("update", m) for m in graph.learners)])}
-    return tuple(nx.lexicographical_topological_sort(tick if tick is not None else tick_graph(graph), key=lambda node: place[node]))
+    """Flows and updates in an order in which they can run; among equals the order of the file, an update after what it needs."""
+    tick = tick if tick is not None else tick_graph(graph)
+    place: dict[Node, tuple[int, int]] = {("flow", id): (i, 0) for i, id in enumerate(graph.flows)}
+    for i, id in enumerate(graph.learners, 1):
+        if ("update", id) in tick:
+            place["update", id] = (max((place[node][0] for node in tick.predecessors(("update", id))), default=0), i)
+    return tuple(nx.lexicographical_topological_sort(tick, key=lambda node: place[node]))
 
 
 def ordered(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:

@@ -6,7 +6,7 @@ that update most often at the top; flows follow in an order in which they can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -30,7 +30,12 @@ class Line:
 
 def to_text(graph: LevelGraph) -> str:
     """The printed graph; ends with a newline."""
-    return "".join(f"{_render(line)}\n" for line in _graph(graph, 0, f"graph {graph.name}"))
+    return lines_of(_graph(graph, 0, f"graph {graph.name}"))
+
+
+def lines_of(lines: Iterable[Line]) -> str:
+    """Indented lines, their places as comments in one column."""
+    return "".join(f"{_render(line)}\n" for line in lines)
 
 
 def place(span: Span) -> str:
@@ -73,10 +78,10 @@ def _values(graph: LevelGraph, depth: int) -> Iterator[Line]:
     if numbers:
         yield Line(depth, f"numbers {' '.join(map(_number, numbers))}")
     for id in graph.inputs:
-        yield Line(depth, f"input {id}{_type(graph.flows[id])}", place(graph.flows[id].span))
+        yield Line(depth, f"input {id}{type_of(graph.flows[id])}", place(graph.flows[id].span))
     for flow in graph.flows.values():
         if flow.op != "number" and flow.id not in graph.inputs:
-            yield Line(depth, f"flow {flow.id} = {_operation(flow)}{_type(flow)}", place(flow.span))
+            yield Line(depth, f"flow {flow.id} = {operation(flow)}{type_of(flow)}", place(flow.span))
     for name, id in graph.outputs:
         yield Line(depth, f"output {name} = {id}")
     if graph.loss is not None:
@@ -88,12 +93,17 @@ def _number(flow: Flow) -> str:
     return flow.id if flow.id == f"#{value}" else f"{flow.id}={value}"
 
 
-def _operation(flow: Flow) -> str:
-    """`recall(q, learner=S, state=after)`."""
-    return f"{flow.op}({', '.join([*flow.args, *(f'{key}={show(value)}' for key, value in sorted(flow.attrs.items()))])})"
+def operation(flow: Flow, name: Callable[[str], str] = str) -> str:
+    """`recall(q, learner=S, state=after)`; `name` says how ids are shown."""
+
+    def shown(value: Attribute | Axis) -> Attribute | Axis:
+        return tuple(map(shown, value)) if isinstance(value, tuple) else name(value) if isinstance(value, str) else value
+
+    attrs = (f"{key}={show(shown(value))}" for key, value in sorted(flow.attrs.items()))
+    return f"{flow.op}({', '.join([*map(name, flow.args), *attrs])})"
 
 
-def _type(flow: Flow) -> str:
+def type_of(flow: Flow) -> str:
     """What is left of a flow: axes, dtype, the block copy it is in, the learner whose update it belongs to."""
     parts = [show_axes(flow.axes)] if flow.axes else []
     if flow.dtype != "float":

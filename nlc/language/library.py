@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nlc import specs
-from nlc.diagnostics import Diagnostic, Span, SpecError
+from nlc.diagnostics import DataError, Diagnostic, Span, SpecError
 from nlc.language.conversion import spec_from_text
-from nlc.language.files import read_text, shown_path
+from nlc.language.files import MissingFile, read_text, shown_path
 from nlc.language.spec import Spec
 from nlc.language.wording import did_you_mean, quoted
 
@@ -93,6 +93,32 @@ class Library:
     def names(self, role: str) -> tuple[str, ...]:
         """All names that `find` knows in this role, sorted."""
         return tuple(sorted({path.stem for folder in (*self.search, self.root) for path in _specs_in(folder / role)}))
+
+    def roles(self) -> tuple[str, ...]:
+        """The folders of the spec library that hold specs, sorted."""
+        return tuple(folder.name for folder in _folders_in(self.root) if any(_specs_in(folder)))
+
+    @property
+    def opened(self) -> tuple[Path, ...]:
+        """The files that were read so far, without links, in the order in which they were needed."""
+        return tuple(path for path, loaded in self._loaded.items() if isinstance(loaded, Spec))
+
+    def locate(self, name: str | Path) -> Path:
+        """The file that a path, or a name of the search path or the library (`ops/delta_rule`), stands for.
+
+        Raises DataError where there is neither; other mistakes are found when the file is opened.
+        """
+        path = Path(name)
+        if os.path.lexists(path) or path.suffix or path.is_absolute():
+            return path
+        if all(_SEGMENT.fullmatch(part) for part in path.parts):
+            for folder in (*self.search, self.root):
+                found = folder / f"{path}{SUFFIX}"
+                if _is_file(found) and _real(found).is_relative_to(folder):
+                    return found
+        known = self._known(str(path.parent), (self.root,))
+        help = did_you_mean(str(name), known) or "name a file, or a spec of the library: `nlc list` shows them"
+        raise DataError([MissingFile("there is no such file", Span(str(name), 0, 0, 0, 0), help)])
 
     def open(self, path: Path, chain: Chain = ()) -> Spec:
         """The spec in a file; raises SpecError, or DataError where the file cannot be read."""

@@ -9,11 +9,12 @@ from nlc.language.spec import Spec
 
 
 def load(path: str | Path, library: Library | None = None) -> Spec:
-    """The spec in a file.
+    """The spec in a file; a name without a file of that name is looked up in the library (`ops/delta_rule`).
 
     Raises SpecError with all mistakes of the file and of those it uses, or DataError where the file cannot be read.
     """
-    return (library or Library()).open(Path(path))
+    library = library or Library()
+    return library.open(library.locate(path))
 
 
 def loads(text: str, name: str = "<string>", library: Library | None = None) -> Spec:

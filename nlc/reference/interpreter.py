@@ -291,6 +291,9 @@ class OuterUpdate(Tick):
         self.names = list(names.values())
         self.values[f"{owner.id}.gradient"] = {name: gradients[name] for name in self.names}
 
+    def _mark_boundaries(self) -> None:
+        """The clock of an outer level has no periods longer than one step."""
+
     def compute(self, flow: Flow, args: list[Any]) -> Any:
         if flow.op == "total":
             return torch.stack([x.sum() for x in args[0].values()]).sum().reshape(1)

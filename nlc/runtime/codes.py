@@ -47,3 +47,136 @@ class BackendFailed(Diagnostic):
     """
 
     code = "NLC704"
+
+
+class MissingPackage(Diagnostic):
+    """An optional package that a backend needs is not installed.
+
+    Why: torch-mlir is large, and only the linalg target uses it.
+    Wrong:  nlc emit ops/delta_rule --as linalg      without torch-mlir
+    Right:  pip install 'nlc[mlir]', then the same command
+    """
+
+    code = "NLC705"
+
+
+class NoText(Diagnostic):
+    """A training text that cannot be read.
+
+    Why: there is no such file, it is a folder, or its permissions forbid it.
+    Wrong:  nlc train models/gated_delta_lm --text corpus/        (a folder)
+    Right:  nlc train models/gated_delta_lm --text corpus.txt     (or --text builtin)
+    """
+
+    code = "NLC710"
+
+
+class TextTooShort(Diagnostic):
+    """A text with fewer bytes than one row for training and one for validation.
+
+    Why: a row has `length` bytes and their successors; the last tenth of the text is kept for validation.
+    Wrong:  --text poem.txt --length 4096       (a poem of 2000 bytes)
+    Right:  --text poem.txt --length 128
+    """
+
+    code = "NLC711"
+
+
+class ByteOutsideVocabulary(Diagnostic):
+    """A text with bytes that the model's vocabulary does not have.
+
+    Why: bytes are the indices of the vocabulary; nothing is left out silently.
+    Wrong:  dims: {vocab: 128}      for a text with letters outside ASCII
+    Right:  dims: {vocab: 256}
+    """
+
+    code = "NLC712"
+
+
+class NotAByteModel(Diagnostic):
+    """A spec that `train` and `sample` cannot use: it is no language model of bytes.
+
+    Why: they need one input that is an index, its scores as an output, the loss `cross_entropy(scores, next(input))`, and
+    a learner that owns the weights.
+    Wrong:  nlc train ops/delta_rule
+    Right:  nlc train models/gated_delta_lm
+    """
+
+    code = "NLC713"
+
+
+class NoRun(Diagnostic):
+    """A folder that holds no training run, or no checkpoint yet.
+
+    Why: there is nothing to go on from, or to sample with.
+    Wrong:  nlc sample out/rnu
+    Right:  nlc sample out/run
+    """
+
+    code = "NLC720"
+
+
+class RunExists(Diagnostic):
+    """A folder that already holds a run or other files, where a new run was to start.
+
+    Why: a run is never overwritten.
+    Wrong:  nlc train models/gated_delta_lm -o out/run        (a second time)
+    Right:  nlc train models/gated_delta_lm -o out/run --resume
+    """
+
+    code = "NLC721"
+
+
+class CorruptCheckpoint(Diagnostic):
+    """A checkpoint whose files are damaged: truncated, changed, or not readable.
+
+    Why: the recorded sizes and sums do not fit; training on would hide the damage.
+    Wrong:  a copy of a run that was cut off
+    Right:  name the older checkpoint of the run in its file `LATEST`, or copy the run again
+    """
+
+    code = "NLC722"
+
+
+class ForeignCheckpoint(Diagnostic):
+    """A checkpoint that was not written by this version of nlc.
+
+    Why: its format is another one, or a newer one.
+    Wrong:  a folder of other tensors named like a checkpoint
+    Right:  a checkpoint that `nlc train` wrote
+    """
+
+    code = "NLC723"
+
+
+class OtherSpec(Diagnostic):
+    """A checkpoint that was made from another spec, or from other dims or params.
+
+    Why: its tensors mean something else.
+    Wrong:  nlc train models/gated_delta_lm --set layers=6 -o out/run --resume       (the run has 5)
+    Right:  nlc train models/gated_delta_lm -o out/run --resume
+    """
+
+    code = "NLC724"
+
+
+class OtherSettings(Diagnostic):
+    """A run that is to go on with other settings than it began with.
+
+    Why: going on must be the same, bit for bit, as not having stopped.
+    Wrong:  --batch 16 --resume      for a run with --batch 8
+    Right:  --batch 8 --resume       (`--steps` may grow)
+    """
+
+    code = "NLC725"
+
+
+class LossNotFinite(Diagnostic):
+    """Training that came to a loss, or to weights, that are infinite or not a number.
+
+    Why: every later step would be the same; most often the learning rate is too high.
+    Wrong:  rule: {outer: {lr: 10}}
+    Right:  rule: {outer: {lr: 3.0e-3}}
+    """
+
+    code = "NLC730"

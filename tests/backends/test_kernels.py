@@ -48,13 +48,16 @@ def kron(decay: Tensor, width: int) -> Tensor:
     return torch.einsum("gij,kl->gikjl", decay, identity).flatten(3).flatten(1, 2)
 
 
-def literal_inter_chunk(e0: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
-    errors, states = [], [z0]
-    for e0_i, y_i, x_i, decay_i in zip(e0, y, x, decay, strict=True):
-        error = e0_i - y_i @ states[-1]
-        states.append(kron(decay_i, z0.shape[1] // decay.shape[-1]) @ states[-1] + x_i.mT @ error)
-        errors.append(error)
-    return torch.stack(errors), torch.stack(states)
+def literal_sweep(scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
+    """The equations of the docstring, chunk after chunk, with a solve in each."""
+    chunk, z, outs = v.shape[2], z0, []
+    reads = scores.shape[2] - chunk
+    identity = torch.eye(chunk, dtype=v.dtype)
+    for score, v_i, row, x_i, decay_i in zip(scores, v, rows, x, decay, strict=True):
+        error = torch.linalg.solve(identity + score[:, reads:].tril(-1), v_i - row[:, reads:] @ z)
+        outs.append(row[:, :reads] @ z + score[:, :reads] @ error)
+        z = kron(decay_i, z0.shape[1] // decay.shape[-1]) @ z + x_i.mT @ error
+    return torch.stack(outs), z
 
 
 def literal_free(d: Tensor, decay: Tensor, z0: Tensor) -> Tensor:
@@ -64,38 +67,41 @@ def literal_free(d: Tensor, decay: Tensor, z0: Tensor) -> Tensor:
     return torch.stack(states)
 
 
-def inter_chunk_inputs(n: int, chunks: int = N) -> list[Tensor]:
+def sweep_inputs(n: int, chunks: int = N, reads: int = C) -> list[Tensor]:
     depth = n * K
-    shapes = [(chunks, G, C, V), (chunks, G, C, depth), (chunks, G, C, depth), (chunks, G, n, n), (G, depth, V)]
+    shapes = [
+        (chunks, G, reads + C, C),
+        (chunks, G, C, V),
+        (chunks, G, reads + C, depth),
+        (chunks, G, C, depth),
+        (chunks, G, n, n),
+        (G, depth, V),
+    ]
     return [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
 
 
-def strictly_lower(*shape: int) -> Tensor:
-    return draw(*shape).detach().tril(-1).requires_grad_()
-
-
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_inter_chunk_is_the_loop(n: int) -> None:
-    assert_same(kernels.inter_chunk, literal_inter_chunk, inter_chunk_inputs(n))
+@pytest.mark.parametrize("reads", [0, C, 2 * C])
+def test_sweep_is_the_loop(n: int, reads: int) -> None:
+    assert_same(kernels.sweep, literal_sweep, sweep_inputs(n, reads=reads), 1e-9)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_inter_chunk_solved_is_solve_then_loop(n: int) -> None:
-    def literal(a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = torch.linalg.inv(torch.eye(C, dtype=a.dtype) + a.tril(-1))
-        return literal_inter_chunk(inverse @ u, inverse @ y, x, decay, z0)
+def test_zero_decay_forgets_the_state_and_keeps_its_gradient() -> None:
+    scores, v, rows, x, decay, z0 = sweep_inputs(1)
 
-    assert_same(kernels.inter_chunk_solved, literal, [strictly_lower(N, G, C, C), *inter_chunk_inputs(n)])
+    assert_same(kernels.sweep, literal_sweep, [scores, v, rows, x, torch.zeros_like(decay).requires_grad_(), z0], 1e-9)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_inter_chunk_read_is_solve_then_loop_then_read(n: int) -> None:
-    def literal(a: Tensor, u: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inverse = torch.linalg.inv(torch.eye(C, dtype=a.dtype) + a.tril(-1))
-        errors, states = literal_inter_chunk(inverse @ u, inverse @ y, x, decay, z0)
-        return rows @ states[:-1], errors, states[-1]
+@pytest.mark.parametrize("chunk", [32, 64, 128])
+def test_correlated_keys_at_rate_one_in_float32(chunk: int) -> None:
+    noise, common = draw(1, 4, chunk, 64).detach(), draw(64, seed=3).detach()
+    keys = torch.nn.functional.normalize(0.3 * noise / 8 + 0.9 * torch.nn.functional.normalize(common, dim=-1), dim=-1)
+    queries, v, z0 = draw(1, 4, chunk, 64, seed=5).detach(), draw(1, 4, chunk, 64, seed=6).detach(), torch.zeros(4, 64, 64).double()
+    rows = torch.cat([queries, keys], 2)
+    inputs = [rows @ keys.mT, v, rows, keys, torch.ones(1, 4, 1, 1).double(), z0]
 
-    assert_same(kernels.inter_chunk_read, literal, [strictly_lower(N, G, C, C), *inter_chunk_inputs(n), draw(N, G, 3, n * K)])
+    for ours, exact in zip(kernels.sweep(*(x.float() for x in inputs)), literal_sweep(*inputs), strict=True):
+        assert (ours - exact).abs().max() < 5e-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
@@ -112,42 +118,37 @@ def test_inter_chunk_free_without_decay_is_a_cumulative_sum() -> None:
     )
 
 
-def test_zero_decay_forgets_the_state_and_keeps_its_gradient() -> None:
-    e0, y, x, decay, z0 = inter_chunk_inputs(1)
-    zero = torch.zeros_like(decay).requires_grad_()
-
-    assert_same(kernels.inter_chunk, literal_inter_chunk, [e0, y, x, zero, z0])
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 4, 8, 16, 32, 64, 128])
-def test_unit_lower_solve(chunk: int) -> None:
-    def literal(a: Tensor, rhs: Tensor) -> Tensor:
-        if chunk > 16:  # the loop is too slow there
-            return torch.linalg.inv(torch.eye(chunk, dtype=a.dtype) + a.tril(-1)) @ rhs
-        rows: list[Tensor] = []
-        for t in range(chunk):
-            row = rhs[..., t, :] - 0 * a[..., t, t : t + 1]
-            if t:
-                row = row - (a[..., t, :t].unsqueeze(-2) @ torch.stack(rows, -2)).squeeze(-2)
-            rows.append(row)
-        return torch.stack(rows, -2)
-
-    a = (strictly_lower(2, G, chunk, chunk).detach() * chunk**-0.5).requires_grad_()
-    rhs = draw(2, G, chunk, V)
-
-    assert_same(kernels.unit_lower_solve, literal, [a, rhs], 1e-10)
-    assert_same(lambda a, rhs: kernels.unit_lower_inverse(a) @ rhs + 0 * a.sum(), lambda a, rhs: literal(a.tril(-1), rhs), [a, rhs], 1e-10)
+def literal_propagated(gates: Tensor, columns: Tensor) -> Tensor:
+    n, chunk = gates.shape[-1], gates.shape[2]
+    z = [torch.cat([torch.eye(n, dtype=gates.dtype).expand(*gates.shape[:2], n, n), gates.new_zeros(*gates.shape[:2], n, chunk)], -1)]
+    for t in range(chunk):
+        own = torch.nn.functional.one_hot(torch.tensor(n + t), n + chunk).to(gates.dtype)
+        z.append(gates[:, :, t] @ z[-1] + columns[:, :, t, :, None] * own)
+    return torch.stack(z, 2)
 
 
-@pytest.mark.parametrize("chunk", [32, 64, 128])
-def test_correlated_keys_at_rate_one_in_float32(chunk: int) -> None:
-    noise, common = draw(4, chunk, 64).detach(), draw(64, seed=3).detach()
-    keys = torch.nn.functional.normalize(0.3 * noise / 8 + 0.9 * torch.nn.functional.normalize(common, dim=-1), dim=-1)
-    a, rhs = (keys @ keys.mT).tril(-1), draw(4, chunk, 64).detach()
-    exact = torch.linalg.solve_triangular(a, rhs, upper=False, unitriangular=True)
+@pytest.mark.parametrize(("n", "chunk"), [(1, 8), (2, 8), (3, 4), (2, 1)])
+@pytest.mark.parametrize("zero", [False, True])
+def test_propagated_is_the_loop(n: int, chunk: int, zero: bool) -> None:
+    gates = draw(N, G, chunk, n, n).detach()
+    if zero:
+        gates[:, :, chunk // 2] = 0
+        gates[:, 0, 0] = 0
 
-    for solution in (kernels.unit_lower_solve(a.float(), rhs.float()), kernels.unit_lower_inverse(a.float()) @ rhs.float()):
-        assert (solution - exact).abs().max() < 5e-6 * exact.abs().max()
+    assert_same(kernels.propagated, literal_propagated, [gates.requires_grad_(), draw(N, G, chunk, n, seed=1)])
+
+
+def test_propagated_and_segment_decay_agree() -> None:
+    log_keep = draw(N, G, C)
+    reach = kernels.propagated(log_keep.exp()[..., None, None], torch.ones(N, G, C, 1, dtype=torch.float64))
+
+    for i, inclusive in enumerate((True, False)):
+        between, from_start, to_end, total = kernels.segment_decay(log_keep, inclusive)
+        seen = reach[:, :, 1 - i : C + 1 - i, 0]
+        torch.testing.assert_close(seen[..., 1:], between)
+        torch.testing.assert_close(seen[..., 0], from_start)
+        torch.testing.assert_close(reach[:, :, -1, 0, 1:], to_end)
+        torch.testing.assert_close(reach[:, :, -1, 0, 0], total)
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
@@ -181,116 +182,26 @@ def test_segment_decay_keeps_float32_accuracy_beside_strong_gates() -> None:
     assert (kernels.segment_decay(log_keep.float())[0] - exact).abs().max() < 5e-7
 
 
-SAME = [[True, False], [False, True], [False, False]]
-
-
-def literal_responses(gates: Tensor, *vectors: Tensor) -> list[object]:
-    rows, columns, inclusive = vectors[:3], vectors[3:], [True, False, True]
-    length = gates.shape[-3]
-
-    def product(row: Tensor, last: int, first: int) -> Tensor:
-        for t in range(last, first - 1, -1):
-            row = (row.unsqueeze(-2) @ gates[..., t, :, :]).squeeze(-2)
-        return row
-
-    def entry(i: int, j: int, t: int, s: int) -> Tensor:
-        row, column = rows[i][..., t, :], columns[j][..., s, :]
-        if t == s:
-            return (row * column).sum(-1) * float(SAME[i][j])
-        carried = product(row, t if inclusive[i] else t - 1, s + 1)
-        return (carried * column).sum(-1) * float(t > s)
-
-    identity = torch.eye(gates.shape[-1], dtype=gates.dtype).expand(*gates.shape[:-3], -1, -1)
-    totals = [torch.stack([product(row, length - 1, s + 1) for row in identity.unbind(-2)], -2) for s in range(-1, length)]
-    return [
-        [
-            [torch.stack([torch.stack([entry(i, j, t, s) for s in range(length)], -1) for t in range(length)], -2) for j in range(2)]
-            for i in range(3)
-        ],
-        [torch.stack([product(rows[i][..., t, :], t if inclusive[i] else t - 1, 0) for t in range(length)], -2) for i in range(3)],
-        [torch.stack([(totals[s + 1] @ column[..., s, :].unsqueeze(-1)).squeeze(-1) for s in range(length)], -2) for column in columns],
-        totals[0],
-    ]
-
-
-@pytest.mark.parametrize(("n", "chunk"), [(1, 8), (2, 8), (3, 4), (2, 1)])
-@pytest.mark.parametrize("zero", [False, True])
-def test_responses(n: int, chunk: int, zero: bool) -> None:
-    gates = draw(2, chunk, n, n).detach()
-    if zero:
-        gates[:, chunk // 2] = 0
-        gates[:, 0, 0] = 0
-    vectors = [draw(2, chunk, n, seed=i) for i in range(5)]
-
-    assert_same(
-        lambda gates, *v: kernels.responses(gates, list(v[:3]), list(v[3:]), [True, False, True], SAME),
-        literal_responses,
-        [gates.requires_grad_(), *vectors],
-    )
-
-
-def test_responses_and_segment_decay_agree() -> None:
-    log_keep = draw(N, C)
-    one = torch.ones(N, C, 1, dtype=torch.float64)
-    between, rows, columns, total = kernels.responses(log_keep.exp()[..., None, None], [one, one], [one], [True, False], [[True], [False]])
-
-    for i, inclusive in enumerate((True, False)):
-        expected = kernels.segment_decay(log_keep, inclusive)
-        torch.testing.assert_close(between[i][0], expected[0])
-        torch.testing.assert_close(rows[i].squeeze(-1), expected[1])
-        torch.testing.assert_close(columns[0].squeeze(-1), expected[2])
-        torch.testing.assert_close(total[..., 0, 0], expected[3])
-
-
-def operator_cases() -> list[tuple[str, list[Tensor]]]:
+def operator_cases() -> list[tuple[str, str, list[Tensor]]]:
     n = 2
     return [
-        ("inter_chunk", inter_chunk_inputs(n)),
-        ("inter_chunk_solved", [strictly_lower(N, G, C, C), *inter_chunk_inputs(n)]),
-        ("inter_chunk_read", [strictly_lower(N, G, C, C), *inter_chunk_inputs(n), draw(N, G, 3, n * K)]),
-        ("inter_chunk_free", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
-        ("unit_lower_solve", [strictly_lower(N, G, C, C), draw(N, G, C, V)]),
+        ("sweep", "chunk_sweep_2", sweep_inputs(n)),
+        ("inter_chunk_free", "inter_chunk_free_2", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
+        ("propagated", "propagated", [draw(N, G, C, n, n), draw(N, G, C, n)]),
     ]
 
 
-@pytest.mark.parametrize(("name", "inputs"), operator_cases(), ids=lambda case: case if isinstance(case, str) else "")
-def test_operators_pass_opcheck(name: str, inputs: list[Tensor]) -> None:
-    torch.library.opcheck(getattr(torch.ops.nlc, name).default, tuple(inputs))
-
-
-@pytest.mark.parametrize(("name", "inputs"), operator_cases(), ids=lambda case: case if isinstance(case, str) else "")
-def test_operators_have_the_numerical_gradient(name: str, inputs: list[Tensor]) -> None:
-    kernel: Callable[..., Tensor | tuple[Tensor, ...]] = getattr(kernels, name)
-    small = [x.detach()[:2, :1, :2, :2] if x.dim() == 4 else x.detach()[:1, :2, :2] for x in inputs]
-    triangular = name in ("inter_chunk_solved", "inter_chunk_read", "unit_lower_solve")
-
-    def call(*arguments: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return kernel(arguments[0].tril(-1), *arguments[1:]) if triangular else kernel(*arguments)
-
-    assert torch.autograd.gradcheck(call, [x.requires_grad_() for x in small])
+@pytest.mark.parametrize(("name", "registered", "inputs"), operator_cases(), ids=lambda case: case if isinstance(case, str) else "")
+def test_operators_pass_opcheck(name: str, registered: str, inputs: list[Tensor]) -> None:
+    torch.library.opcheck(getattr(torch.ops.nlc, registered).default, tuple(inputs))
 
 
 def test_graph_does_not_grow_with_the_sequence() -> None:
     def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-        errors, states = kernels.inter_chunk(*inputs)
-        return torch.autograd.grad(errors.sum() + states.sum(), inputs)
+        out, last = kernels.sweep(*inputs)
+        return torch.autograd.grad(out.sum() + last.sum(), inputs)
 
-    sizes = [len(make_fx(step)(*inter_chunk_inputs(1, chunks)).graph.nodes) for chunks in (2, 64)]
-
-    assert sizes[0] == sizes[1]
-
-
-def test_export_does_not_grow_with_the_sequence() -> None:
-    class Module(torch.nn.Module):
-        def forward(self, e0: Tensor, y: Tensor, x: Tensor, decay: Tensor, z0: Tensor) -> tuple[Tensor, Tensor]:
-            return kernels.inter_chunk(e0, y, x, decay, z0)
-
-    sizes = []
-    for chunks in (2, 64):
-        inputs = tuple(x.detach() for x in inter_chunk_inputs(1, chunks))
-        program = torch.export.export(Module(), inputs)
-        sizes.append(len(program.graph.nodes))
-        torch.testing.assert_close(program.module()(*inputs), literal_inter_chunk(*inputs))
+    sizes = [len(make_fx(step)(*sweep_inputs(1, chunks)).graph.nodes) for chunks in (2, 64)]
 
     assert sizes[0] == sizes[1]
 
@@ -302,5 +213,5 @@ def test_a_second_copy_of_the_kernels_shares_the_operators() -> None:
     copy = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(copy)
 
-    assert copy._INTER_CHUNK is kernels._INTER_CHUNK
-    assert_same(copy.inter_chunk, kernels.inter_chunk, inter_chunk_inputs(2))
+    assert copy._SWEEP is kernels._SWEEP
+    assert_same(copy.sweep, kernels.sweep, sweep_inputs(2))

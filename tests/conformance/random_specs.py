@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
+from nlc.language.schema import RESERVED
+
 Options = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
@@ -196,7 +198,7 @@ PLAIN = ("q", "k", "v", "p", "x", "beta", "gate", "S", "R", "o", "y", "u", "w", 
 HOSTILE = (
     *("B", "T", "t", "e", "rows", "ones", "states", "errors", "total", "w", "a", "x", "y", "z", "p", "like", "gates", "columns"),
     *("between", "from_start", "to_end", "new", "state", "inputs", "outputs", "torch", "F", "Tensor", "nn", "ticks", "made", "loss"),
-    *("losses", "scored", "targets", "i", "lambda", "class", "None", "S", "gradient", "step", "update", "init", "anchor", "chunked"),
+    *("losses", "scored", "i", "lambda", "class", "None", "S", "gradient", "step", "update", "init", "anchor", "chunked"),
     *("recalled", "spread", "read_0", "o_0", "before_0", "scores_0", "F_00", "G", "N", "C", "float", "range", "dict", "len", "print"),
     *(
         "S_recurrent",
@@ -235,14 +237,14 @@ class Writer:
     def name(self, role: str) -> str:
         """A name for a new thing, one that nothing else has."""
         if role not in self.taken:
-            free = [n for n in self.names if n not in self.taken.values()]
+            free = [n for n in self.names if n not in self.taken.values() and n not in RESERVED]
             self.taken[role] = self.rng.choice(free) if self.o["names"] == "hostile" and free else self._numbered(role)
         return self.taken[role]
 
     def _numbered(self, role: str) -> str:
         stem = "".join(c for c in role.split()[0] if c.isalnum())
         name, n = stem, 1
-        while name in self.taken.values() or name in WORDS:
+        while name in self.taken.values() or name in RESERVED:
             n += 1
             name = f"{stem}{n}"
         return name
@@ -407,7 +409,7 @@ class Writer:
         few = rng.choice(("0.3", data))
         calls = {
             "absent": "",
-            "gd": rng.choice(("gd", f"{{gd: {{rate: {json.dumps(few)}}}}}")),
+            "gd": rng.choice(("{gd: {}}", f"{{gd: {{rate: {json.dumps(few)}}}}}")),
             "momentum": rng.choice(
                 ("momentum", "{momentum: {rate: 0.3, decay: 0.7}}", "{momentum: {decay: 0}}", "{momentum: {decay: 1, rate: 0.1}}")
             ),
@@ -504,9 +506,6 @@ class Writer:
         return [first]
 
 
-WORDS = {"self", "pred", "key", "value", "query", "position", "exp", "sum", "mean"}
-
-
 def case_of(number: int, options: Options | None = None) -> Case:
     """The case of a number: the options are those of the plan unless given."""
     o = dict(options or plan()[number])
@@ -571,7 +570,7 @@ def _text(writer: Writer, sizes: dict[str, int], name: str, outputs: dict[str, s
     loss = None
     if y is not None:
         loss = _loss(writer, y)
-        rule = rng.choice((f"{{{o['training']}: {{{'rate' if o['training'] == 'momentum' else 'lr'}: 0.05}}}}", o["training"]))
+        rule = rng.choice((f"{{{o['training']}: {{{'rate' if o['training'] == 'momentum' else 'lr'}: 0.05}}}}", f"{{{o['training']}: {{}}}}"))
         fold = f"{{row: {rng.choice(('mean', 'sum'))}, token: {rng.choice(('mean', 'sum'))}}}"
         owner = writer.name("weights")
         learn = f"{{minimize: loss, fold: {fold}, rule: {rule}}}"

@@ -1,0 +1,124 @@
+"""Every mistake a user can make in a spec, found without running it: load, build, all passes, the program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from nlc.diagnostics import Diagnostic, SpecError
+from nlc.graph.build import build
+from nlc.language.library import Library
+from nlc.language.load import loads
+from nlc.language.spec import Spec, Use
+from nlc.passmanager import PassManager, Stage, pipeline
+
+if TYPE_CHECKING:
+    from nlc.graph.ir import LevelGraph
+
+
+class Unread(Diagnostic):
+    """A learner that neither an output nor the loss reads (a warning).
+
+    Why: it is dropped, with its parameters and states; most often a call of it was forgotten.
+    Wrong:  outputs: {o: q}          beside a learner S that nobody calls
+    Right:  outputs: {o: S(q)}
+    """
+
+    code = "NLC505"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found. Without an error, `graph` is the level graph after all passes (None for a part of specs)."""
+
+    error: SpecError | None
+    warnings: tuple[Diagnostic, ...] = ()
+    graph: LevelGraph | None = None
+    sources: Mapping[str, str] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return self.error.exit_code if self.error is not None else 0
+
+
+def check(spec: Spec, library: Library, dims: Mapping[str, int] | None = None, params: Mapping[str, float] | None = None) -> Report:
+    """All mistakes of a spec. A rule, an objective or a store is checked inside a small spec that uses it."""
+    role = role_of(spec)
+    host = spec if role == "model" else _hosted(spec, role, library)
+    try:
+        graph = build(host, library, dims, params)
+        after, stages = PassManager(pipeline()).run(graph)
+        from nlc.program.program import schedule
+
+        schedule(after)
+    except SpecError as error:
+        return Report(error.with_sources({**spec.sources, **error.sources}))
+    if role != "model":
+        return Report(None)
+    return Report(None, tuple(unread_learners(graph, stages)), after, after.sources)
+
+
+def unread_learners(graph: LevelGraph, stages: Iterable[Stage]) -> list[Diagnostic]:
+    """A warning for each declared learner that the passes removed because nothing reads it."""
+    before = graph
+    found: dict[object, Diagnostic] = {}
+    for stage in stages:
+        for learner in before.learners.values():
+            if learner.id not in stage.graph.learners and learner.host not in before.learners:
+                name = learner.id.removeprefix(f"{learner.scope}.")
+                what = "memory" if learner.writes else "parameter"
+                message = f"the {what} `{name}` is never read; it is dropped"
+                found.setdefault(learner.span, Unread(message, learner.span, "read it in an output or the loss, or remove it"))
+        before = stage.graph
+    return sorted(found.values(), key=lambda diagnostic: diagnostic.span)
+
+
+def role_of(spec: Spec) -> str:
+    """`model` for what can be built by itself, else `rule`, `objective` or `store`: a part that other specs use."""
+    kinds = {item.kind for item in spec.inputs}
+    if "gradient" in kinds:
+        return "rule"
+    if kinds & {"pred", "value"}:
+        return "objective"
+    has_tensors = any(type(param.value).__name__ == "ListOf" for param in spec.params)
+    return "store" if has_tensors and not spec.levels else "model"
+
+
+_HOSTS = {
+    "rule": """
+        flows: {y: "linear(x, a)"}
+        loss: sum((y - x)^2)
+        levels:
+          outer:
+            every: 1 step
+            learners:
+              weights:
+                {owns: rest, scope: shared, read: start, learn: {minimize: loss, fold: {row: mean, token: mean}, rule: {part: {}}}}
+        outputs: {y: y}""",
+    "objective": """
+        levels:
+          memory:
+            every: 1 token
+            learners:
+              S: {store: {matrix: [a, b]}, learn: {key: x, value: v, minimize: part}}
+        outputs: {y: S(x)}""",
+    "store": """
+        levels:
+          memory:
+            every: 1 token
+            learners:
+              S: {store: {part: [AXES]}, init: learned}
+        outputs: {y: S(QUERY)}""",
+}
+
+
+def _hosted(spec: Spec, role: str, library: Library) -> Spec:
+    """The smallest spec that uses a part."""
+    axes = ["a", "b", "c", "e"][: len(spec.dims)]
+    body = _HOSTS[role].replace("AXES", ", ".join(axes)).replace("QUERY", "x" if spec.inputs else "")
+    head = "nlc: 1\nname: host\ndims: {a: 2, b: 3, c: 5, e: 7}\ninputs: {x: [a], v: [b]}\n"
+    lines = body.lstrip("\n").split("\n")
+    text = head + "\n".join(line[8:] for line in lines) + "\n"
+    host = loads(text, f"<a use of {spec.name}>", library)
+    return replace(host, uses=(Use("part", spec.path, spec, spec.span),), sources={**host.sources, **spec.sources})

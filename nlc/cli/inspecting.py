@@ -1,0 +1,198 @@
+"""check, graph, list, schema: what a spec says, without torch."""
+
+from __future__ import annotations
+
+import enum
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nlc.cli.session import Color, ColorOption, DebugOption, JsonOption, Session, render, session
+from nlc.cli.specs import Chosen, SetOption, SpecArgument, open_spec
+from nlc.diagnostics import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from nlc.checking import Report
+    from nlc.graph.ir import LevelGraph
+
+OutOption = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.", show_default=False)]
+
+
+def check(
+    specs: Annotated[list[str], typer.Argument(metavar="SPEC..", help="Spec files, or names of the library.", show_default=False)],
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    color: ColorOption = Color.auto,
+    debug: DebugOption = False,
+) -> None:
+    """Find every mistake in specs: names, shapes, clocks, causality, and whether they can be compiled.
+
+    Rules, objectives and stores are checked inside a small spec that uses them. Never imports torch.
+
+    \b
+    Example: nlc check specs/models/gated_delta_lm.yaml
+             nlc check ops/delta_rule --set H=8 --json
+    """
+    with session(color, debug, as_json) as out:
+        reports = {name: _check(name, settings) for name in specs}
+        if as_json:
+            out.json({"specs": [_report_json(name, report) for name, report in reports.items()]})
+        else:
+            for name, report in reports.items():
+                _show(out, name, report)
+        worst = max(report.exit_code for report in reports.values())
+        if worst:
+            raise typer.Exit(worst)
+
+
+def _check(name: str, settings: list[str] | None) -> Report:
+    from nlc.checking import Report
+    from nlc.checking import check as check_spec
+
+    try:
+        chosen = open_spec(name, settings)
+    except SpecError as error:
+        return Report(error)
+    return check_spec(chosen.spec, chosen.library, chosen.dims, chosen.params)
+
+
+def _show(out: Session, name: str, report: Report) -> None:
+    """Findings are the result of `check`, so they go to stdout; that all is well is a result as well."""
+    if report.warnings:
+        out.result(out.painted(render(report.warnings, report.sources or {}, "warning"), sys.stdout) + "\n")
+    if report.error is not None:
+        out.result(out.painted(report.error.render(), sys.stdout))
+        count = len(report.error.diagnostics)
+        out.message(f"{name}: {count} mistake{'s' if count > 1 else ''}")
+        return
+    out.result(f"{name}: ok{_summary(report.graph)}")
+
+
+def _summary(graph: LevelGraph | None) -> str:
+    if graph is None:
+        return ""
+    from nlc.graph.ir import size_of
+    from nlc.graph.order import levels
+
+    parameters = sum(size_of(learner.axes) for learner in graph.parameters)
+    found = [(len(levels(graph)), "level"), (len(graph.learners), "learner"), (len(graph.flows), "flow"), (parameters, "parameter")]
+    return f" ({', '.join(f'{count:,} {noun}{"" if count == 1 else "s"}' for count, noun in found)})"
+
+
+def _report_json(name: str, report: Report) -> dict[str, object]:
+    errors = [] if report.error is None else [diagnostic.to_json() for diagnostic in report.error.diagnostics]
+    return {
+        "spec": name,
+        "ok": report.error is None,
+        "exit_code": report.exit_code,
+        "errors": errors,
+        "warnings": [diagnostic.to_json() for diagnostic in report.warnings],
+    }
+
+
+class GraphForm(enum.StrEnum):
+    text = "text"
+    json = "json"
+    svg = "svg"
+
+
+def graph(
+    spec: SpecArgument,
+    form: Annotated[GraphForm, typer.Option("--as", help="The form of the output.")] = GraphForm.text,
+    output: OutOption = None,
+    after: Annotated[str | None, typer.Option("--after", metavar="PASS", help="The graph after this pass.", show_default=False)] = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+    color: ColorOption = Color.auto,
+    debug: DebugOption = False,
+) -> None:
+    """Print the level graph of a spec: flows, learners, clocks, derived levels. Never imports torch.
+
+    \b
+    Example: nlc graph ops/gated_delta_rule
+             nlc graph ops/gated_delta_rule --as svg -o graph.svg
+             nlc graph ops/gated_delta_rule --after classify --set H=8
+    """
+    with session(color, debug, as_json) as out:
+        if as_json and form is GraphForm.svg:
+            raise UsageError("`--json` and `--as svg` exclude each other")
+        built = build_graph(open_spec(spec, settings))
+        if after is not None:
+            from nlc.passmanager import PassManager, pipeline
+
+            built = PassManager(pipeline(stop_after=after)).run(built)[0]
+        write(out, graph_text(built, GraphForm.json if as_json else form), output)
+
+
+def build_graph(chosen: Chosen) -> LevelGraph:
+    """The level graph before any pass."""
+    from nlc.graph.build import build
+
+    return build(chosen.spec, chosen.library, chosen.dims, chosen.params)
+
+
+def graph_text(graph: LevelGraph, form: GraphForm) -> str:
+    if form is GraphForm.svg:
+        from nlc.graph.svg import to_svg
+
+        return to_svg(graph)
+    if form is GraphForm.json:
+        from nlc.graph.as_json import to_json
+
+        return json.dumps(to_json(graph), indent=2, ensure_ascii=False) + "\n"
+    from nlc.graph.text import to_text
+
+    return to_text(graph)
+
+
+def write(out: Session, text: str, output: Path | None) -> None:
+    """To stdout, or whole into a file."""
+    if output is None:
+        out.result(text)
+        return
+    from nlc.files import write_atomically
+
+    write_atomically(output, text)
+    out.message(f"wrote {output}")
+
+
+def list_specs(
+    role: Annotated[str | None, typer.Argument(metavar="[ROLE]", help="Only this folder: ops, models, optimizers ..", show_default=False)] = None,
+    as_json: JsonOption = False,
+    color: ColorOption = Color.auto,
+    debug: DebugOption = False,
+) -> None:
+    """List the spec library, one line each.
+
+    \b
+    Example: nlc list
+             nlc list ops --json
+    """
+    with session(color, debug, as_json) as out:
+        from nlc.language.library import Library
+
+        library = Library()
+        roles = library.roles()
+        if role is not None and role not in roles:
+            raise UsageError(f"the library has no folder `{role}`; it has: {', '.join(roles)}")
+        found = [(r, name, library.open(library.root / r / f"{name}.yaml")) for r in roles if role in (None, r) for name in library.names(r)]
+        if as_json:
+            out.json({"specs": [{"name": f"{r}/{n}", "role": r, "doc": s.doc, "file": s.path, "dims": [d.name for d in s.dims]} for r, n, s in found]})
+            return
+        width = max(len(f"{r}/{name}") for r, name, _ in found)
+        out.result("\n".join(f"{f'{r}/{name}':<{width}}  {spec.doc}".rstrip() for r, name, spec in found))
+
+
+def schema(output: OutOption = None, color: ColorOption = Color.auto, debug: DebugOption = False) -> None:
+    """Print the JSON schema of specs, for completion and checks in editors.
+
+    \b
+    Example: nlc schema -o spec-v1.schema.json
+    """
+    with session(color, debug) as out:
+        from nlc.language.schema import json_schema
+
+        write(out, json.dumps(json_schema(), indent=2) + "\n", output)

@@ -1,0 +1,99 @@
+"""SPEC arguments: a path, or a name of the library such as `ops/delta_rule`; values given with --set and --pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nlc.diagnostics import UsageError
+
+if TYPE_CHECKING:
+    from nlc.language.library import Library
+    from nlc.language.spec import Spec
+
+SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A spec file, or a name of the library: ops/delta_rule.", show_default=False)]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another value for a dim or a param; may be repeated.", show_default=False)
+]
+
+Number = int | float
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A loaded spec, the library that its names come from, and the values that replace its own."""
+
+    spec: Spec
+    library: Library
+    dims: dict[str, int]
+    params: dict[str, Number]
+
+
+def open_spec(name: str, settings: Iterable[str] | None = None) -> Chosen:
+    """Load a spec by path or library name. Raises SpecError, or DataError where there is no such file."""
+    from nlc.language.library import Library
+
+    library = Library()
+    spec = library.open(library.locate(name))
+    dims: dict[str, int] = {}
+    params: dict[str, Number] = {}
+    declared = {param.name for param in spec.params}
+    for key, value in map(_setting, settings or ()):
+        if key in declared:
+            params[key] = value
+        else:
+            dims[key] = value  # type: ignore[assignment] - `build` refuses what is no whole number, with a diagnostic
+    return Chosen(spec, library, dims, params)
+
+
+def _setting(text: str) -> tuple[str, Number]:
+    name, equals, value = text.partition("=")
+    number = _number(value)
+    if not equals or not name.strip() or number is None:
+        raise UsageError(f"`--set {text}` is not of the form NAME=NUMBER, for example `--set H=8`")
+    return name.strip(), number
+
+
+def _number(text: str) -> Number | None:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return None
+
+
+def pass_options(chosen: Iterable[str]) -> dict[str, dict[str, object]]:
+    """`--pass choose-form:form=recurrent,chunk=32` -> {"choose-form": {"form": "recurrent", "chunk": 32}}."""
+    found: dict[str, dict[str, object]] = {}
+    for text in chosen:
+        name, _, rest = text.partition(":")
+        if name in found:
+            raise UsageError(f"the pass `{name}` is named twice")
+        found[name] = dict(_option(name, item) for item in rest.split(",")) if rest else {}
+    return found
+
+
+def _option(name: str, item: str) -> tuple[str, object]:
+    from nlc.passmanager import find_pass
+
+    kinds = {field.name: str(field.type) for field in fields(find_pass(name))}
+    key, equals, value = item.partition("=")
+    key = key.strip().replace("-", "_")
+    if not equals or key not in kinds:
+        known = ", ".join(option.replace("_", "-") for option in kinds)
+        raise UsageError(f"the pass `{name}` has no option `{item}`; {f'options: {known}' if known else 'it has none'}")
+    readers = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
+    try:
+        return key, readers[kinds[key]](value)  # type: ignore[operator]
+    except (KeyError, ValueError):
+        raise UsageError(f"`{value}` is no {kinds[key]}, which the option `{key}` of `{name}` needs") from None
+
+
+def file_stem(chosen: Chosen) -> str:
+    """A name for output files."""
+    return Path(chosen.spec.path).stem

@@ -1,0 +1,63 @@
+"""What a learner costs: multiply-adds for each token, numbers it carries. Counted from shapes, nothing is measured here."""
+
+from __future__ import annotations
+
+from nlc.graph.edges import learners_of
+from nlc.graph.ir import Learner, LevelGraph, size_of
+from nlc.graph.linear import LinearForm
+from nlc.graph.state import optimizer_keys, state_tensors
+
+BYTES = 4
+"""Of a number: states and weights are float32 unless asked otherwise."""
+
+
+def multiply_adds(graph: LevelGraph, learner: Learner, form: str | None = None) -> int:
+    """For one token of one row, matrix products only. `form` replaces the form chosen for a memory."""
+    if isinstance(learner.linear, LinearForm):
+        return _memory(graph, learner, learner.linear, form)
+    if learner.store.form == "map" and not learner.writes:
+        return size_of(learner.axes) * asked(graph, learner)
+    if learner.store.form == "kernel":
+        return size_of(learner.axes)
+    return 0
+
+
+def asked(graph: LevelGraph, learner: Learner) -> int:
+    """How often a tick asks the learner. A fused product counts once for each of its parts."""
+    return sum(f.op in ("recall", "part") and f.attr("state") != "at" and learner.id in learners_of(f) for f in graph.flows.values())
+
+
+def _memory(graph: LevelGraph, learner: Learner, form: LinearForm, chosen: str | None) -> int:
+    """Reads, probe and write against the states; in chunks also the scores among tokens and the solve (docs/semantics.md)."""
+    run = learner.execution
+    K, V, n = size_of(learner.store.in_axes), size_of(learner.store.out_axes), form.n
+    reads, probes = asked(graph, learner), int(form.c is not None)
+    states = (reads + probes + 1) * n * K * V
+    if (chosen or (run.form if run else "recurrent")) == "recurrent":
+        return size_of(learner.per) * states
+    C = run.chunk if run is not None and run.form == "chunkwise" else 1
+    scores = (reads + probes) * C * (K + V)
+    solve = probes * C * C // 3
+    return size_of(learner.per) * (states + scores + solve)
+
+
+def state_numbers(graph: LevelGraph) -> dict[str, int]:
+    """For each learner, the numbers that one sequence carries from call to call: its state, its anchor, its last inputs."""
+    found: dict[str, int] = {}
+    for item in state_tensors(graph):
+        owner = item.learner or item.key
+        found[owner] = found.get(owner, 0) + size_of(item.axes)
+    return found
+
+
+def optimizer_numbers(graph: LevelGraph) -> dict[str, int]:
+    """For each learner in the rule of an outer level, the numbers it holds for all tensors of the level."""
+    sizes = {graph.parameter_name(m): size_of(m.axes) for m in graph.parameters}
+    found: dict[str, int] = {}
+    for _, learner, name in optimizer_keys(graph):
+        found[learner] = found.get(learner, 0) + sizes[name]
+    return found
+
+
+def parameter_numbers(learner: Learner) -> int:
+    return size_of(learner.axes) if learner.init.learned else 0

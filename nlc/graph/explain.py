@@ -1,0 +1,246 @@
+"""What the compiler knows about each learner, as data and as text: `nlc explain SPEC`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nlc.graph.as_json import span_json
+from nlc.graph.costs import BYTES, multiply_adds, optimizer_numbers, parameter_numbers, state_numbers
+from nlc.graph.equations import equations, local
+from nlc.graph.identity import equivalents, prepared
+from nlc.graph.ir import Learner, LevelGraph
+from nlc.graph.linear import LinearForm, NotLinear
+from nlc.graph.order import levels
+from nlc.graph.text import place, unit_of
+from nlc.language.expression import to_text as expression_text
+from nlc.language.library import Library
+
+SCHEMA_VERSION = 1
+
+Json = dict[str, Any]
+
+
+def explain_graph(graph: LevelGraph, library: Library, before: LevelGraph | None = None) -> Json:
+    """Everything about every learner; plain data.
+
+    A graph that no pass has seen is put through the default passes first, and learners these drop are named. `before` is
+    the graph before its passes, where the caller ran them.
+    """
+    after = prepared(graph)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": after.name,
+        "file": after.file,
+        "doc": after.doc,
+        "levels": [
+            {"id": level.id, "every": str(level.clock) if level.clock else None, "learners": list(level.learners)}
+            for level in levels(after)
+        ],
+        "learners": _learners(after, library),
+        "totals": _totals(after),
+        "dropped": _dropped(before or graph, after),
+    }
+
+
+def _learners(graph: LevelGraph, library: Library) -> list[Json]:
+    same = equivalents(graph, library)
+    owner = {id: learner.id for learner in graph.learners.values() for id in learner.owns}
+    states, optimizer = state_numbers(graph), optimizer_numbers(graph)
+    found = []
+    for level in levels(graph):
+        for learner in (graph.learners[id] for id in level.learners):
+            bytes_ = BYTES * states.get(learner.id, 0)
+            found.append(
+                {
+                    "id": learner.id,
+                    "kind": kind_of(learner),
+                    "level": level.id,
+                    "every": str(level.clock) if level.clock else None,
+                    "frequency": 1 / level.clock.period if level.clock else 0.0,
+                    **_meaning(learner),
+                    **_running(learner),
+                    "multiply_adds_per_token": multiply_adds(graph, learner),
+                    "multiply_adds_per_token_recurrent": multiply_adds(graph, learner, "recurrent"),
+                    "state_bytes_per_sequence": bytes_,
+                    "optimizer_state_bytes": BYTES * optimizer.get(learner.id, 0),
+                    "parameters": parameter_numbers(learner),
+                    "defaults": dict(learner.defaults),
+                    "equivalents": same.get(learner.id, []),
+                    "owner": owner.get(learner.id),
+                    "host": learner.host,
+                    **_owned(graph, learner),
+                    "span": span_json(learner.span),
+                }
+            )
+    return found
+
+
+def kind_of(learner: Learner) -> str:
+    """`memory` writes its own store, `outer` other learners' tensors, `rule` belongs to the rule of another, `parameter` none."""
+    if learner.selector is not None:
+        return "outer"
+    if learner.host is not None:
+        return "rule"
+    return "memory" if learner.writes else "parameter"
+
+
+def _meaning(learner: Learner) -> Json:
+    form = learner.linear
+    if isinstance(form, LinearForm):
+        return {"class": form.kind, "n": form.n, "recurrence": list(equations(form, learner.scope)), "general_because": None}
+    reason = f"{form.reason} ({place(form.span)})" if isinstance(form, NotLinear) else None
+    return {"class": "general" if reason else None, "n": None, "recurrence": [], "general_because": reason}
+
+
+def _running(learner: Learner) -> Json:
+    run = learner.execution
+    if run is None:
+        return {"form": None, "chunk": None, "form_because": None, "legal_forms": []}
+    return {"form": run.form, "chunk": run.chunk, "form_because": run.reason, "legal_forms": list(run.legal)}
+
+
+def _owned(graph: LevelGraph, learner: Learner) -> Json:
+    if learner.selector is None:
+        return {}
+    sizes = [parameter_numbers(graph.learners[id]) for id in learner.owns]
+    rule = expression_text(learner.rule.call) if learner.rule.call is not None else "gradient step"
+    source = place(learner.rule.spec.span) if learner.rule.spec is not None else None
+    owns = {"selector": expression_text(learner.selector), "tensors": len(sizes), "numbers": sum(sizes)}
+    return {"rule": rule, "rule_spec": source, "fold": dict(learner.fold), "owns": owns}
+
+
+def _totals(graph: LevelGraph) -> Json:
+    """Over all levels; state bytes are for one sequence, without the 8 bytes of a position."""
+    return {
+        "parameters": sum(map(parameter_numbers, graph.learners.values())),
+        "optimizer_state_bytes": BYTES * sum(optimizer_numbers(graph).values()),
+        "state_bytes_per_sequence": BYTES * sum(state_numbers(graph).values()),
+        "multiply_adds_per_token": sum(multiply_adds(graph, learner) for learner in graph.learners.values()),
+    }
+
+
+def _dropped(before: LevelGraph, after: LevelGraph) -> list[Json]:
+    """Learners of the spec, or of a block in it, that are gone because nothing reads them."""
+    found = []
+    scopes = {"": before, **before.functions}
+    for name, part in scopes.items():
+        kept = {id.removeprefix(f"{unit_of(id)}.") for id in after.learners} if name else set(after.learners)
+        for learner in part.learners.values():
+            if learner.id not in kept and not any(id.endswith(f".{learner.id}") for id in after.learners if name):
+                message = f"`{learner.id}` is dropped: no output and no loss reads it"
+                found.append({"id": learner.id, "message": message, "place": place(learner.span), "span": span_json(learner.span)})
+    return found
+
+
+# -- text ---------------------------------------------------------------------------------------------------------------
+
+
+def explanation_text(explanation: Mapping[str, Any]) -> str:
+    """The explanation for people: learners by level, copies of a block once; ends with a newline."""
+    return "\n".join(_lines(explanation)) + "\n"
+
+
+def _lines(e: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{e['name']} ({e['file']}){': ' + e['doc'] if e['doc'] else ''}"
+    groups: dict[str, list[Json]] = {}
+    for learner in e["learners"]:
+        groups.setdefault(_likeness(learner), []).append(learner)
+    for copies in groups.values():
+        if copies[0]["kind"] != "parameter":
+            yield ""
+            yield from _learner(copies)
+    parameters = [copies for copies in groups.values() if copies[0]["kind"] == "parameter"]
+    if parameters:
+        yield ""
+        yield "tensors that only outer levels write"
+        yield from _table(parameters)
+    yield ""
+    yield "in all"
+    totals = e["totals"]
+    yield f"  parameters             {totals['parameters']:,} ({_bytes(BYTES * totals['parameters'])})"
+    yield f"  optimizer state        {_bytes(totals['optimizer_state_bytes'])}"
+    yield f"  state                  {_bytes(totals['state_bytes_per_sequence'])} a sequence"
+    yield f"  cost                   {totals['multiply_adds_per_token']:,} multiply-adds a token"
+    for dropped in e["dropped"]:
+        yield f"warning: {dropped['message']} ({dropped['place']})"
+
+
+def _likeness(learner: Json) -> str:
+    """What copies of a learner in the copies of a block have in common."""
+    stem = unit_of(learner["id"])
+    name = local(learner["id"], stem)
+    return f"{stem.rpartition('.')[0] if stem else ''}/{name}/{learner['class']}/{learner['form']}/{learner['recurrence']}"
+
+
+def _named(copies: list[Json]) -> str:
+    first, last = copies[0]["id"], copies[-1]["id"]
+    return first if len(copies) == 1 else f"{first} .. {last} (x {len(copies)})"
+
+
+def _learner(copies: list[Json]) -> Iterator[str]:
+    m = copies[0]
+    span = m["span"]
+    yield f"{_named(copies)}  {span['file']}:{span['line']}" if span else _named(copies)
+    level = m["level"] if len(copies) == 1 else f"{m['level']} .. {copies[-1]['level']}"
+    yield _row("level", f"{level}, every {m['every']}")
+    if m["class"] is not None:
+        yield _row("class", m["general_because"] or f"{m['class']}, n = {m['n']}")
+    for i, line in enumerate(m["recurrence"]):
+        yield _row("recurrence" if i == 0 else "", line)
+    if m["form"] is not None:
+        yield _row("form", m["form"] + (f" in chunks of {m['chunk']}" if m["form"] == "chunkwise" else ""))
+        yield _row("because", m["form_because"])
+        yield _row("legal forms", ", ".join(m["legal_forms"]))
+        yield _row("cost", f"{m['multiply_adds_per_token']:,} multiply-adds a token ({m['multiply_adds_per_token_recurrent']:,} recurrent)")
+    if m["kind"] == "outer":
+        yield from _outer(m)
+    yield from _common(m)
+
+
+def _outer(m: Json) -> Iterator[str]:
+    source = f" ({m['rule_spec']})" if m["rule_spec"] else ""
+    yield _row("rule", f"{m['rule']}{source}")
+    yield _row("fold", ", ".join(f"{word} over {axis}s" for axis, word in m["fold"].items()))
+    yield _row("owns", f"{m['owns']['selector']}: {m['owns']['tensors']} tensors, {m['owns']['numbers']:,} numbers")
+
+
+def _common(m: Json) -> Iterator[str]:
+    if m["state_bytes_per_sequence"]:
+        yield _row("state", f"{_bytes(m['state_bytes_per_sequence'])} a sequence")
+    if m["optimizer_state_bytes"]:
+        yield _row("state", f"{_bytes(m['optimizer_state_bytes'])} over all tensors of `{m['host']}`")
+    if m["parameters"]:
+        yield _row("parameters", f"{m['parameters']:,}")
+    if m["host"]:
+        yield _row("host", f"{m['host']} (part of its rule)")
+    if m["owner"]:
+        yield _row("owner", m["owner"])
+    if m["defaults"]:
+        yield _row("by default", ", ".join(f"{key}: {value}" for key, value in m["defaults"].items()))
+    if m["kind"] == "memory":
+        yield _row("equivalent to", ", ".join(m["equivalents"]) or "no spec of the library")
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:<14} {text}"
+
+
+def _table(groups: list[list[Json]]) -> Iterator[str]:
+    """Name, numbers, cost and owner of each tensor, in columns."""
+    rows = []
+    for copies in groups:
+        m = copies[0]
+        cost = f"{m['multiply_adds_per_token']:,} multiply-adds a token" if m["multiply_adds_per_token"] else ""
+        state = f"{_bytes(m['state_bytes_per_sequence'])} a sequence" if m["state_bytes_per_sequence"] else ""
+        rows.append((_named(copies), f"{m['parameters']:,}", cost, state, f"owner {m['owner']}" if m["owner"] else "no owner"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for name, numbers, cost, state, owner in rows:
+        yield f"  {name:<{widths[0]}}  {numbers:>{widths[1]}}  {cost:>{widths[2]}}  {state:>{widths[3]}}  {owner}".rstrip()
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count} bytes"

@@ -1,0 +1,304 @@
+"""The meaning of one learner without any name, so that two learners can be compared.
+
+A memory with a linear form is its recurrence: F, b, c as polynomials over placeholders, and which of key, probe and target
+are the same. Placeholders stand for what the context supplies: inputs, named flows, results of operators that are no
+arithmetic. Arithmetic that the declaration writes out itself counts, because it ties coefficients together: `rate: a` with
+`keep: 1 - a` is another learner than two free gates. Three freedoms of notation are removed:
+
+  scale of the error     `rate: b, value: v` is `value: b * (v - self(k)), minimize: dot`: common factors move into b
+  scale of key, probe    `key: a * k` is `key: k` with a in b
+  states of the rule     their order and sign
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import permutations, product
+
+from nlc.graph import polynomial as poly
+from nlc.graph.calculus import Coefficient
+from nlc.graph.equations import local
+from nlc.graph.ir import Axes, Flow, Learner, LevelGraph
+from nlc.graph.linear import LinearForm
+from nlc.graph.polynomial import Leaf, Polynomial, number, variable
+
+ARITHMETIC = ("add", "sub", "mul", "div", "neg")
+MANY = 720
+"""So many namings of placeholders are tried for the least text; beyond, they are named in order of first use."""
+
+Term = tuple[Hashable, ...]
+"""("leaf", flow), ("number", value) or (operator, term, ..); equal terms are equal expressions."""
+
+
+def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
+    """Equal for two learners exactly where they are the same up to names, notation and what the context supplies."""
+    period = learner.clock.period if learner.clock else 0
+    read = "before" if learner.read == "start" and period == 1 else learner.read
+    init = "learned" if learner.init.learned else str(learner.init)
+    head = f"{learner.store.form}, every {learner.clock}, read {read}, init {init}, {learner.sharing}"
+    if isinstance(learner.linear, LinearForm):
+        return f"{head}: {_least(_slots(graph, learner, learner.linear))}"
+    return f"{head}: general {_Literal(graph, learner).text()}"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The linear form as polynomials. `kinds` says of each leaf what it is: `k` on the key side, `v` on the value side, `g` a number."""
+
+    F: tuple[tuple[Polynomial, ...], ...]
+    b: tuple[Polynomial, ...]
+    c: tuple[Polynomial, ...] | None
+    key: Polynomial
+    probe: Polynomial
+    target: Polynomial
+    kinds: dict[Leaf, str]
+
+    def all(self) -> Iterator[tuple[str, Polynomial]]:
+        yield "key", self.key
+        if self.c is not None:
+            yield "probe", self.probe
+        yield "target", self.target
+        yield from ((f"F{i}{j}", x) for i, row in enumerate(self.F) for j, x in enumerate(row))
+        yield from ((f"b{i}", x) for i, x in enumerate(self.b))
+        yield from ((f"c{i}", x) for i, x in enumerate(self.c or ()))
+
+    def map(self, change: Callable[[Polynomial], Polynomial]) -> Slots:
+        F = tuple(tuple(map(change, row)) for row in self.F)
+        c = None if self.c is None else tuple(map(change, self.c))
+        b = tuple(map(change, self.b))
+        return Slots(F, b, c, change(self.key), change(self.probe), change(self.target), self.kinds)
+
+
+# -- from flows to polynomials ------------------------------------------------------------------------------------------
+
+
+def _slots(graph: LevelGraph, learner: Learner, form: LinearForm) -> Slots:
+    reader = _Reader(graph, learner)
+    roots = [reader.term(x) for x in (form.key, form.probe, form.target) if x is not None]
+    roots += [reader.term(x) for x in (*[x for row in form.F for x in row], *form.b, *(form.c or ()))]
+    reader.abstract(roots)
+
+    def gate(x: Coefficient) -> Polynomial:
+        return reader.polynomial(reader.term(x), "g")
+
+    def vector(x: str | None, kind: str) -> Polynomial:
+        return number(1) if x is None else reader.polynomial(reader.term(x), kind)
+
+    F = tuple(tuple(map(gate, row)) for row in form.F)
+    c = None if form.c is None else tuple(map(gate, form.c))
+    key, probe, target = vector(form.key, "k"), vector(form.probe, "k"), vector(form.target, "v")
+    return _normal(Slots(F, tuple(map(gate, form.b)), c, key, probe, target, reader.kinds))
+
+
+class _Reader:
+    """Reads the arithmetic of a declaration down to what the context supplies."""
+
+    def __init__(self, graph: LevelGraph, learner: Learner) -> None:
+        self.graph, self.learner = graph, learner
+        self.kinds: dict[Leaf, str] = {}
+        self.cut: set[Term] = set()
+        self.axes: dict[Term, Axes] = {}
+
+    def term(self, x: Coefficient) -> Term:
+        if not isinstance(x, str):
+            return ("number", float(x))
+        flow = self.graph.flows[x]
+        if flow.op == "number":
+            return ("number", float(flow.attr("value")))
+        made: Term = ("leaf", _leaf(flow)) if self._is_context(flow) else (flow.op, *map(self.term, flow.args))
+        self.axes[made] = flow.axes
+        return made
+
+    def _is_context(self, flow: Flow) -> bool:
+        """Inputs, named flows and what is no arithmetic. Inside a rule names are the rule's own, and do not count."""
+        named = flow.host is None and ":" not in local(flow.id, flow.scope)
+        return named or flow.op not in ARITHMETIC
+
+    def abstract(self, roots: list[Term]) -> None:
+        """Find the largest terms whose leaves occur nowhere else: each is one thing that the context supplies."""
+        todo = list(roots)
+        while todo:
+            term = todo.pop()
+            if term[0] in ("leaf", "number") or term in self.cut:
+                continue
+            if not self._is_scaled_vector(term) and self._owns_leaves(term, roots):
+                self.cut.add(term)
+            else:
+                todo.extend(_operands(term))
+
+    def _is_scaled_vector(self, term: Term) -> bool:
+        """A vector times a gate: the gate moves into the rate, so both are looked at by themselves."""
+        if term[0] not in ("mul", "div", "neg"):
+            return False
+        return not self._is_gate(term) and (term[0] == "neg" or any(map(self._is_gate, _operands(term))))
+
+    def _is_gate(self, term: Term) -> bool:
+        return set(self.axes.get(term, ())) <= set(self.learner.per)
+
+    def _owns_leaves(self, term: Term, roots: list[Term]) -> bool:
+        mine = _leaves(term, None)
+        outside = set().union(*(_leaves(root, term) for root in roots))
+        return bool(mine) and not mine & outside
+
+    def polynomial(self, term: Term, kind: str) -> Polynomial:
+        """`kind` is the side on which a vector in this term stands."""
+        if term[0] == "number":
+            return number(float(str(term[1])))
+        if term[0] == "leaf" or term in self.cut:
+            return self._variable(term, kind)
+        parts = [self.polynomial(operand, kind) for operand in _operands(term)]
+        if term[0] == "neg":
+            return -parts[0]
+        if term[0] in ("add", "sub"):
+            return parts[0] + (parts[1] if term[0] == "add" else -parts[1])
+        other = parts[1] if term[0] == "mul" else poly.inverse(parts[1])
+        return self._variable(term, kind) if other is None else parts[0] * other
+
+    def _variable(self, term: Term, kind: str) -> Polynomial:
+        axes = set(self.axes[term])
+        copies = set(self.learner.per)
+        shared = "" if copies <= axes else "~"
+        self.kinds.setdefault(term, ("g" if axes <= copies else kind) + shared)
+        if term[0] == "leaf" and isinstance(term[1], tuple):
+            self.kinds[term] = ":".join(map(str, term[1]))
+        return variable(term)
+
+
+def _leaf(flow: Flow) -> Hashable:
+    """The id of a flow; a boundary of a period is the same wherever it stands."""
+    return ("boundary", flow.attr("period")) if flow.op == "boundary" else flow.id
+
+
+def _operands(term: Term) -> tuple[Term, ...]:
+    return tuple(x for x in term[1:] if isinstance(x, tuple)) if term[0] not in ("leaf", "number") else ()
+
+
+def _leaves(term: Term, without: Term | None) -> set[Term]:
+    """The leaves of a term, not looking inside `without`."""
+    if term == without:
+        return set()
+    if term[0] == "leaf":
+        return {term}
+    return set().union(*(_leaves(operand, without) for operand in _operands(term)))
+
+
+# -- normal form --------------------------------------------------------------------------------------------------------
+
+
+def _normal(slots: Slots) -> Slots:
+    """Move common factors of key, probe and error to where they act."""
+
+    def is_gate(leaf: Leaf) -> bool:
+        return slots.kinds[leaf].rstrip("~") == "g"
+
+    def common(*parts: Polynomial) -> Polynomial:
+        return poly.of_monomial(poly.content(parts, is_gate)).scaled(_leading(parts[0]))
+
+    def divided(x: Polynomial, by: Polynomial) -> Polynomial:
+        inverse = poly.inverse(by)
+        return x if inverse is None else x * inverse
+
+    factor = common(slots.key)
+    slots = replace(slots, key=divided(slots.key, factor), b=tuple(x * factor for x in slots.b))
+    if slots.c is not None:
+        factor = common(slots.probe)
+        slots = replace(slots, probe=divided(slots.probe, factor), c=tuple(x * factor for x in slots.c))
+    seen = [x for x in slots.c or () if x.terms]
+    factor = common(slots.target, *seen) if slots.target.terms else number(1)
+    c = None if slots.c is None else tuple(divided(x, factor) for x in slots.c)
+    return replace(slots, target=divided(slots.target, factor), c=c, b=tuple(x * factor for x in slots.b))
+
+
+def _leading(x: Polynomial) -> float:
+    """The number to divide by: the coefficient of a single term, else the largest."""
+    coefficients = [a for _, a in x.terms]
+    return coefficients[0] if len(coefficients) == 1 else max(map(abs, coefficients), default=1.0)
+
+
+def _variants(slots: Slots) -> Iterator[Slots]:
+    """All orders and signs of the states behind the first."""
+    n = len(slots.F)
+    for order in permutations(range(1, n)):
+        for signs in product((1, -1), repeat=n - 1):
+            at, sign = (0, *order), (1, *signs)
+            F = tuple(tuple(slots.F[at[i]][at[j]].scaled(sign[i] * sign[j]) for j in range(n)) for i in range(n))
+            b = tuple(slots.b[at[i]].scaled(sign[i]) for i in range(n))
+            c = None if slots.c is None else tuple(slots.c[at[j]].scaled(sign[j]) for j in range(n))
+            yield replace(slots, F=F, b=b, c=c)
+
+
+def _absorbed(slots: Slots) -> Slots:
+    """A polynomial whose leaves occur in no other one is itself something that the context supplies."""
+    kinds = dict(slots.kinds)
+    places: dict[Leaf, set[Polynomial]] = {}
+    for _, x in slots.all():
+        for leaf in x.leaves:
+            places.setdefault(leaf, set()).add(x)
+
+    def change(x: Polynomial) -> Polynomial:
+        names = {kinds[leaf] for leaf in x.leaves}
+        if not names or any(":" in name for name in names) or any(places.get(leaf) != {x} for leaf in x.leaves):
+            return x
+        kinds[x] = max(names, key=lambda name: (name[0] != "g", name))
+        return variable(x)
+
+    return replace(slots.map(change), kinds=kinds)
+
+
+def _least(slots: Slots) -> str:
+    return min(text for variant in _variants(slots) for text in _texts(_absorbed(variant)))
+
+
+def _texts(slots: Slots) -> Iterator[str]:
+    """The form with every naming of its placeholders."""
+    groups: dict[str, list[Leaf]] = {}
+    for _, x in slots.all():
+        for leaf in x.leaves:
+            group = groups.setdefault(slots.kinds[leaf], [])
+            group += [leaf] if leaf not in group else []
+    namings = reduce(lambda count, group: count * _factorial(len(group)), groups.values(), 1)
+    orders = [permutations(group) if namings <= MANY else [tuple(group)] for group in groups.values()]
+    for order in product(*orders):
+        names = {leaf: f"{kind}{i}" for kind, leaves in zip(groups, order, strict=True) for i, leaf in enumerate(leaves)}
+        yield "; ".join(f"{slot} {x.show(names.__getitem__)}" for slot, x in slots.all())
+
+
+def _factorial(n: int) -> int:
+    return reduce(lambda x, y: x * y, range(1, n + 1), 1)
+
+
+# -- learners without a linear form -------------------------------------------------------------------------------------
+
+
+class _Literal:
+    """The declaration itself, its context numbered in order of first use."""
+
+    def __init__(self, graph: LevelGraph, learner: Learner) -> None:
+        self.graph, self.learner = graph, learner
+        self.names: dict[str, str] = {}
+
+    def text(self) -> str:
+        return self._learner(self.learner)
+
+    def _learner(self, learner: Learner) -> str:
+        self.names[learner.id] = f"m{len(self.names)}"
+        parts = [(kind, self._flow(id)) for kind, id in self.graph.needs_of(learner)]
+        return f"[at {learner.at}, {', '.join(f'{kind} {text}' for kind, text in parts)}]"
+
+    def _flow(self, id: str) -> str:
+        flow = self.graph.flows[id]
+        if flow.op == "number":
+            return repr(flow.attr("value"))
+        named = str(flow.attr("learner"))
+        inner = self.graph.learners.get(named)
+        ours = inner is not None and (named == self.learner.id or inner.host is not None)
+        if not ours and flow.host is None and ":" not in local(id, flow.scope):
+            return self.names.setdefault(id, f"x{len(self.names)}")
+        operands = [self._flow(arg) for arg in flow.args]
+        if ours and inner is not None:
+            operands.append(self.names[named] if named in self.names else self._learner(inner))
+        elif inner is not None:
+            operands.append(self.names.setdefault(named, f"w{len(self.names)}"))
+        return f"{flow.op}({', '.join(operands)}{', ' + str(flow.attr('state')) if flow.attr('state') else ''})"
