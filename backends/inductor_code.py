@@ -48,7 +48,7 @@ def output_code(compiled: CompiledSpec, batch: int, tokens: int) -> dict[str, st
 
     def forward_and_backward() -> None:
         if compiled.graph.loss is not None:
-            total = compiled.loss(inputs)[0]
+            total: Tensor = compiled.loss(inputs)[0]  # type: ignore[operator]
         else:
             outputs, _ = compiled(inputs)
             total = sum((x.sum() for x in outputs.values()), start=torch.zeros(()))
@@ -56,7 +56,7 @@ def output_code(compiled: CompiledSpec, batch: int, tokens: int) -> dict[str, st
 
     try:
         _, codes = run_and_get_code(forward_and_backward)
-    except Exception as error:  # noqa: BLE001 - whatever stops the compiler below is its failure, not ours
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         message = f"Inductor failed on `{compiled.graph.name}`: {type(error).__name__}: {reason}"
         raise BackendError([BackendFailed(message, compiled.graph.span, "use `--backend eager`")], dict(compiled.graph.sources)) from error

@@ -48,7 +48,7 @@ def write_atomically(path: Path, content: Content) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(_bytes(content))
         Path(beside).chmod(0o666 & ~_umask())
-        os.replace(beside, path)
+        Path(beside).replace(path)
     except OSError as error:
         raise _cannot_write(path, error) from None
     finally:
@@ -88,7 +88,7 @@ def write_folder(folder: Path, files: Mapping[str, Content], force: bool = False
             target.write_bytes(_bytes(content))
         for name in sorted(files, key=lambda name: name == MANIFEST):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(beside, name), folder / name)
+            Path(beside, name).replace(folder / name)
         for name in stale:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:

@@ -32,11 +32,11 @@ class BucketFrequencies(Pass):
             return graph
         tick = tick_graph(graph)
         buckets: list[list[Learner]] = []
-        for learner in graph.learners.values():
-            if not is_memory(learner) or not isinstance(learner.linear, LinearForm):
-                continue
+        memories = [m for m in graph.learners.values() if is_memory(m) and isinstance(m.linear, LinearForm)]
+        signatures = {m.id: signature(graph, m) for m in memories}
+        for learner in memories:
             for bucket in buckets:
-                if signature(graph, bucket[0]) == signature(graph, learner) and _may_join(graph, tick, bucket, learner):
+                if signatures[bucket[0].id] == signatures[learner.id] and _may_join(graph, tick, bucket, learner):
                     bucket.append(learner)
                     _contract(tick, bucket[0].id, learner.id)
                     break
@@ -60,7 +60,19 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     b = tuple(isinstance(x, str) or x for x in form.b)
     sees_new = form.c is not None and form.n == 1 and form.c[0] == form.F[0][0]
     c = None if form.c is None else tuple(isinstance(x, str) or x for x in form.c)
-    return learner.scope, learner.clock, sizes, F, b, c, sees_new, form.log_keep is not None, form.key is None, reads, _pattern(graph, learner)
+    return (
+        learner.scope,
+        learner.clock,
+        sizes,
+        F,
+        b,
+        c,
+        sees_new,
+        form.log_keep is not None,
+        form.key is None,
+        reads,
+        _pattern(graph, learner),
+    )
 
 
 def _pattern(graph: LevelGraph, learner: Learner) -> tuple[int, ...]:
@@ -71,7 +83,7 @@ def _pattern(graph: LevelGraph, learner: Learner) -> tuple[int, ...]:
 
 
 def _recalls(graph: LevelGraph, learner: Learner) -> list[Flow]:
-    return [f for f in graph.flows.values() if f.op == "recall" and f.attr("learner") == learner.id and f.attr("state") != "at"]
+    return [f for f in graph.recalls.get(learner.id, ()) if f.attr("state") != "at"]
 
 
 def _may_join(graph: LevelGraph, tick: nx.DiGraph[Node], bucket: list[Learner], learner: Learner) -> bool:

@@ -8,7 +8,7 @@ from nlc.backends.torch_module import quarry
 from nlc.backends.torch_module.expressions import Namer, identifier, reserved
 from nlc.backends.torch_module.memories import MemoryFunction
 from nlc.backends.torch_module.outer import OuterWriter
-from nlc.backends.torch_module.regions import RegionFunction, RegionWriter
+from nlc.backends.torch_module.regions import RegionFunction, RegionWriter, full_flows
 from nlc.graph.ir import Learner
 from nlc.graph.state import needs_position, state_tensors
 from nlc.program.program import Program, Region, chains
@@ -33,6 +33,7 @@ class _Writer:
         self.program, self.graph = program, program.graph
         self.functions: dict[str, RegionFunction] = {}
         self.memories: dict[str, MemoryFunction] = {}
+        self.full = full_flows(self.graph)
         self.named: dict[Region, RegionFunction] = {}
         self.uses: set[str] = {"register", "drawn"}
         self.namer = Namer()
@@ -91,7 +92,7 @@ class _Writer:
         stem, n = identifier(region.name), 1
         name = stem = f"{stem}_block" if reserved(stem) else stem
         while True:
-            function = RegionWriter(self.program, region).function(name)
+            function = RegionWriter(self.program, region, self.full).function(name)
             function = self._name_memories(function)
             if self.functions.setdefault(name, function).text == function.text:
                 return self.functions[name]

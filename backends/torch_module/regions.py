@@ -26,7 +26,7 @@ class RegionFunction:
 
 
 class RegionWriter:
-    def __init__(self, program: Program, region: Region) -> None:
+    def __init__(self, program: Program, region: Region, full: set[str]) -> None:
         self.program, self.graph, self.region = program, program.graph, region
         self.namer = Namer(region.scope)
         for word in ("B", "T", "ticks", "dtype"):
@@ -40,7 +40,7 @@ class RegionWriter:
         self.states: dict[str, str] = {}
         self.needs_size = False
         self.reads = self._count_reads()
-        self.full = full_flows(self.graph)
+        self.full = full
 
     def function(self, name: str) -> RegionFunction:
         arguments_ = [self.namer(id) for id in self.region.inputs]

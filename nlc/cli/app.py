@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -18,20 +19,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-for command in (
-    inspecting.check,
-    inspecting.graph,
-    explaining.explain,
-    optimizing.opt,
-    compiling.compile,
-    emitting.emit,
-    training.train,
-    training.sample,
-    optimizing.passes,
-    inspecting.list_specs,
-    inspecting.schema,
-):
-    app.command(command.__name__.removesuffix("_specs"))(command)
+COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "check": (inspecting.check, "Find every mistake in specs."),
+    "graph": (inspecting.graph, "Print the level graph of a spec."),
+    "explain": (explaining.explain, "Explain a spec, an error code or a pass."),
+    "opt": (optimizing.opt, "Run passes and print the graph."),
+    "compile": (compiling.compile, "Write every stage of a spec into a folder."),
+    "emit": (emitting.emit, "Print one form: python, inductor, linalg, svg .."),
+    "train": (training.train, "Train a byte language model on a text."),
+    "sample": (training.sample, "Print what a trained model writes."),
+    "passes": (optimizing.passes, "List the passes in order."),
+    "list": (inspecting.list_specs, "List the spec library."),
+    "schema": (inspecting.schema, "Print the JSON schema of specs."),
+}
+
+for _name, (_function, _summary) in COMMANDS.items():
+    app.command(_name, short_help=_summary)(_function)
 
 
 def _version(wanted: bool) -> None:

@@ -16,7 +16,7 @@ from nlc.diagnostics import CODES, UsageError
 if TYPE_CHECKING:
     from nlc.passmanager import Pass
 
-CODE = re.compile(r"NLC\d+", re.I)
+CODE = re.compile(r"NLC\d+", re.IGNORECASE)
 
 CODE_MODULES = (
     "nlc.checking",

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from nlc.checking import Report
     from nlc.graph.ir import LevelGraph
 
-OutOption = Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.", show_default=False)]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.", show_default=False)
+]
 
 
 def check(
@@ -79,7 +81,8 @@ def _summary(graph: LevelGraph | None) -> str:
 
     parameters = sum(size_of(learner.axes) for learner in graph.parameters)
     found = [(len(levels(graph)), "level"), (len(graph.learners), "learner"), (len(graph.flows), "flow"), (parameters, "parameter")]
-    return f" ({', '.join(f'{count:,} {noun}{"" if count == 1 else "s"}' for count, noun in found)})"
+    counted = [f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in found]
+    return f" ({', '.join(counted)})"
 
 
 def _report_json(name: str, report: Report) -> dict[str, object]:
@@ -160,7 +163,9 @@ def write(out: Session, text: str, output: Path | None) -> None:
 
 
 def list_specs(
-    role: Annotated[str | None, typer.Argument(metavar="[ROLE]", help="Only this folder: ops, models, optimizers ..", show_default=False)] = None,
+    role: Annotated[
+        str | None, typer.Argument(metavar="[ROLE]", help="Only this folder: ops, models, optimizers ..", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
     color: ColorOption = Color.auto,
     debug: DebugOption = False,
@@ -178,9 +183,17 @@ def list_specs(
         roles = library.roles()
         if role is not None and role not in roles:
             raise UsageError(f"the library has no folder `{role}`; it has: {', '.join(roles)}")
-        found = [(r, name, library.open(library.root / r / f"{name}.yaml")) for r in roles if role in (None, r) for name in library.names(r)]
+        found = [
+            (r, name, library.open(library.root / r / f"{name}.yaml")) for r in roles if role in (None, r) for name in library.names(r)
+        ]
         if as_json:
-            out.json({"specs": [{"name": f"{r}/{n}", "role": r, "doc": s.doc, "file": s.path, "dims": [d.name for d in s.dims]} for r, n, s in found]})
+            out.json(
+                {
+                    "specs": [
+                        {"name": f"{r}/{n}", "role": r, "doc": s.doc, "file": s.path, "dims": [d.name for d in s.dims]} for r, n, s in found
+                    ]
+                }
+            )
             return
         width = max(len(f"{r}/{name}") for r, name, _ in found)
         out.result("\n".join(f"{f'{r}/{name}':<{width}}  {spec.doc}".rstrip() for r, name, spec in found))

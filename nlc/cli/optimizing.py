@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nlc.cli.session import Color, ColorOption, DebugOption, JsonOption, Session, session
+from nlc.cli.session import Color, ColorOption, DebugOption, JsonOption, session
 from nlc.cli.specs import SetOption, SpecArgument, open_spec, pass_options
 from nlc.diagnostics import UsageError
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 PassOption = Annotated[
     list[str] | None,
-    typer.Option("--pass", metavar="NAME[:option=value,..]", help="Run these passes and the required ones, nothing else.", show_default=False),
+    typer.Option(
+        "--pass", metavar="NAME[:option=value,..]", help="Run these passes and the required ones, nothing else.", show_default=False
+    ),
 ]
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", metavar="NAME", help="The same, without options; may be repeated.", show_default=False)

@@ -129,10 +129,10 @@ def _wants_color(color: Color, stream: TextIO) -> bool:
 
 
 _PAINTS = (
-    (re.compile(r"^(error)((?:\[\w+\])?:)", re.M), "\033[1;31m\\1\\2\033[0m"),
-    (re.compile(r"^(warning)((?:\[\w+\])?:)", re.M), "\033[1;33m\\1\\2\033[0m"),
-    (re.compile(r"^( *\| +)(\^+)$", re.M), "\\1\033[31m\\2\033[0m"),
-    (re.compile(r"^( *= )(help|note):", re.M), "\\1\033[36m\\2\033[0m:"),
+    (re.compile(r"^(error)((?:\[\w+\])?:)", re.MULTILINE), "\033[1;31m\\1\\2\033[0m"),
+    (re.compile(r"^(warning)((?:\[\w+\])?:)", re.MULTILINE), "\033[1;33m\\1\\2\033[0m"),
+    (re.compile(r"^( *\| +)(\^+)$", re.MULTILINE), "\\1\033[31m\\2\033[0m"),
+    (re.compile(r"^( *= )(help|note):", re.MULTILINE), "\\1\033[36m\\2\033[0m:"),
 )
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,9 +14,12 @@ if TYPE_CHECKING:
     from nlc.language.library import Library
     from nlc.language.spec import Spec
 
-SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A spec file, or a name of the library: ops/delta_rule.", show_default=False)]
+SpecArgument = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A spec file, or a name of the library: ops/delta_rule.", show_default=False)
+]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another value for a dim or a param; may be repeated.", show_default=False)
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Another value for a dim or a param; may be repeated.", show_default=False),
 ]
 
 Number = int | float
@@ -39,15 +41,15 @@ def open_spec(name: str, settings: Iterable[str] | None = None) -> Chosen:
 
     library = Library()
     spec = library.open(library.locate(name))
-    dims: dict[str, int] = {}
+    dims: dict[str, Number] = {}
     params: dict[str, Number] = {}
     declared = {param.name for param in spec.params}
     for key, value in map(_setting, settings or ()):
         if key in declared:
             params[key] = value
         else:
-            dims[key] = value  # type: ignore[assignment] - `build` refuses what is no whole number, with a diagnostic
-    return Chosen(spec, library, dims, params)
+            dims[key] = value  # `build` refuses what is no whole number, with a diagnostic
+    return Chosen(spec, library, cast("dict[str, int]", dims), params)
 
 
 def _setting(text: str) -> tuple[str, Number]:
@@ -92,8 +94,3 @@ def _option(name: str, item: str) -> tuple[str, object]:
         return key, readers[kinds[key]](value)  # type: ignore[operator]
     except (KeyError, ValueError):
         raise UsageError(f"`{value}` is no {kinds[key]}, which the option `{key}` of `{name}` needs") from None
-
-
-def file_stem(chosen: Chosen) -> str:
-    """A name for output files."""
-    return Path(chosen.spec.path).stem

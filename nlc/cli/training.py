@@ -24,7 +24,9 @@ def train(
     spec: SpecArgument,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="RUN", help="The folder of the run.", show_default=False)],
     steps: Annotated[int, typer.Option("--steps", min=1, help="The number of updates.", show_default=False)],
-    text: Annotated[str, typer.Option("--text", metavar="FILE|builtin", help="A file, or the English text that comes with Python.")] = "builtin",
+    text: Annotated[
+        str, typer.Option("--text", metavar="FILE|builtin", help="A file, or the English text that comes with Python.")
+    ] = "builtin",
     batch: Annotated[int, typer.Option("--batch", min=1, help="Rows a step.")] = 8,
     length: Annotated[int, typer.Option("--length", min=1, help="Bytes a row.")] = 256,
     seed: SeedOption = 0,

@@ -241,6 +241,15 @@ class LevelGraph:
                 found.setdefault(arg, []).append(flow.id)
         return {key: tuple(value) for key, value in found.items()}
 
+    @cached_property
+    def recalls(self) -> Mapping[str, tuple[Flow, ...]]:
+        """For each learner, the flows that call it."""
+        found: dict[str, list[Flow]] = {}
+        for flow in self.flows.values():
+            if flow.op == "recall":
+                found.setdefault(flow.attr("learner"), []).append(flow)
+        return {key: tuple(value) for key, value in found.items()}
+
     def roots(self) -> Iterator[str]:
         """The flows whose value leaves the graph: outputs and the loss."""
         yield from (flow for _, flow in self.outputs)

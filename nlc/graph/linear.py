@@ -94,11 +94,18 @@ class _Derivation:
         self.algebra = Algebra(graph, learner)
         self.copies = set(learner.per)
         self.inner = [m for m in graph.learners.values() if _root(graph, m) == learner.id and m.id != learner.id]
+        self.inner_ids = {m.id for m in self.inner}
+        self.gradient_symbol = f"gradient of {learner.id}"
         self.new: dict[str, Affine] = {}
         self.moving: dict[str, bool] = {}
-        for id in graph.flows:  # in order, so that no chain of flows is walked by recursion
-            self._moves(id)
-        self.gradient_symbol = f"gradient of {learner.id}"
+        todo = [id for id, flow in graph.flows.items() if self._is_leaf(flow)]
+        while todo:
+            id = todo.pop()
+            if id not in self.moving:
+                self.moving[id] = True
+                todo.extend(graph.readers.get(id, ()))
+        for id in graph.flows:
+            self.moving.setdefault(id, False)
 
     def run(self) -> LinearForm:
         learner, a = self.learner, self.algebra
@@ -269,16 +276,17 @@ class _Derivation:
 
     # -- affine functions --------------------------------------------------------------------------------------------
 
+    def _is_leaf(self, flow: Flow) -> bool:
+        """A flow that is a state or a gradient of this learner or its rule."""
+        named = flow.attrs.get("learner")
+        if flow.op in ("pred", "gradient", "age", "weights"):
+            return named == self.learner.id or named in self.inner_ids
+        return flow.op == "recall" and (named == self.learner.id and flow.attr("state") == "at" or named in self.inner_ids)
+
     def _moves(self, id: str) -> bool:
         """Does a flow depend on a state or a gradient of this learner or its rule?"""
         if id not in self.moving:
-            flow = self.algebra.flows[id]
-            named = str(flow.attr("learner"))
-            ours = named == self.learner.id or named in {m.id for m in self.inner}
-            leaf = flow.op in ("pred", "gradient", "age", "weights") or (
-                flow.op == "recall" and (named != self.learner.id or flow.attr("state") == "at")
-            )
-            self.moving[id] = (ours and leaf) or any(map(self._moves, flow.args))
+            self.moving[id] = any(map(self._moves, self.algebra.flows[id].args))
         return self.moving[id]
 
     def _combine(self, flow: Flow, evaluate: _Evaluate) -> Affine:

@@ -24,7 +24,7 @@ def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
     """True when the state at the last boundary differs from the running state and something reads it."""
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1 or not learner.writes:
         return False
-    reads = any(f.op == "recall" and f.attr("learner") == learner.id and f.attr("state") == "start" for f in graph.flows.values())
+    reads = any(f.attr("state") == "start" for f in graph.recalls.get(learner.id, ()))
     return reads or learner.at == "start"
 
 

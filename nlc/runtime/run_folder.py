@@ -45,7 +45,10 @@ class Source:
 
 
 def open_source(
-    spec: str | Path | Spec, dims: Mapping[str, int] | None = None, params: Mapping[str, float] | None = None, library: Library | None = None
+    spec: str | Path | Spec,
+    dims: Mapping[str, int] | None = None,
+    params: Mapping[str, float] | None = None,
+    library: Library | None = None,
 ) -> Source:
     """Load and build a spec. Raises SpecError, or DataError where there is no such file."""
     library = library or Library()
@@ -100,7 +103,9 @@ def read_config(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         config = None
     if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("settings"), dict):
-        raise DataError([codes.CorruptCheckpoint(f"`{run / CONFIG}` is not the config of a run", NOWHERE, "copy the run again, or start a new one")])
+        raise DataError(
+            [codes.CorruptCheckpoint(f"`{run / CONFIG}` is not the config of a run", NOWHERE, "copy the run again, or start a new one")]
+        )
     return config
 
 

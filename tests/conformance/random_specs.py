@@ -570,7 +570,9 @@ def _text(writer: Writer, sizes: dict[str, int], name: str, outputs: dict[str, s
     loss = None
     if y is not None:
         loss = _loss(writer, y)
-        rule = rng.choice((f"{{{o['training']}: {{{'rate' if o['training'] == 'momentum' else 'lr'}: 0.05}}}}", f"{{{o['training']}: {{}}}}"))
+        rule = rng.choice(
+            (f"{{{o['training']}: {{{'rate' if o['training'] == 'momentum' else 'lr'}: 0.05}}}}", f"{{{o['training']}: {{}}}}")
+        )
         fold = f"{{row: {rng.choice(('mean', 'sum'))}, token: {rng.choice(('mean', 'sum'))}}}"
         owner = writer.name("weights")
         learn = f"{{minimize: loss, fold: {fold}, rule: {rule}}}"

@@ -222,7 +222,13 @@ def check(case: Case, folder: Path, chunks: tuple[int, ...] = (2, 4, 8, 16, 32))
         kind = find_pass(stage.name)
         exact = kind.numerics is Numerics.EXACT
         # Gradients of an exact pass may be sums in another order: where two flows became one, so did their gradients.
-        compare(after, before, f"reference after {stage.name} (was {earlier.name})", 0.0 if exact else kind.bound, 1e-12 if exact else kind.bound)
+        compare(
+            after,
+            before,
+            f"reference after {stage.name} (was {earlier.name})",
+            0.0 if exact else kind.bound,
+            1e-12 if exact else kind.bound,
+        )
         before = after
     for form, made in forms(stages, chunks):
         compiled = compile_graph(made, stages, "eager", 0)

@@ -1,0 +1,33 @@
+"""Every example runs; what it prints is what its docstring promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(example: str, *options: str) -> str:
+    command = [sys.executable, str(ROOT / "examples" / example), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart_streams_equally_in_pieces() -> None:
+    out = run("quickstart.py", "--backend", "eager")
+
+    assert "outputs (1, 200, 2, 24)" in out
+    assert float(out.split("difference between the two: ")[1].split()[0]) < 1e-5
+    assert "def S_chunkwise(" in out
+
+
+@pytest.mark.parametrize("steps", [25])
+def test_own_block_learns(steps: int) -> None:
+    out = run("own_block.py", "--backend", "eager", "--steps", str(steps))
+
+    losses = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("step")]
+    assert losses[0] > 4
+    assert losses[-1] < 0.5
