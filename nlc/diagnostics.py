@@ -13,7 +13,7 @@ code that finds the mistake and register themselves here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 
@@ -53,6 +53,10 @@ class Diagnostic:
         if cls.code in CODES:
             raise AssertionError(f"code {cls.code} is taken by {CODES[cls.code].__name__}")
         CODES[cls.code] = cls
+
+    def noted(self, text: str, span: Span) -> Diagnostic:
+        """The same mistake with a further remark, unless it has that remark already."""
+        return self if any(text == known for known, _ in self.notes) else replace(self, notes=(*self.notes, (text, span)))
 
     def render(self, source: str | None) -> str:
         """The message with the offending line and a caret; `source` is the text of the file, if there is one."""
@@ -110,7 +114,7 @@ class SpecError(NlcError):
     exit_code = 1
 
     def __init__(self, diagnostics: list[Diagnostic], sources: dict[str, str] | None = None) -> None:
-        self.diagnostics = sorted(diagnostics, key=lambda d: d.span)
+        self.diagnostics = sorted(dict.fromkeys(diagnostics), key=lambda d: d.span)  # one place may be met twice
         self.sources = dict(sources or {})
         super().__init__(self.render())
 

@@ -161,9 +161,9 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         if "step" not in ends or set(ends) - {"step", "keep"}:
             builder.fail(codes.MissingPart, f"the rule `{spec.name}` must output `step`, and may output `keep`", span)
     except Rejected:
-        diagnostics.extend(builder.diagnostics)
+        diagnostics.extend(problem.noted("used here", span) for problem in builder.diagnostics)
         return graph
-    diagnostics.extend(builder.diagnostics)
+    diagnostics.extend(problem.noted("used here", span) for problem in builder.diagnostics)
     added = {
         id: replace(flow, scope=learner.scope) if id not in graph.flows and flow.op != "number" else flow
         for id, flow in builder.flows.items()

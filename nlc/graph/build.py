@@ -114,6 +114,8 @@ def _input(b: Builder, item: Input) -> None:
     elif item.kind == "tensor":
         axes = []
         for name in item.axes or ():
+            if name in b.broken:
+                raise Rejected
             if name not in b.numbers:
                 b.fail(
                     codes.UndefinedName,
@@ -143,7 +145,7 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
     if len(spec.inputs) != len(args):
         b.fail(
             codes.WrongArguments,
-            f"`{use}` takes {len(spec.inputs)} flows ({', '.join(i.name for i in spec.inputs)}); {len(args)} given",
+            f"`{use}` takes {len(spec.inputs)} flow{'' if len(spec.inputs) == 1 else 's'} ({', '.join(i.name for i in spec.inputs)}); {len(args)} given",
             span,
         )
     if not spec.outputs:
@@ -162,7 +164,7 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
         child = Builder(spec, b.library, numbers)
         graph = _fill(child)
         graph = ordered(graph, child.diagnostics) if not child.diagnostics else graph
-        b.diagnostics.extend(child.diagnostics)
+        b.diagnostics.extend(problem.noted("used here", span) for problem in child.diagnostics)
         if child.diagnostics:
             raise Rejected
         b.functions[key] = graph

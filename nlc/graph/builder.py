@@ -93,10 +93,10 @@ class Builder:
     def _dims_and_params(self) -> None:
         for dim in self.spec.dims:
             if dim.name not in self.numbers:
-                self.attempt(partial(self._set_dim, dim.name, dim.value, dim.span))
+                self.attempt(partial(self._set_dim, dim.name, dim.value, dim.span), dim.name)
         for param in self.spec.params:
             if param.name not in self.numbers and param.name not in self.bound and not isinstance(param.value, ListOf):
-                self.attempt(partial(self._set_param, param.name, param.value))
+                self.attempt(partial(self._set_param, param.name, param.value), param.name)
 
     def _set_param(self, name: str, value: Expr) -> None:
         self.numbers[name] = self.number(value)
@@ -121,6 +121,8 @@ class Builder:
                 return value
             case Name(name=name) if name in self.numbers:
                 return self.numbers[name]
+            case Name(name=name) if name in self.broken:
+                raise Rejected
             case Name(name=name, span=span):
                 return self.fail(
                     codes.NotConstant, f"`{name}` is not a number known when compiling", span, self.suggest(name, tuple(self.numbers))
@@ -293,6 +295,8 @@ class Builder:
             return self.constant(self.numbers[name], expr.span)
         if name in self._exprs:
             return self.named(name, expr.span)
+        if name in self.broken:
+            raise Rejected
         if name == "position":
             return self.add(Flow("position", "position", span=expr.span))
         if name in self.local_learners or name == "self":
@@ -333,8 +337,10 @@ class Builder:
         """Check the number of positional arguments and the names of the others."""
         given, most = len(expr.args), len(names)
         if not most - optional <= given <= most:
-            shown = ", ".join(names) or "nothing"
-            self.fail(codes.WrongArguments, f"`{expr.function}` takes {shown}; {given} given", expr.span)
+            count = f"{most}" if not optional else f"{most - optional} to {most}"
+            named = f" ({', '.join(names)})" if names and not names[0].startswith("argument ") else ""
+            wanted = f"{count} argument{'' if most == 1 else 's'}{named}" if names else "no arguments"
+            self.fail(codes.WrongArguments, f"`{expr.function}` takes {wanted}; {given} given", expr.span)
         for key, value in expr.kwargs:
             if key not in options:
                 self.fail(codes.WrongArguments, f"`{expr.function}` has no argument `{key}`", value.span, self.suggest(key, options))

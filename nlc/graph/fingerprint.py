@@ -8,7 +8,7 @@ import re
 from nlc.graph.ir import LevelGraph
 from nlc.graph.text import to_text
 
-_PLACE = re.compile(r"\s+# [^#]*:\d+$", re.M)
+_PLACE = re.compile(r"\s+# [^#]*:\d+$", re.MULTILINE)
 
 
 def fingerprint(graph: LevelGraph) -> str:

@@ -281,7 +281,7 @@ class _Derivation:
         named = flow.attrs.get("learner")
         if flow.op in ("pred", "gradient", "age", "weights"):
             return named == self.learner.id or named in self.inner_ids
-        return flow.op == "recall" and (named == self.learner.id and flow.attr("state") == "at" or named in self.inner_ids)
+        return flow.op == "recall" and ((named == self.learner.id and flow.attr("state") == "at") or named in self.inner_ids)
 
     def _moves(self, id: str) -> bool:
         """Does a flow depend on a state or a gradient of this learner or its rule?"""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nlc.graph import codes
 from nlc.graph.builder import Context, Operator
-from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, size_of
+from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, show_axes, size_of
 from nlc.graph.ops import ShapeError, reduce_axes
 from nlc.language.expression import Call, Expr, Name
 
@@ -136,7 +136,8 @@ def cross_entropy(b: Builder, expr: Call, context: Context, name: str | None) ->
     if b.flows[target].dtype != "index":
         b.fail(codes.WrongType, "the target of `cross_entropy` must be an index", expr.args[1].span)
     if len(b.flows[logits].axes) != 1:
-        b.fail(codes.ShapeMismatch, "the scores of `cross_entropy` have one axis, the vocabulary", expr.args[0].span)
+        note = (f"`{logits}` has axes {show_axes(b.flows[logits].axes)}", b.flows[logits].span)
+        b.fail(codes.ShapeMismatch, "the scores of `cross_entropy` have one axis, the vocabulary", expr.args[0].span, None, [note])
     return b.node("cross_entropy", [logits, target], expr.span, context, name, ())
 
 
@@ -175,8 +176,10 @@ def _apply(b: Builder, use: str, args: tuple[Expr, ...], expr: Call, context: Co
     graph = b.functions[function]
     out = graph.flows[graph.outputs[0][1]]
     axes = tuple(rename.get(axis, axis) for axis in out.axes)
-    if times is not None and axes != b.flows[flows[0]].axes:
-        b.fail(codes.ShapeMismatch, f"`repeat` needs a block whose output has the axes of its input; `{use}` does not", expr.span)
+    inner = b.flows[flows[0]]
+    if times is not None and axes != inner.axes:
+        message = f"`repeat` needs a block whose output has the axes of its input; `{use}` makes {show_axes(axes)} of {show_axes(inner.axes)}"
+        b.fail(codes.ShapeMismatch, message, expr.span, None, [(f"`{flows[0]}` is defined here", inner.span), ("the output of the block", out.span)])
     pairs = tuple((a, c) for a, c in rename.items() if a != c)
     return b.node("apply", flows, expr.span, context, name, axes, function=function, times=times, rename=pairs or None)
 

@@ -77,12 +77,24 @@ def ordered(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
 
 
 def _cycle(graph: LevelGraph, nodes: list[Node]) -> Diagnostic:
-    shown = [id if kind == "flow" else f"update of {id}" for kind, id in nodes if not id.startswith("#")]
+    shown = [text for kind, id in nodes if (text := _shown(graph, kind, id)) is not None] or [id for _, id in nodes]
     recalls = [graph.flows[id] for kind, id in nodes if kind == "flow" and graph.flows[id].op == "recall"]
     place = recalls[0] if recalls else graph.flows[nodes[0][1]]
     learner = recalls[0].attr("learner") if recalls else None
     help = f"`read: before` on `{learner}` lets this call see the state before the token" if learner else None
     return codes.TickCycle(f"a cycle within one tick: {' -> '.join([*shown, shown[0]])}", place.span, help)
+
+
+def _shown(graph: LevelGraph, kind: str, id: str) -> str | None:
+    """A node of a cycle in the words of the file: named flows, recalls and updates; None for what the compiler made."""
+    if kind == "update":
+        return f"update of {id}"
+    flow = graph.flows[id]
+    if flow.host is not None or flow.op == "number":
+        return None
+    if flow.op == "recall" and ":" in id:
+        return f"{flow.attr('learner')}({', '.join(flow.args)})"
+    return None if ":" in id else id
 
 
 def _non_causal(graph: LevelGraph, tick: nx.DiGraph[Node]) -> Iterator[Diagnostic]:

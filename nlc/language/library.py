@@ -150,8 +150,7 @@ class Library:
         try:
             return self.open(path, chain)
         except SpecError as error:
-            noted = [_with_note(problem, span) for problem in error.diagnostics]
-            raise SpecError(noted, error.sources) from None
+            raise SpecError([problem.noted("used here", span) for problem in error.diagnostics], error.sources) from None
 
     def _resolve(self, target: str, span: Span, folder: Path | None) -> Path:
         """The file of a target; the first folder that has it counts."""
@@ -216,13 +215,6 @@ def _folders_in(folder: Path) -> Iterator[Path]:
         yield from (path for path in sorted(folder.iterdir()) if path.is_dir())
     except OSError:
         return
-
-
-def _with_note(problem: Diagnostic, span: Span) -> Diagnostic:
-    """The mistake of a used file, with the place it is used at."""
-    if any(text == "used here" for text, _ in problem.notes):
-        return problem
-    return type(problem)(problem.message, problem.span, problem.help, (*problem.notes, ("used here", span)))
 
 
 def _real(path: Path) -> Path:

@@ -337,5 +337,6 @@ class OuterUpdate(Tick):
         return {f"{id}.{name}": x.detach() for id in learners for name, x in self._by_name(id).items()}
 
     def _by_name(self, id: str) -> Tensors:
-        new: Tensors = self.update(self.graph.learners[id])
-        return new
+        new: Any = self.update(self.graph.learners[id])
+        found: Tensors = new
+        return found
