@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from nlc.diagnostics import NOWHERE, DataError, Diagnostic
@@ -49,7 +50,7 @@ def write_atomically(path: Path, content: Content) -> None:
             file.write(_bytes(content))
         Path(beside).chmod(0o666 & ~_umask())
         Path(beside).replace(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _cannot_write(path, error) from None
     finally:
         if beside is not None:
@@ -58,20 +59,19 @@ def write_atomically(path: Path, content: Content) -> None:
 
 def check_folder(folder: Path, force: bool = False) -> None:
     """Raise DataError (NLC801, NLC802) if `write_folder` could not write there; for use before long work."""
-    if folder.exists():
-        if not folder.is_dir():
-            raise DataError([CannotWrite(f"`{folder}` is not a folder", NOWHERE, "name a new folder")])
-        foreign = [] if force else foreign_files(folder)
-        if foreign:
-            shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (", .." if len(foreign) > 3 else "")
-            help = "name a new folder, or use --force to write beside them"
-            raise DataError([ForeignContent(f"`{folder}` holds files that nlc did not write: {shown}", NOWHERE, help)])
-    ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
+        ancestor = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if folder == ancestor and not folder.is_dir():
+            raise DataError([CannotWrite(f"`{folder}` is not a folder", NOWHERE, "name a new folder")])
+        foreign = list(islice(foreign_files(folder), 4)) if folder == ancestor and not force else []
         with tempfile.TemporaryFile(dir=ancestor):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _cannot_write(folder, error) from None
+    if foreign:
+        shown = ", ".join(f"`{name}`" for name in foreign[:3]) + (", .." if len(foreign) > 3 else "")
+        help = "name a new folder, or use --force to write beside them"
+        raise DataError([ForeignContent(f"`{folder}` holds files that nlc did not write: {shown}", NOWHERE, help)])
 
 
 def write_folder(folder: Path, files: Mapping[str, Content], force: bool = False) -> None:
@@ -108,11 +108,16 @@ def listed_files(folder: Path) -> list[str]:
     return [name for name in names if isinstance(name, str) and (folder / name).resolve().is_relative_to(folder.resolve())]
 
 
-def foreign_files(folder: Path) -> list[str]:
+def foreign_files(folder: Path) -> Iterator[str]:
     """What lies in an output folder beside what its manifest lists."""
-    ours = {MANIFEST, *listed_files(folder)} if listed_files(folder) else set()
-    found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-    return [name for name in found if name not in ours]
+    listed = listed_files(folder)
+    ours = {MANIFEST, *listed} if listed else set()
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            path = str(Path(parent, name).relative_to(folder))
+            if path not in ours:
+                yield path
 
 
 def _bytes(content: Content) -> bytes:
@@ -125,6 +130,6 @@ def _umask() -> int:
     return mask
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
-    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+def _cannot_write(path: Path, error: OSError | ValueError) -> DataError:
+    reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else str(error)
     return DataError([CannotWrite(f"`{path}` cannot be written: {reason}", NOWHERE, "name a place that you may write to")])

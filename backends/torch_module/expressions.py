@@ -22,7 +22,7 @@ CALLS = {
 }
 INLINE = {*INFIX, *COMPARE, *CALLS, "neg", "min", "max", "sg"}
 RESERVED = {"torch", "F", "Tensor", "nn", "p", "z", "new", "self", "inputs", "state", "dtype", *keyword.kwlist, *dir(builtins)}
-TAKEN = re.compile(r"before_\d+|F_\d+|.*_(recurrent|chunkwise|update|kept)")
+TAKEN = re.compile(r"before_\d+|F_\d\d+|.*_(recurrent|chunkwise|update|kept)")
 """Names that generated functions, and variables of memory functions, have."""
 
 
@@ -40,6 +40,7 @@ class Namer:
 
     def rename(self, id: str, stem: str) -> None:
         """Give a flow a name of its own choice, made unique."""
+        stem = f"{stem}_x" if reserved(f"{stem}_2") else stem
         name, n = stem, 1
         while name in self.names.values() or reserved(name):
             n += 1

@@ -256,7 +256,7 @@ class MemoryWriter:
             scale = self._probe_scale()
             if scale is not None:
                 lines[-1] = f"carried = rows * {self._stacked('torch.ones_like(w[..., :1])', 'torch.ones_like(w[..., :1])')}"
-                lines[1] = f"through = torch.ones_like(scores[:, :, :{self.execution.chunk}]).tril()"
+                lines[2] = f"through = torch.ones_like(scores[:, :, :{self.execution.chunk}]).tril()"
         if form.c is not None:
             lines.append("total = w.new_ones(*w.shape[:2], 1, 1)")
         return lines

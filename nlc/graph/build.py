@@ -62,7 +62,7 @@ def _fill(b: Builder) -> LevelGraph:
     """Build everything a spec declares; diagnostics collect in the builder."""
     spec = b.spec
     for item in spec.inputs:
-        b.attempt(partial(_input, b, item))
+        b.attempt(partial(_input, b, item), item.name)
     for level in spec.levels:
         for learner in level.learners:
             b.attempt(partial(declare, b, level, learner))

@@ -73,6 +73,7 @@ class Builder:
         self._named: dict[str, str | None] = {}
         self._stack: list[str] = []
         self._loss: dict[str, str] = {}
+        self.broken: set[str] = set()
         self.numbers: dict[str, Number_] = dict(numbers or {})
         self._dims_and_params()
 
@@ -107,12 +108,16 @@ class Builder:
             self.fail(codes.BadSize, f"dim `{name}` is {value}; a size is a whole number of at least 1", span)
         self.numbers[name] = value
 
-    def attempt(self, action: Callable[[], Any]) -> None:
-        """Do something that may be rejected, and go on: all mistakes of a file are reported."""
+    def attempt(self, action: Callable[[], Any], name: str | None = None) -> None:
+        """Do something that may be rejected, and go on: all mistakes of a file are reported.
+
+        `name` is what the action defines: uses of it are no further mistakes.
+        """
         try:
             action()
         except Rejected:
-            pass
+            if name is not None:
+                self.broken.add(name)
 
     def number(self, expr: Expr) -> Number_:
         """The value of an expression of numbers, dims and params."""

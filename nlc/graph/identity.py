@@ -25,7 +25,7 @@ SILENT = {"span", "spans", "doc", "sources", "library", "file", "path", "level",
 
 def graph_hash(graph: LevelGraph) -> str:
     """sha256 of the graph's canonical form, in hexadecimal."""
-    return _digest(graph.name, _canonical(graph))
+    return _digest(graph.name, _canonical(graph.with_(inputs=tuple(sorted(graph.inputs)))))
 
 
 def _digest(*parts: object) -> str:
@@ -33,7 +33,7 @@ def _digest(*parts: object) -> str:
 
 
 def _canonical(graph: LevelGraph) -> object:
-    """The graph with each flow replaced by a hash of how it is computed."""
+    """The graph with each flow replaced by a hash of how it is computed. The order of inputs counts: a call binds them by it."""
     known = _flow_hashes(graph)
     return (
         ("dims", sorted(graph.dims)),

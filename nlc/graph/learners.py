@@ -7,7 +7,7 @@ from dataclasses import replace
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
-from nlc.graph.ir import ANY, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, size_of
+from nlc.graph.ir import ANY, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
 from nlc.language import spec as language
 from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
 from nlc.language.parser import parse
@@ -128,7 +128,12 @@ def _used_store(b: Builder, call: Call, span: Span) -> Store:
         if isinstance(param.value, ListOf)
     )
     query = spec.inputs[0].name if spec.inputs else ""
-    return _form(b, tensors, spec.outputs[0].value, query, span)
+    store = _form(b, tensors, spec.outputs[0].value, query, span)
+    declared = (spec.inputs[0].axes or ()) if spec.inputs else ()
+    if tuple(bound.get(name) for name in declared) != store.in_axes:
+        needed = f"`{query}` has axes [{', '.join(declared)}]; its tensor takes {show_axes(store.in_axes)}"
+        b.fail(codes.ShapeMismatch, f"`{call.function}`: {needed}", spec.inputs[0].span if spec.inputs else spec.span)
+    return store
 
 
 def _form(b: Builder, tensors: tuple[StoreTensor, ...], call: Expr, query: str, span: Span) -> Store:

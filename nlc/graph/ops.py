@@ -34,8 +34,8 @@ def broadcast(args: Sequence[Axes]) -> Axes:
         if axes == widest:
             continue
         names = [axis.name for axis in widest]
-        if len(set(names)) < len(names) and axes:
-            raise ShapeError(f"{show_axes(axes)} does not match {show_axes(widest)}")
+        if any(names.count(axis.name) > 1 for axis in axes):
+            raise ShapeError(f"{show_axes(axes)} does not match {show_axes(widest)}: an axis of it is there twice")
         for axis in axes:
             if axis not in widest:
                 raise ShapeError(f"{show_axes(axes)} does not fit into {show_axes(widest)}")

@@ -206,7 +206,7 @@ def _normal(slots: Slots) -> Slots:
         factor = common(slots.probe)
         slots = replace(slots, probe=divided(slots.probe, factor), c=tuple(x * factor for x in slots.c))
     seen = [x for x in slots.c or () if x.terms]
-    factor = common(slots.target, *seen) if slots.target.terms else number(1)
+    factor = common(*seen, slots.target) if slots.target.terms else number(1)
     c = None if slots.c is None else tuple(divided(x, factor) for x in slots.c)
     return replace(slots, target=divided(slots.target, factor), c=c, b=tuple(x * factor for x in slots.b))
 

@@ -168,7 +168,7 @@ def _by_default(given: Mapping[str, str], key: str, value: str | Init) -> str:
 def _details(learner: Learner, depth: int) -> Iterator[Line]:
     """What only a learner that writes has."""
     given = dict(learner.defaults)
-    if learner.selector is not None:
+    if learner.selector is not None or learner.owns:
         yield from _owned(learner, depth)
     for write in learner.writes:
         named = (("key", write.key), ("value", write.value), ("pred", write.pred), ("objective", write.loss))
@@ -186,8 +186,8 @@ def _details(learner: Learner, depth: int) -> Iterator[Line]:
 
 def _owned(learner: Learner, depth: int) -> Iterator[Line]:
     """The tensors an outer learner owns, a line for each block copy."""
-    assert learner.selector is not None
-    yield Line(depth, f"owns {expression_text(learner.selector)}: {len(learner.owns)} learners")
+    selector = f" {expression_text(learner.selector)}" if learner.selector is not None else ""
+    yield Line(depth, f"owns{selector}: {len(learner.owns)} learners")
     for stem, ids in groupby(learner.owns, key=unit_of):
         names = ", ".join(id.removeprefix(f"{stem}.") for id in ids)
         yield Line(depth + 1, f"{stem}: {names}" if stem else names)

@@ -307,7 +307,8 @@ class OuterUpdate(Tick):
         """The gradient of a learner inside the rule, tensor by tensor."""
         (write,) = learner.writes
         assert write.pred is not None
-        w = {name: x.detach().requires_grad_() for name, x in self.old[learner.id].items()}
+        old: Any = self.old[learner.id]
+        w = {name: x.detach().requires_grad_() for name, x in old.items()}
         self.values[write.pred] = w
         losses: Tensors = self.flow(write.loss)
         grads = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(w.values()), materialize_grads=True)
@@ -337,6 +338,5 @@ class OuterUpdate(Tick):
         return {f"{id}.{name}": x.detach() for id in learners for name, x in self._by_name(id).items()}
 
     def _by_name(self, id: str) -> Tensors:
-        new: Any = self.update(self.graph.learners[id])
-        found: Tensors = new
-        return found
+        new: Tensors = self.update(self.graph.learners[id])
+        return new

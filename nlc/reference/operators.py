@@ -59,6 +59,8 @@ LAST_AXIS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def align(x: Tensor, axes: Axes, target: Axes) -> Tensor:
     """View x [B, *axes] as [B, *target], with length 1 where an axis is missing."""
+    if axes == target:
+        return x
     order = [axes.index(axis) for axis in target if axis in axes]
     x = x.permute(0, *(1 + i for i in order))
     for i, axis in enumerate(target):

@@ -41,7 +41,7 @@ PARAMETER, OPTIMIZER = "parameter:", "optimizer:"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that training needs to go on. `spec` is the fingerprint of the graph; `seconds` were spent training."""
+    """Everything that training needs to go on. `spec` is the hash of the graph; `seconds` were spent training."""
 
     step: int
     spec: str
@@ -85,7 +85,7 @@ def save(run: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load(run: Path, spec: str | None = None) -> Checkpoint:
-    """The latest checkpoint of a run; with `spec`, only one of that fingerprint.
+    """The latest checkpoint of a run; with `spec`, only one of that hash.
 
     Raises DataError: no checkpoint (NLC720), damaged (NLC722), written by something else (NLC723), of another spec (NLC724).
     """
@@ -98,7 +98,7 @@ def load(run: Path, spec: str | None = None) -> Checkpoint:
         raise _corrupt(folder / TENSORS, "is not what was written (its sum differs)")
     if spec is not None and meta["spec"] != spec:
         help = "use the spec, dims and params of the run (its config.json), or start a new run"
-        raise _problem(codes.OtherSpec(f"`{folder}` is a checkpoint of another spec ({meta['spec']}, not {spec})", NOWHERE, help))
+        raise _problem(codes.OtherSpec(f"`{folder}` is a checkpoint of another spec", NOWHERE, help))
     try:
         tensors = load_tensors(data)
     except SafetensorError as error:

@@ -14,12 +14,11 @@ from typing import Any
 from nlc.diagnostics import NOWHERE, DataError, SpecError
 from nlc.files import CannotWrite, check_folder, write_atomically
 from nlc.graph.build import build
-from nlc.graph.fingerprint import fingerprint
+from nlc.graph.identity import graph_hash
 from nlc.graph.ir import LevelGraph
 from nlc.language.library import Library
 from nlc.language.load import load
 from nlc.language.spec import Spec
-from nlc.passmanager import PassManager, pipeline
 from nlc.runtime import codes
 
 CONFIG, METRICS, SPEC = "config.json", "metrics.jsonl", "spec"
@@ -33,7 +32,7 @@ Record = dict[str, float]
 class Source:
     """A spec with the values that replace its own, and its graph before any pass.
 
-    `meaning` is the fingerprint of the graph with its rules written out: equal for specs that compute the same.
+    `meaning` is the hash of that graph: equal for specs that say the same.
     """
 
     spec: Spec
@@ -54,8 +53,7 @@ def open_source(
     library = library or Library()
     loaded = spec if isinstance(spec, Spec) else load(spec, library)
     graph = build(loaded, library, dims, params)
-    expanded, _ = PassManager(pipeline(stop_after="expand-templates")).run(graph)
-    return Source(loaded, library, dict(dims or {}), dict(params or {}), graph, fingerprint(expanded))
+    return Source(loaded, library, dict(dims or {}), dict(params or {}), graph, graph_hash(graph))
 
 
 def versions() -> dict[str, str]:
@@ -84,7 +82,7 @@ def begin(run: Path, source: Source, about: Mapping[str, Any]) -> None:
         "name": source.graph.name,
         "spec": source.spec.path,
         "spec_copy": main,
-        "fingerprint": source.meaning,
+        "graph": source.meaning,
         "dims": source.dims,
         "params": source.params,
         **about,
@@ -120,7 +118,7 @@ def source_of(run: Path) -> Source:
     except SpecError as error:
         message = f"the spec of the run `{run}` cannot be read any more: {error.diagnostics[0].message}"
         raise DataError([codes.OtherSpec(message, NOWHERE, f"restore `{path}`")]) from None
-    if source.meaning != config.get("fingerprint"):
+    if source.meaning != config.get("graph"):
         raise DataError([codes.OtherSpec(f"`{path}` is no longer the spec of the run `{run}`", NOWHERE, "restore it, or train again")])
     return source
 
