@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.utils import run_and_get_code
 
 from nlc.diagnostics import BackendError
@@ -56,7 +57,7 @@ def output_code(compiled: CompiledSpec, batch: int, tokens: int) -> dict[str, st
 
     try:
         _, codes = run_and_get_code(forward_and_backward)
-    except Exception as error:
+    except (TorchDynamoException, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         message = f"Inductor failed on `{compiled.graph.name}`: {type(error).__name__}: {reason}"
         raise BackendError([BackendFailed(message, compiled.graph.span, "use `--backend eager`")], dict(compiled.graph.sources)) from error

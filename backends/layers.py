@@ -110,15 +110,21 @@ def register(module: nn.Module, path: str, value: Tensor) -> None:
     module._parameters[name] = nn.Parameter(value)
 
 
-def drawn(shape: tuple[int, ...], distribution: str, args: tuple[float, ...], generator: torch.Generator | None) -> Tensor:
-    """A parameter's first value, or a constant initial state."""
+def drawn(
+    shape: tuple[int, ...],
+    distribution: str,
+    args: tuple[float, ...],
+    generator: torch.Generator | None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """A parameter's first value (the same numbers in every dtype), or a constant initial state."""
     if distribution == "normal":
-        return torch.randn(shape, generator=generator) * args[0]
+        return torch.randn(shape, generator=generator).to(dtype) * args[0]
     if distribution == "uniform":
-        return torch.rand(shape, generator=generator) * (args[1] - args[0]) + args[0]
+        return torch.rand(shape, generator=generator).to(dtype) * (args[1] - args[0]) + args[0]
     if distribution == "eye":
-        return torch.eye(shape[-2], shape[-1]).expand(shape).clone()
-    return torch.full(shape, {"zeros": 0.0, "ones": 1.0}.get(distribution, args[0] if args else 0.0))
+        return torch.eye(shape[-2], shape[-1], dtype=dtype).expand(shape).clone()
+    return torch.full(shape, {"zeros": 0.0, "ones": 1.0}.get(distribution, args[0] if args else 0.0), dtype=dtype)
 
 
 def compute_dtype(*tensors: dict[str, Tensor]) -> torch.dtype:

@@ -37,7 +37,7 @@ class _Pure(nn.Module):
         self._compiled = [compiled]  # in a list: the parameters are arguments, not parts of this module
 
     def forward(self, parameters: Tensors, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-        return torch.func.functional_call(self._compiled[0], parameters, (inputs, state))  # type: ignore[no-any-return]
+        return torch.func.functional_call(self._compiled[0], parameters, (inputs, state))
 
 
 def require_torch_mlir() -> None:

@@ -82,6 +82,8 @@ class MemoryWriter:
     def recurrent(self) -> str:
         form = self.form
         lines = [self.signature(f"{self.stem}_recurrent"), '    """One token after the other.', "", *self.equations("    "), '    """']
+        names = list(self.args.values())
+        lines.append(f"    {', '.join(names)}{',' * (len(names) == 1)} = (x.to({self.states[0]}.dtype) for x in ({', '.join(names)},))")
         lines += ["    rows = []", f"    for t in range({self.args[form.target]}.shape[1]):"]
         body: list[str] = []
         if form.log_keep is not None:

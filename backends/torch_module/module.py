@@ -35,7 +35,7 @@ class _Writer:
         self.memories: dict[str, MemoryFunction] = {}
         self.full = full_flows(self.graph)
         self.named: dict[Region, RegionFunction] = {}
-        self.uses: set[str] = {"register", "drawn"}
+        self.uses: set[str] = {"register", "drawn", "compute_dtype"}
         self.namer = Namer()
         for word in (
             "B",
@@ -136,7 +136,7 @@ class _Writer:
 
     def _uses_in(self, text: str) -> None:
         self.uses |= {
-            piece for piece in ("under", "prefixed", "flat", "unflat", "drawn", "register", "compute_dtype") if f"{piece}(" in text
+            piece for piece in ("under", "prefixed", "flat", "unflat", "drawn", "register") if f"{piece}(" in text
         }
 
     def _tables(self) -> list[str]:
@@ -345,11 +345,11 @@ INITIAL = '''\
         """The state of a new stream of `batch` rows; float32, or float64 where parameters or inputs are."""
         p = dict(self.named_parameters())
         known = [*p.values(), *(like or {}).values()]
-        dtype = torch.float64 if any(x.dtype == torch.float64 for x in known) else torch.float32
+        dtype = compute_dtype(p, like or {})
         device = known[0].device if known else None
         state = {}
         for key, (shape, start, args) in self.STATES.items():
-            value = p[start] if start in p else drawn(shape, start, args, None)
+            value = p[start] if start in p else drawn(shape, start, args, None, dtype)
             state[key] = value.to(device, dtype).expand(batch, *shape)
         return state'''
 

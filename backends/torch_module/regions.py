@@ -196,13 +196,13 @@ class RegionWriter:
         return text
 
     def _answers(self, sweep: Sweep, learner: Learner, i: int, count: int, answers: list[str]) -> None:
-        copies = size_of(learner.per)
+        copies, like = size_of(learner.per), self._like()
         for answer, flow in zip(answers, sweep.recalls[i], strict=True):
             text = answer if count == 1 else f"{answer}[:, :, {i * copies}:{(i + 1) * copies}]"
             text += _unflat(2, learner.per)
             if len(learner.store.out_axes) != 1:
                 text += _unflat(-1, learner.store.out_axes)
-            self._assign(flow, text)
+            self._assign(flow, f"{text}.to({like}.dtype)")
 
     def _new_states(self, learner: Learner, i: int, count: int, new: list[str]) -> None:
         copies = size_of(learner.per)

@@ -143,11 +143,8 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
     """
     spec = b.uses[use]
     if len(spec.inputs) != len(args):
-        b.fail(
-            codes.WrongArguments,
-            f"`{use}` takes {len(spec.inputs)} flow{'' if len(spec.inputs) == 1 else 's'} ({', '.join(i.name for i in spec.inputs)}); {len(args)} given",
-            span,
-        )
+        flows = f"{len(spec.inputs)} flow{'' if len(spec.inputs) == 1 else 's'} ({', '.join(i.name for i in spec.inputs)})"
+        b.fail(codes.WrongArguments, f"`{use}` takes {flows}; {len(args)} given", span)
     if not spec.outputs:
         b.fail(codes.NotAValue, f"`{use}` has no outputs", span)
     known = [d.name for d in spec.dims] + [p.name for p in spec.params]

@@ -388,7 +388,7 @@ class Builder:
         if flow.dtype == "index":
             self.fail(codes.WrongType, f"{what} is an index; it must be numbers", span)
         names = [axis.name for axis in flow.axes]
-        bad = [axis for axis in flow.axes if axis not in axes] or len(set(names)) < len(names)
+        bad = [axis for axis in flow.axes if axis not in axes] or (flow.axes != axes and len(set(names)) < len(names))
         missing = [axis for axis in needed if axis not in flow.axes]
         if not is_any(axes) and (bad or missing):
             note = (f"`{flow.id}` has axes {show_axes(flow.axes)}", flow.span)

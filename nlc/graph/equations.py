@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nlc.graph.calculus import Coefficient
+from nlc.graph.ir import Flow
 from nlc.graph.linear import LinearForm
+
+INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
 
 def local(id: str, scope: str) -> str:
@@ -11,9 +16,12 @@ def local(id: str, scope: str) -> str:
     return id[len(scope) + 1 :] if scope and id.startswith(scope + ".") else id
 
 
-def equations(form: LinearForm, scope: str = "") -> tuple[str, ...]:
-    """`e = v - (exp(g) S)^T k` and `S <- exp(g) S + beta k e^T`: the error, then the new value of each state."""
-    words = _Words(form, scope)
+def equations(form: LinearForm, scope: str = "", flows: Mapping[str, Flow] | None = None) -> tuple[str, ...]:
+    """`e = v - (exp(g) S)^T k` and `S <- exp(g) S + beta k e^T`: the error, then the new value of each state.
+
+    With `flows`, coefficients that have no name are written out.
+    """
+    words = _Words(form, scope, flows or {})
     seen = "" if form.c is None else f" - ({words.sum(form.c)})^T {words.vector(form.probe)}"
     lines = [f"e = {words.vector(form.target)}{seen}"]
     for i, state in enumerate(form.states):
@@ -23,11 +31,23 @@ def equations(form: LinearForm, scope: str = "") -> tuple[str, ...]:
 
 
 class _Words:
-    def __init__(self, form: LinearForm, scope: str) -> None:
-        self.form, self.scope = form, scope
+    def __init__(self, form: LinearForm, scope: str, flows: Mapping[str, Flow]) -> None:
+        self.form, self.scope, self.flows = form, scope, flows
 
     def vector(self, flow: str | None) -> str:
-        return "1" if flow is None else local(flow, self.scope).lstrip("#")
+        return "1" if flow is None else self.flow(flow)
+
+    def flow(self, id: str) -> str:
+        """The name of a flow; the expression of one that has none."""
+        name, flow = local(id, self.scope).lstrip("#"), self.flows.get(id)
+        if flow is None or ":" not in name or flow.attr("learner") is not None:
+            return name
+        args = [self.flow(arg) for arg in flow.args]
+        if flow.op in INFIX:
+            return f"({args[0]} {INFIX[flow.op]} {args[1]})"
+        if flow.op == "boundary":
+            return f"boundary({flow.attr('period')})"
+        return f"(-{args[0]})" if flow.op == "neg" else f"{flow.op}({', '.join(args)})"
 
     def factor(self, x: Coefficient) -> str:
         if self.form.log_keep is not None and x == self.form.F[0][0]:

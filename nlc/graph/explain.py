@@ -58,7 +58,7 @@ def _learners(graph: LevelGraph, library: Library) -> list[Json]:
                     "level": level.id,
                     "every": str(level.clock) if level.clock else None,
                     "frequency": 1 / level.clock.period if level.clock else 0.0,
-                    **_meaning(learner),
+                    **_meaning(graph, learner),
                     **_running(learner),
                     "multiply_adds_per_token": multiply_adds(graph, learner),
                     "multiply_adds_per_token_recurrent": multiply_adds(graph, learner, "recurrent"),
@@ -85,10 +85,10 @@ def kind_of(learner: Learner) -> str:
     return "memory" if learner.writes else "parameter"
 
 
-def _meaning(learner: Learner) -> Json:
+def _meaning(graph: LevelGraph, learner: Learner) -> Json:
     form = learner.linear
     if isinstance(form, LinearForm):
-        return {"class": form.kind, "n": form.n, "recurrence": list(equations(form, learner.scope)), "general_because": None}
+        return {"class": form.kind, "n": form.n, "recurrence": list(equations(form, learner.scope, graph.flows)), "general_because": None}
     reason = f"{form.reason} ({place(form.span)})" if isinstance(form, NotLinear) else None
     return {"class": "general" if reason else None, "n": None, "recurrence": [], "general_because": reason}
 

@@ -197,9 +197,9 @@ class _Layouter:
             elif self._is_flow(link.source) or self._is_flow(link.target):
                 down = self._is_flow(link.source)
                 learner = self.layout.boxes[link.target if down else link.source]
-                x, turn = self.slot_x[link], self._channel(learner, channels)
-                port = stop if down else start
-                inner = [(x, turn), (port[0], turn)] if abs(port[0] - x) > 0.5 else []
+                x, port = self.slot_x[link], stop if down else start
+                turn = self._channel(learner, channels) if abs(port[0] - x) > 0.5 else 0.0
+                inner = [(x, turn), (port[0], turn)] if turn else []
                 corners = [start, (x, start[1]), *inner, stop] if down else [start, *inner[::-1], (x, stop[1]), stop]
             else:
                 corners = self._between(link, start, stop, channels)

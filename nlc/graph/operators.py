@@ -178,8 +178,16 @@ def _apply(b: Builder, use: str, args: tuple[Expr, ...], expr: Call, context: Co
     axes = tuple(rename.get(axis, axis) for axis in out.axes)
     inner = b.flows[flows[0]]
     if times is not None and axes != inner.axes:
-        message = f"`repeat` needs a block whose output has the axes of its input; `{use}` makes {show_axes(axes)} of {show_axes(inner.axes)}"
-        b.fail(codes.ShapeMismatch, message, expr.span, None, [(f"`{flows[0]}` is defined here", inner.span), ("the output of the block", out.span)])
+        message = (
+            f"`repeat` needs a block whose output has the axes of its input; `{use}` makes {show_axes(axes)} of {show_axes(inner.axes)}"
+        )
+        b.fail(
+            codes.ShapeMismatch,
+            message,
+            expr.span,
+            None,
+            [(f"`{flows[0]}` is defined here", inner.span), ("the output of the block", out.span)],
+        )
     pairs = tuple((a, c) for a, c in rename.items() if a != c)
     return b.node("apply", flows, expr.span, context, name, axes, function=function, times=times, rename=pairs or None)
 

@@ -182,6 +182,8 @@ def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
     roots: set[Node] = {("flow", id) for _, id in graph.outputs} | {node for node in needs if node[0] == "sweep"}
     roots |= {node for node in needs if node[0] == "flow" and graph.flows[node[1]].op == "conv"}
     needed = roots.union(*(nx.ancestors(needs, root) for root in roots if root in needs)) if roots else set()
+    # a sweep makes all that is recalled from its memories, together
+    needed |= {node for node in needs if node[0] == "flow" and any(before[0] == "sweep" for before in needs.predecessors(node))}
     return set(needs) - needed
 
 

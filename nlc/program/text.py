@@ -76,7 +76,7 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
     answered = {flow.id for sweep in program.sweeps.values() for flows in sweep.recalls for flow in flows}
     for kind, id in region.nodes:
         if kind == "sweep":
-            yield from _sweep(program.sweeps[id], scope, depth + 1)
+            yield from _sweep(program.graph, program.sweeps[id], scope, depth + 1)
         elif id not in answered:
             yield _flow(program.graph.flows[id], name, depth + 1)
     yield Line(depth, "}")
@@ -91,7 +91,7 @@ def _axes(flow: Flow) -> str:
     return f" {show_axes(flow.axes)}" if flow.axes else ""
 
 
-def _sweep(sweep: Sweep, scope: str, depth: int) -> Iterator[Line]:
+def _sweep(graph: LevelGraph, sweep: Sweep, scope: str, depth: int) -> Iterator[Line]:
     """The recurrence of each memory of a sweep, and what it answers."""
     first = sweep.learners[0]
     assert first.execution is not None
@@ -101,7 +101,7 @@ def _sweep(sweep: Sweep, scope: str, depth: int) -> Iterator[Line]:
     yield Line(depth + 1, f"sweep {', '.join(local(learner.id, scope) for learner in sweep.learners)}{side} {{")
     for learner, recalls in zip(sweep.learners, sweep.recalls, strict=True):
         assert isinstance(learner.linear, LinearForm)
-        for text in equations(learner.linear, scope):
+        for text in equations(learner.linear, scope, graph.flows):
             yield Line(depth + 2, text, place(learner.span))
         for flow in recalls:
             query = local(flow.args[0], scope) if flow.args else ""

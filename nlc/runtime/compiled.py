@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nlc.diagnostics import DataError, Diagnostic
+from nlc.diagnostics import DataError, Diagnostic, Span, UsageError
 from nlc.graph.ir import LevelGraph
 from nlc.graph.order import DerivedLevel, levels
 from nlc.graph.state import state_tensors
@@ -87,7 +86,14 @@ class CompiledSpec(nn.Module):
             raise DataError(problems, dict(self.graph.sources))
 
 
-def _dtype_problem(name: str, x: Tensor, dtype: str, span: Any) -> list[Diagnostic]:
+def _targets_problem(targets: Tensor, like: Tensor, span: Span) -> list[Diagnostic]:
+    shape = list(like.shape[:2])
+    if list(targets.shape) != shape:
+        return [codes.BadInput(f"`targets` has shape {list(targets.shape)}; {shape} is needed", span)]
+    return _dtype_problem("targets", targets, "index", span)
+
+
+def _dtype_problem(name: str, x: Tensor, dtype: str, span: Span) -> list[Diagnostic]:
     if dtype == "index" and (x.dtype.is_floating_point or x.dtype == torch.bool):
         return [codes.BadInput(f"the input `{name}` is {x.dtype}; an index is an integer tensor", span, "`.long()` makes one")]
     if dtype == "float" and not x.dtype.is_floating_point:
@@ -113,7 +119,24 @@ class Checked(CompiledSpec):
         self.check_state(state, next(iter(inputs.values())).shape[0])
         return super().step(inputs, state)  # type: ignore[misc]
 
+    def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
+        """loss, outputs, state = compiled.loss(inputs, state): differentiable; `targets` [B, T] may be among the inputs."""
+        if self.graph.loss is None:
+            raise UsageError(f"the spec `{self.graph.name}` has no loss")
+        self._check(inputs, state)
+        return super().loss(inputs, state)  # type: ignore[misc]
+
+    def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
+        """loss, optimizer = compiled.train_step(inputs, optimizer): one update of the weights, in place."""
+        if not any(learner.selector is not None for learner in self.graph.learners.values()):
+            raise UsageError(f"the spec `{self.graph.name}` has no learner that owns weights, so it cannot train")
+        self._check(inputs, None)
+        return super().train_step(inputs, optimizer)  # type: ignore[misc]
+
     def _check(self, inputs: Tensors, state: Tensors | None) -> None:
         self.check_inputs(inputs)
+        problems = _targets_problem(inputs["targets"], inputs[self.graph.inputs[0]], self.graph.span) if "targets" in inputs else []
+        if problems:
+            raise DataError(problems, dict(self.graph.sources))
         if state is not None:
             self.check_state(state, next(iter(inputs.values())).shape[0])

@@ -35,15 +35,19 @@ def bits_per_byte(compiled: CompiledSpec, bytes_N: Tensor, rows: int, length: in
         inputs = model.inputs(segment)
         with _mode(compiled):
             loss, _, new = compiled.loss(inputs, state)  # type: ignore[operator]
-        nats += float(loss) * segment["tokens"].numel()
+        nats += float(loss.detach()) * segment["tokens"].numel()
         count += segment["tokens"].numel()
         state = {name: x.detach().contiguous() for name, x in new.items()}
     return nats / count / math.log(2)
 
 
 def _mode(compiled: CompiledSpec) -> contextlib.AbstractContextManager[None]:
-    """Compiled regions are used as training uses them: without gradients each would be compiled a second time."""
-    return contextlib.nullcontext() if compiled.backend == "inductor" else torch.no_grad()
+    """Without gradients where that saves work.
+
+    Compiled regions are used as training uses them, else each would be compiled a second time; the reference takes the
+    gradients of memories with autograd.
+    """
+    return torch.no_grad() if compiled.backend == "eager" else contextlib.nullcontext()
 
 
 def same_without_reads(compiled: CompiledSpec, source: Source, backend: str = "eager") -> CompiledSpec:

@@ -71,17 +71,22 @@ def stream(
     return _decode(compiled, data, tokens, temperature, top_k, seed)
 
 
-@torch.no_grad()
 def _decode(compiled: CompiledSpec, data: bytes, tokens: int, temperature: float, top_k: int, seed: int) -> Iterator[bytes]:
     model = byte_model(compiled.graph)
-    outputs, state = compiled(model.prompt(data))
+    outputs, state = _calm(compiled(model.prompt(data)))
     scores_V = outputs[model.scores][0, -1]
     for i in range(tokens):
         byte = pick(scores_V[:BYTES], temperature, top_k, uniform(seed, i))
         yield bytes([byte])
         if i + 1 < tokens:
-            outputs, state = compiled.step({model.tokens: torch.tensor([byte])}, state)  # type: ignore[operator]
+            outputs, state = _calm(compiled.step({model.tokens: torch.tensor([byte])}, state))  # type: ignore[operator]
             scores_V = outputs[model.scores][0]
+
+
+def _calm(results: tuple[dict[str, Tensor], dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs and state without the graph of their gradients, which would grow with every byte."""
+    outputs, state = results
+    return {name: x.detach() for name, x in outputs.items()}, {name: x.detach() for name, x in state.items()}
 
 
 def pick(scores_V: Tensor, temperature: float, top_k: int, chance: float) -> int:

@@ -63,7 +63,7 @@ def test_check_takes_other_dims_and_params(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ops", "objectives", "optimizers", "stores"])
 def test_check_finds_a_mistake_in_a_part(name: str, tmp_path: Path) -> None:
-    source = sorted((ROOT / "specs" / name).glob("*.yaml"))[0].read_text(encoding="utf-8")
+    source = min((ROOT / "specs" / name).glob("*.yaml")).read_text(encoding="utf-8")
     head, _, outputs = source.rpartition("outputs:")
     wrong = spec_file(tmp_path, head + "outputs:" + outputs.replace("}", " + nonsense}", 1))
 

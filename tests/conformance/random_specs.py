@@ -411,7 +411,7 @@ class Writer:
             "absent": "",
             "gd": rng.choice(("{gd: {}}", f"{{gd: {{rate: {json.dumps(few)}}}}}")),
             "momentum": rng.choice(
-                ("momentum", "{momentum: {rate: 0.3, decay: 0.7}}", "{momentum: {decay: 0}}", "{momentum: {decay: 1, rate: 0.1}}")
+                ("{momentum: {}}", "{momentum: {rate: 0.3, decay: 0.7}}", "{momentum: {decay: 0}}", "{momentum: {decay: 1, rate: 0.1}}")
             ),
             "momentum of data": f"{{momentum: {{rate: {json.dumps(few)}, decay: {json.dumps(self.gate(per, rng.choice(('normal', 'zeros'))))}}}}}",
             "average": f"{{average: {{rate: {json.dumps(few)}, decay: {json.dumps(rng.choice(('0.6', f'sigmoid({self.gate(per)})')))}}}}}",
@@ -514,7 +514,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D")}
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)
-    tokens = rng.choice((1, 5, 8, 9, 12, 15, 16, 17, 20))
+    tokens = rng.choice((1 if o["training"] == "none" else 2, 5, 8, 9, 12, 15, 16, 17, 20))
     cuts = sorted(rng.sample(range(1, tokens), min(tokens - 1, rng.choice((0, 1, 1, 2)))))
     if cuts and rng.random() < 0.4 and cuts[0] + 1 < tokens and cuts[0] + 1 not in cuts:
         cuts = sorted([*cuts, cuts[0] + 1])
@@ -571,7 +571,7 @@ def _text(writer: Writer, sizes: dict[str, int], name: str, outputs: dict[str, s
     if y is not None:
         loss = _loss(writer, y)
         rule = rng.choice(
-            (f"{{{o['training']}: {{{'rate' if o['training'] == 'momentum' else 'lr'}: 0.05}}}}", f"{{{o['training']}: {{}}}}")
+            (f"{{{o['training']}: {{{'rate' if o['training'] == 'momentum' else 'lr'}: 0.001}}}}", f"{{{o['training']}: {{}}}}")
         )
         fold = f"{{row: {rng.choice(('mean', 'sum'))}, token: {rng.choice(('mean', 'sum'))}}}"
         owner = writer.name("weights")

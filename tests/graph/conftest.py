@@ -7,7 +7,7 @@ import pytest
 
 import nlc
 from nlc.graph.ir import LevelGraph
-from nlc.passmanager import PassManager
+from nlc.passmanager import PassManager, pipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,11 +21,12 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def built() -> Build:
-    """`built("ops/delta_rule")`; with `passes=True`, after the default passes."""
+    """`built("ops/delta_rule")`; with `passes=True` after the default passes, with `chunk` in chunks of that many tokens."""
 
-    def build(name: str, passes: bool = False) -> LevelGraph:
+    def build(name: str, passes: bool = False, chunk: int = 0) -> LevelGraph:
         graph = nlc.build(Path("specs") / f"{name}.yaml")
-        return PassManager().run(graph)[0] if passes else graph
+        chosen = pipeline(options={"choose-form": {"chunk": chunk}})
+        return PassManager(chosen).run(graph)[0] if passes or chunk else graph
 
     return build
 

@@ -61,11 +61,11 @@ def test_projection_costs_its_size_with_and_without_fusing(model: Any) -> None:
 
 
 def test_unread_learner_is_named_with_its_line(memory: Build) -> None:
-    graph = memory("key: k, value: v}}, T: {store: {vector: [V]}, learn: {value: p2", more="flows: {p2: v}")
+    graph = memory("key: k, value: v}}\n      T: {store: {vector: [V]}, learn: {value: v0", more='flows: {v0: "sum(v, H)"}')
     explanation = explain_graph(graph, Library())
 
     assert [dropped["id"] for dropped in explanation["dropped"]] == ["T"]
-    assert "memory.yaml:10" in explanation["dropped"][0]["place"]
+    assert "memory.yaml:11" in explanation["dropped"][0]["place"]
     assert "warning: `T` is dropped" in explanation_text(explanation)
 
 
@@ -83,7 +83,7 @@ def test_explanation_is_plain_data(model: Any) -> None:
 
 
 def test_text(built: Build, snapshot: Callable[[Path, str], None]) -> None:
-    text = explanation_text(explain_graph(built("ops/momentum_delta"), Library()))
+    text = explanation_text(explain_graph(built("ops/momentum_delta", chunk=32), Library()))
 
     snapshot(SNAPSHOTS / "momentum_delta.explained.txt", text)
 

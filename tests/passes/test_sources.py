@@ -41,5 +41,5 @@ def test_pass_changes_the_generated_source(name: str) -> None:
         assert source(graph, pipeline(options={name: OTHER_OPTIONS[name]})) != with_it
     else:
         rest = tuple(each for each in pipeline() if each.name != name)
-        with pytest.raises(Exception):  # noqa: B017, PT011 - without it there is no program, whatever fails first
+        with pytest.raises(Exception):  # noqa: B017 - without it there is no program, whatever fails first
             source(graph, rest)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _program(name: str, form: str = "auto") -> str:
-    passes = pipeline(options={"choose-form": {"form": form}})
+    passes = pipeline(options={"choose-form": {"form": form, "chunk": 32}})
     return program_text(schedule(PassManager(passes).run(nlc.build(ROOT / "specs" / f"{name}.yaml"))[0]))
 
 

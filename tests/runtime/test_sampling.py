@@ -82,7 +82,9 @@ def test_step_by_step_scores_are_those_of_forward(length: int) -> None:
     torch.testing.assert_close(torch.cat(steps, 1), at_once["logits"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": math.nan}, {"tokens": -1}, {"top_k": -1}, {"prompt": ""}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"temperature": math.nan}, {"temperature": math.inf}, {"tokens": -1}, {"top_k": -1}, {"prompt": ""}]
+)
 def test_wrong_numbers(trained: TrainResult, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         sample(trained.run, **wrong)
