@@ -54,10 +54,10 @@ def linalg(compiled: CompiledSpec, batch: int, tokens: int) -> str:
     parameters = {name: x.detach() for name, x in compiled.named_parameters()}
     state: Tensors = compiled.initial_state(batch)  # type: ignore[operator]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.export's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside torch.export and torch-mlir
         exported = torch.export.export(_Pure(compiled), (parameters, inputs, state))
-    _look_up_plainly(exported)
-    text = _lowered(compiled, exported)
+        _look_up_plainly(exported)
+        text = _lowered(compiled, exported)
     return _header(compiled, parameters, inputs, state, batch, tokens) + text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from nlc.diagnostics import Diagnostic, SpecError
+from nlc.diagnostics import Diagnostic, SpecError, UsageError
 from nlc.graph.build import build
 from nlc.language.library import Library
 from nlc.language.load import loads
@@ -45,6 +45,8 @@ class Report:
 def check(spec: Spec, library: Library, dims: Mapping[str, int] | None = None, params: Mapping[str, float] | None = None) -> Report:
     """All mistakes of a spec. A rule, an objective or a store is checked inside a small spec that uses it."""
     role = role_of(spec)
+    if role != "model" and (dims or params):
+        raise UsageError(f"`{spec.name}` is a {role}: its values are set by the specs that use it")
     host = spec if role == "model" else _hosted(spec, role, library)
     try:
         graph = build(host, library, dims, params)

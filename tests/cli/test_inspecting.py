@@ -61,6 +61,13 @@ def test_check_takes_other_dims_and_params(tmp_path: Path) -> None:
     assert nlc("check", spec, "--set", "H=many").code == 2
 
 
+def test_check_sets_no_values_of_a_part() -> None:
+    ran = nlc("check", RULE, "--set", "lr=1")
+
+    assert ran.code == 2
+    assert "is a rule" in ran.err
+
+
 @pytest.mark.parametrize("name", ["ops", "objectives", "optimizers", "stores"])
 def test_check_finds_a_mistake_in_a_part(name: str, tmp_path: Path) -> None:
     source = min((ROOT / "specs" / name).glob("*.yaml")).read_text(encoding="utf-8")
