@@ -102,12 +102,10 @@ def _advance(decay: Tensor, state: Tensor, out: Tensor) -> None:
     if n == 1:
         torch.mul(state, decay, out=out)
         return
-    parts, outs = state.unflatten(1, (n, -1)), out.unflatten(1, (n, -1))
-    gate = decay.unsqueeze(-1).unsqueeze(-1)
-    for i in range(n):
-        torch.mul(parts[:, 0], gate[:, i, 0], out=outs[:, i])
-        for j in range(1, n):
-            outs[:, i].addcmul_(parts[:, j], gate[:, i, j])
+    parts, outs, gate = state.unflatten(1, (n, -1)).flatten(2), out.view(out.shape[0], n, -1), decay.unsqueeze(-1)
+    torch.mul(parts[:, :1], gate[:, :, 0], out=outs)
+    for j in range(1, n):
+        outs.addcmul_(parts[:, j : j + 1], gate[:, :, j])
 
 
 def _decay_gradient(d_after: Tensor, before: Tensor, out: Tensor) -> None:

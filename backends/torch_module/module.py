@@ -28,6 +28,10 @@ def generate(program: Program) -> Generated:
     return _Writer(program).write()
 
 
+LOCALS = ("B", "T", "ticks", "outputs", "made", "loss", "losses", "scored", "targets", "i", "rows", "counts", "optimizer", "values", "first")
+"""Variables of the methods of a generated class."""
+
+
 class _Writer:
     def __init__(self, program: Program) -> None:
         self.program, self.graph = program, program.graph
@@ -37,23 +41,7 @@ class _Writer:
         self.named: dict[Region, RegionFunction] = {}
         self.uses: set[str] = {"register", "drawn", "compute_dtype"}
         self.namer = Namer()
-        for word in (
-            "B",
-            "T",
-            "ticks",
-            "outputs",
-            "made",
-            "loss",
-            "losses",
-            "scored",
-            "targets",
-            "i",
-            "rows",
-            "counts",
-            "optimizer",
-            "values",
-            "first",
-        ):
+        for word in LOCALS:
             self.namer.names[f"reserved {word}"] = word
 
     def write(self) -> Generated:
@@ -90,7 +78,7 @@ class _Writer:
     def _region(self, region: Region) -> RegionFunction:
         """The function of a region; copies of a block with the same text are one function."""
         stem, n = identifier(region.name), 1
-        name = stem = f"{stem}_block" if reserved(stem) else stem
+        name = stem = f"{stem}_block" if reserved(stem) or stem in LOCALS else stem
         while True:
             function = RegionWriter(self.program, region, self.full).function(name)
             function = self._name_memories(function)

@@ -40,7 +40,9 @@ class Algebra:
         if (op, args) not in self.known:
             self.count += 1
             id = f"{self.prefix}{self.count}"
-            axes = max((self.axes(arg) for arg in args), key=len)
+            widest = max((self.axes(arg) for arg in args), key=len)
+            missing = dict.fromkeys(axis for arg in args for axis in self.axes(arg) if axis not in widest)
+            axes = (*missing, *widest)  # a keep for [H] times a rate for [A] is one number for each [A, H]
             ids = tuple(self.flow(arg) for arg in args)
             self.flows[id] = Flow(id, op, ids, axes=axes, scope=self.learner.scope, host=self.host, span=self.learner.span)
             self.known[op, args] = id

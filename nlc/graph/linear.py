@@ -139,6 +139,7 @@ class _Derivation:
             }
             seen = states_seen[learner.at]
             c = tuple(a.mul(coefficients, seen.get(state, 0)) for state in states)
+            c, probe = (c, probe) if any(x != 0 for x in c) else (None, None)  # a keep of 0 leaves nothing to see
         target = a.neg(error.rest)
         write = learner.writes[0]
         return LinearForm(tuple(states), F, b, c, write.key, probe, a.flow(target), self._log_keep(F))

@@ -31,6 +31,9 @@ FLOOR = 1e-4
 """A tensor whose max is below this is compared as if this were its max: zeros come out as 1e-17."""
 LARGEST = 1e3
 """Values beyond this are drawn again, smaller."""
+FEW = 6
+"""Tokens with which passes and training are checked."""
+SMALL = 1e-3
 STEPS = 2
 """Training steps."""
 
@@ -177,6 +180,7 @@ def compare(found: Result, wanted: Result, what: str, tolerance: float = TOLERAN
     if keys or not set(found.values) <= set(wanted.values):
         problems.append(f"not the same values: {set(found.values) ^ set(wanted.values)}")
     bounds = {"value": tolerance, "gradient": tolerance if of_gradients is None else of_gradients}
+    largest = {"value": 0.0, "gradient": max((x.abs().max().item() for x in wanted.gradients.values() if x.numel()), default=0.0)}
     for kind, ours, theirs in (("value", found.values, wanted.values), ("gradient", found.gradients, wanted.gradients)):
         for name, y in theirs.items():
             x = ours.get(name)
@@ -189,16 +193,17 @@ def compare(found: Result, wanted: Result, what: str, tolerance: float = TOLERAN
                 if not torch.equal(x, y):
                     problems.append(f"{kind} of {name} differs in some bits, by at most {(x - y).abs().max().item():.1e}")
                 continue
-            if x.numel() and not (error := difference(x, y)) <= bounds[kind]:
+            if x.numel() and not (error := difference(x, y, largest[kind])) <= bounds[kind]:
                 problems.append(f"{kind} of {name}: {error:.1e}")
     if problems:
         raise Disagreement(f"{what}: " + "; ".join(problems))
 
 
-def difference(x: Tensor, y: Tensor) -> float:
+def difference(x: Tensor, y: Tensor, largest: float) -> float:
+    """Relative to the tensor's max. A gradient far below the largest one is what is left of terms that cancel."""
     if not x.is_floating_point():
         return 0.0 if torch.equal(x, y) else float("inf")
-    return (x - y).abs().max().item() / max(y.abs().max().item(), FLOOR)
+    return (x - y).abs().max().item() / max(y.abs().max().item(), FLOOR, SMALL * largest)
 
 
 def forms(stages: tuple[Stage, ...], chunks: tuple[int, ...]) -> Iterator[tuple[str, LevelGraph]]:
@@ -226,11 +231,12 @@ def check(case: Case, folder: Path, chunks: tuple[int, ...] = (2, 4, 8, 16, 32))
     graph = graph_of(case, folder)
     final, stages = PassManager(pipeline()).run(graph)
     case, numbers, wanted = tame(case, stages[0].graph)
-    before = wanted
+    few = replace(numbers, inputs={k: x[:, :FEW] for k, x in numbers.inputs.items()})
+    before = run_reference(stages[0].graph, few)
     for earlier, stage in itertools.pairwise(stages):
         if not stage.changed:
             continue
-        after = run_reference(stage.graph, numbers, drop=True)
+        after = run_reference(stage.graph, few, drop=True)
         kind = find_pass(stage.name)
         exact = kind.numerics is Numerics.EXACT
         # Gradients of an exact pass may be sums in another order: where two flows became one, so did their gradients.
@@ -253,7 +259,7 @@ def check(case: Case, folder: Path, chunks: tuple[int, ...] = (2, 4, 8, 16, 32))
     compiled = compile_graph(final, stages, "reference", 0)
     compare(run_compiled(compiled, numbers, case.cuts), wanted, "reference in pieces")
     if case.options["training"] != "none":
-        check_training(stages, numbers, rng.choice(list(forms(stages, chunks))))
+        check_training(stages, few, rng.choice(list(forms(stages, chunks))))
 
 
 def check_training(stages: tuple[Stage, ...], numbers: Given, chosen: tuple[str, LevelGraph]) -> None:
