@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from nlc.diagnostics import NOWHERE, BackendError
+from nlc.runtime.codes import BackendFailed
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def compile_regions(module: ModuleType, regions: tuple[str, ...]) -> None:
     """Replace the region functions of a generated module by compiled ones. A graph break is an error, never silent."""
     for name in regions:
-        setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False))
+        setattr(module, name, _reported(torch.compile(getattr(module, name), fullgraph=True, dynamic=False), name))
+
+
+def _reported(region: Callable[P, R], name: str) -> Callable[P, R]:
+    """A region that compiles when it is first called: what the compiler below has to say comes as a BackendError."""
+
+    @functools.wraps(region)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return region(*args, **kwargs)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:300]
+            message = f"Inductor failed on the region `{name}`: {type(error).__name__}: {reason}"
+            raise BackendError([BackendFailed(message, NOWHERE, "the backend `eager` runs the same code uncompiled")]) from error
+
+    return call

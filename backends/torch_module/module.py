@@ -338,7 +338,7 @@ INITIAL = '''\
         state = {}
         for key, (shape, start, args) in self.STATES.items():
             value = p[start] if start in p else drawn(shape, start, args, None, dtype)
-            state[key] = value.to(device, dtype).expand(batch, *shape)
+            state[key] = value.to(device, dtype).expand(batch, *shape).contiguous()
         return state'''
 
 FORWARD = '''\

@@ -1,6 +1,6 @@
 """Check, draw, compile and train a model on text that Python brings along, then let it write; under four minutes on two cores.
 
-python -m nlc.demo [--out out/demo] [--steps 240] [--backend inductor]
+python -m nlc.demo [--out out/demo] [--steps 200] [--backend inductor]
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Demo:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m nlc.demo", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="the folder for everything (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=240, help="training steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps (default: %(default)s)")
     parser.add_argument("--backend", choices=("inductor", "eager"), default="inductor", help="what trains (default: %(default)s)")
     arguments = parser.parse_args()
     try:

@@ -141,7 +141,15 @@ def _names(run: Path) -> list[str]:
         return []
 
 
-_KEYS = {"step": int, "spec": str, "seconds": (int, float), "bytes": int, "sha256": str, "settings": dict, "versions": dict}
+_KEYS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "spec": str,
+    "seconds": (int, float),
+    "bytes": int,
+    "sha256": str,
+    "settings": dict,
+    "versions": dict,
+}
 
 
 def _meta(folder: Path) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _saved(run: Path, source: Source, corpus: Corpus, settings: Settings, thread
     recorded, given = config["settings"], asdict(settings)
     if threads is None:
         given["threads"] = recorded.get("threads")
-    text = config.get("text") if isinstance(config.get("text"), dict) else {}
+    text: Mapping[str, Any] = config["text"] if isinstance(config.get("text"), dict) else {}
     different = [f"{name} {recorded.get(name)}, now {value}" for name, value in given.items() if recorded.get(name) != value]
     if text.get("digest") != corpus.digest:
         different.append(f"text `{text.get('name')}`, now `{corpus.name}` with other bytes")

@@ -226,6 +226,7 @@ class Writer:
     o: Options
     rng: random.Random
     names: Sequence[str]
+    sizes: dict[str, int]
     inside: bool = False
     taken: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, Source] = field(default_factory=dict)
@@ -293,7 +294,9 @@ class Writer:
         if how == "conv":
             return self.flow(f"conv({self.raw(axes)}, {rng.choice((1, 2, 3, 4))})")
         if how == "norm":
-            return self.flow(f"{rng.choice(('rmsnorm', 'layernorm', 'l2norm'))}({self.raw(axes)})")
+            one = any(name == last and self.sizes.get(role.removesuffix(" dim")) == 1 for role, name in self.taken.items())
+            norms = ("rmsnorm", "l2norm") if one else ("rmsnorm", "layernorm", "l2norm")  # the layernorm of one number is 0 and noise
+            return self.flow(f"{rng.choice(norms)}({self.raw(axes)})")
         if how == "activation":
             return self.flow(f"{rng.choice(('silu', 'softmax', 'tanh', 'gelu', 'relu', 'sin', 'sigmoid', 'abs'))}({self.raw(axes)})")
         if how == "broadcast":
@@ -510,8 +513,8 @@ def case_of(number: int, options: Options | None = None) -> Case:
     """The case of a number: the options are those of the plan unless given."""
     o = dict(options or plan()[number])
     rng = random.Random(f"case {number}")
-    writer = Writer(o, rng, HOSTILE)
     sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D")}
+    writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)
     tokens = rng.choice((1 if o["training"] == "none" else 2, 5, 8, 9, 12, 15, 16, 17, 20))
@@ -532,6 +535,8 @@ def _body(writer: Writer, sizes: dict[str, int]) -> tuple[dict[str, str], str]:
     if o["block"] == "none":
         recalls = writer.learners()
         outputs = {f"out{i}": text for i, text in enumerate(recalls)}
+        if o["store"] != "vector" and o["learners"] != "feeds key" and rng.random() < 0.4:  # a query that only the loss asks
+            recalls.append(writer.recall(writer.taken["S"], writer.key("input")))
         return outputs, " + ".join(f"linear({text}, {D})" for text in recalls)
     inner = _block(writer.o, rng, sizes, writer.files)
     writer.files["blocks/inner"] = inner
@@ -543,14 +548,14 @@ def _body(writer: Writer, sizes: dict[str, int]) -> tuple[dict[str, str], str]:
         writer.uses[use] = "blocks/inner"
     x = writer.wide()
     y = f"repeat({use}, {rng.choice((1, 2, 3))}, {x})" if o["block"] == "repeated" else f"{use}({x})"
-    y = writer.flow(y, always=True)
+    y = writer.flow(y)
     if o["block"] == "used" and rng.random() < 0.4:
         y = writer.flow(f"{use}({y} * 0.5)", always=True)
     return {"out": rng.choice((y, f"{y} + {x}", f"rmsnorm({y})"))}, y
 
 
 def _block(o: Options, rng: random.Random, sizes: dict[str, int], files: dict[str, str]) -> str:
-    writer = Writer(o, rng, HOSTILE, inside=True, files=files)
+    writer = Writer(o, rng, HOSTILE, sizes, inside=True, files=files)
     x, D = writer.wide(), writer.dim("D")
     recalls = writer.learners()
     y = f"{x} + " + " + ".join(f"linear({text}, {D})" for text in recalls)
@@ -600,7 +605,8 @@ def _loss(writer: Writer, y: str) -> str:
     if writer.rng.random() < 0.5:
         target = writer.name("target")
         writer.inputs[target] = Source((writer.dim("D"),))
-        return f"sum(({y} - {target})^2)"
+        late = writer.rng.choice(("", " + 0.01 * position", " * cos(position)", " * 2"))
+        return f"sum(({y} - {target})^2){late}"
     tokens, E = writer.name("tokens"), writer.dim("E")
     writer.inputs[tokens] = Source((E,), "index")
     return f"cross_entropy(unembed({y}, {E}), next({tokens}))"

@@ -269,6 +269,8 @@ def check_training(stages: tuple[Stage, ...], numbers: Given, chosen: tuple[str,
     compiled = load_parameters(compile_graph(made, stages, "eager", 0), parameters)
     state: Tensors | None = None
     for step in range(STEPS):
+        if max(x.abs().max().item() for x in parameters.values() if x.numel()) > LARGEST:
+            return  # the first step went too far
         loss, parameters, optimizer = Reference(stages[0].graph, parameters, torch.float64).train_step(numbers.inputs, optimizer)
         mine, state = compiled.train_step(numbers.inputs, state)
         found = {"loss": mine, **{f"parameter {k}": x.detach() for k, x in compiled.named_parameters()}, **state}

@@ -1,0 +1,85 @@
+"""Random specs: the reference and every legal form agree in float64, values and gradients, at random stream splits."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nlc.passmanager import PassManager, pipeline
+from nlc.runtime.compiling import compile_graph
+from tests.conformance.conftest import RAN
+from tests.conformance.random_specs import OPTIONS, Case, case_of, legal_pairs, pairs, plan
+from tests.conformance.running import check, compare, graph_of, run_compiled, tame
+
+BATCH = 10
+INDUCTOR_CASES = (1, 5, 11, 17, 26, 38, 57, 72, 99, 131, 180, 222)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "first" in metafunc.fixturenames:
+        count = metafunc.config.getoption("--random-specs")
+        metafunc.parametrize(("first", "last"), [(n, min(n + BATCH, count)) for n in range(0, count, BATCH)])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few numbers: more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_random_specs_agree(first: int, last: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    for number in range(first, last):
+        case = case_of(number)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        try:
+            check(case, folder)
+        except Exception as error:
+            error.add_note(f"case {number}; `pytest --random-specs {number + 1}` runs it again\n{case.show()}")
+            raise
+        request.config.stash.setdefault(RAN, set()).add(number)
+
+
+def test_every_legal_pair_of_options_occurs_three_times(request: pytest.FixtureRequest) -> None:
+    count = max(request.config.getoption("--random-specs"), 300)
+    seen = dict.fromkeys(legal_pairs(), 0)
+    for pair in itertools.chain.from_iterable(pairs(plan()[number]) for number in range(count)):
+        seen[pair] += 1
+
+    rare = {pair: times for pair, times in seen.items() if times < 3}
+
+    assert len(seen) > 3000
+    assert not rare
+
+
+def test_cases_do_not_depend_on_order() -> None:
+    assert case_of(7) == case_of(7)
+    assert case_of(7).options == plan()[7]
+    assert set(case_of(7).options) == set(OPTIONS)
+
+
+@pytest.mark.inductor
+@pytest.mark.parametrize("number", INDUCTOR_CASES)
+def test_random_specs_agree_when_compiled(number: int, tmp_path: Path) -> None:
+    case = case_of(number)
+    final, stages = PassManager(pipeline(options={"choose-form": {"form": "auto", "chunk": 4}})).run(graph_of(case, tmp_path))
+    case, numbers, wanted = tame(case, stages[0].graph)
+    whole = with_one_call(case)
+
+    compiled = compile_graph(final, stages, "inductor", 0)
+
+    compare(run_compiled(compiled, numbers, whole.cuts), wanted, f"inductor, case {number}\n{case.show()}\n")
+
+
+def with_one_call(case: Case) -> Case:
+    """Every number of tokens is compiled by itself, so the whole in one call."""
+    from dataclasses import replace
+
+    return replace(case, cuts=(case.tokens,))
