@@ -28,7 +28,23 @@ def generate(program: Program) -> Generated:
     return _Writer(program).write()
 
 
-LOCALS = ("B", "T", "ticks", "outputs", "made", "loss", "losses", "scored", "targets", "i", "rows", "counts", "optimizer", "values", "first")
+LOCALS = (
+    "B",
+    "T",
+    "ticks",
+    "outputs",
+    "made",
+    "loss",
+    "losses",
+    "scored",
+    "targets",
+    "i",
+    "rows",
+    "counts",
+    "optimizer",
+    "values",
+    "first",
+)
 """Variables of the methods of a generated class."""
 
 
@@ -123,9 +139,7 @@ class _Writer:
         return "\n".join(lines)
 
     def _uses_in(self, text: str) -> None:
-        self.uses |= {
-            piece for piece in ("under", "prefixed", "flat", "unflat", "drawn", "register") if f"{piece}(" in text
-        }
+        self.uses |= {piece for piece in ("under", "prefixed", "flat", "unflat", "drawn", "register") if f"{piece}(" in text}
 
     def _tables(self) -> list[str]:
         graph = self.graph

@@ -80,7 +80,7 @@ class WriteForm(_Strict):
     key: Expression = _optional("What the memory is asked when it learns. Without a key, the prediction is the tensors themselves.")
     value: Expression = _optional("What the memory should answer to the key.")
     minimize: Expression = _optional(
-        "The objective: a file of specs/objectives, a scalar flow such as `loss`, or an expression of `pred` and `value`. Default: l2."
+        "The objective: a file of specs/objectives, a scalar flow such as `loss`, or an expression of `pred` and `value`. Default: half the squared distance."
     )
     fold: Fold = _optional("How the samples of a period are taken: sum (default), mean, last or each; or one of these for each axis.")
     at: State = _optional(
@@ -88,7 +88,7 @@ class WriteForm(_Strict):
     )
     keep: Expression = _optional("How much of the old state is kept: a scalar, or a vector on the axis it names. Default: 1.")
     rate: Expression = _optional("The step size, short for the plain gradient rule; not together with `rule`. Default: 1.")
-    rule: CallOnly = _optional("The update rule, a call of a spec: {momentum: {rate: 0.1, decay: 0.9}}.")
+    rule: CallOnly = _optional("The update rule, a call of a spec: {name: {param: 0.1}}.")
 
 
 class InlineStore(_Strict):
