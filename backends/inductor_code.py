@@ -49,7 +49,7 @@ def output_code(compiled: CompiledSpec, batch: int, tokens: int) -> dict[str, st
 
     def forward_and_backward() -> None:
         if compiled.graph.loss is not None:
-            total: Tensor = compiled.loss(inputs)[0]  # type: ignore[operator]
+            total: Tensor = compiled.loss(inputs)[0]
         else:
             outputs, _ = compiled(inputs)
             total = sum((x.sum() for x in outputs.values()), start=torch.zeros(()))

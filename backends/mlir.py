@@ -52,7 +52,7 @@ def linalg(compiled: CompiledSpec, batch: int, tokens: int) -> str:
     require_torch_mlir()
     inputs = example_inputs(compiled.graph, batch, tokens)
     parameters = {name: x.detach() for name, x in compiled.named_parameters()}
-    state: Tensors = compiled.initial_state(batch)  # type: ignore[operator]
+    state: Tensors = compiled.initial_state(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch.export and torch-mlir
         exported = torch.export.export(_Pure(compiled), (parameters, inputs, state))

@@ -80,7 +80,7 @@ class WriteForm(_Strict):
     key: Expression = _optional("What the memory is asked when it learns. Without a key, the prediction is the tensors themselves.")
     value: Expression = _optional("What the memory should answer to the key.")
     minimize: Expression = _optional(
-        "The objective: a file of specs/objectives, a scalar flow such as `loss`, or an expression of `pred` and `value`. Default: half the squared distance."
+        "The objective: a file of specs/objectives, a scalar flow such as `loss`, or an expression of `pred` and `value`."
     )
     fold: Fold = _optional("How the samples of a period are taken: sum (default), mean, last or each; or one of these for each axis.")
     at: State = _optional(

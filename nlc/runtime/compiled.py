@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,26 @@ class CompiledSpec(nn.Module):
     stages: tuple[Stage, ...]
     source: str
     backend: str
+
+    if TYPE_CHECKING:  # what the generated class, or the reference, brings
+
+        def initial_state(self, batch: int, like: Tensors | None = None) -> Tensors:
+            """The state of a new stream of `batch` rows."""
+
+        def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
+            """Inputs [B, T, *axes] -> outputs [B, T, *axes], the new state."""
+
+        def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+            """One token: inputs [B, *axes] -> outputs [B, *axes], the new state."""
+
+        def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
+            """The folded loss, the outputs and the new state; only of specs with a `loss`."""
+
+        def initial_optimizer(self) -> Tensors:
+            """The states of the outer levels before the first step."""
+
+        def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
+            """One step of the outer levels; parameters and `optimizer` are updated in place."""
 
     @property
     def levels(self) -> tuple[DerivedLevel, ...]:
@@ -117,21 +138,21 @@ class Checked(CompiledSpec):
         """One token: inputs and outputs [B, *axes]."""
         self.check_inputs(inputs, ("B",))
         self.check_state(state, next(iter(inputs.values())).shape[0])
-        return super().step(inputs, state)  # type: ignore[misc]
+        return super().step(inputs, state)
 
     def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
         """loss, outputs, state = compiled.loss(inputs, state): differentiable; `targets` [B, T] may be among the inputs."""
         if self.graph.loss is None:
             raise UsageError(f"the spec `{self.graph.name}` has no loss")
         self._check(inputs, state)
-        return super().loss(inputs, state)  # type: ignore[misc]
+        return super().loss(inputs, state)
 
     def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
         """loss, optimizer = compiled.train_step(inputs, optimizer): one update of the weights, in place."""
         if not any(learner.selector is not None for learner in self.graph.learners.values()):
             raise UsageError(f"the spec `{self.graph.name}` has no learner that owns weights, so it cannot train")
         self._check(inputs, None)
-        return super().train_step(inputs, optimizer)  # type: ignore[misc]
+        return super().train_step(inputs, optimizer)
 
     def _check(self, inputs: Tensors, state: Tensors | None) -> None:
         self.check_inputs(inputs)

@@ -34,7 +34,7 @@ def bits_per_byte(compiled: CompiledSpec, bytes_N: Tensor, rows: int, length: in
     for segment in streams(bytes_N, rows, length, limit):
         inputs = model.inputs(segment)
         with _mode(compiled):
-            loss, _, new = compiled.loss(inputs, state)  # type: ignore[operator]
+            loss, _, new = compiled.loss(inputs, state)
         nats += float(loss.detach()) * segment["tokens"].numel()
         count += segment["tokens"].numel()
         state = {name: x.detach().contiguous() for name, x in new.items()}

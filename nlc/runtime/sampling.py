@@ -79,7 +79,7 @@ def _decode(compiled: CompiledSpec, data: bytes, tokens: int, temperature: float
         byte = pick(scores_V[:BYTES], temperature, top_k, uniform(seed, i))
         yield bytes([byte])
         if i + 1 < tokens:
-            outputs, state = _calm(compiled.step({model.tokens: torch.tensor([byte])}, state))  # type: ignore[operator]
+            outputs, state = _calm(compiled.step({model.tokens: torch.tensor([byte])}, state))
             scores_V = outputs[model.scores][0]
 
 

@@ -166,7 +166,7 @@ class _Trainer:
         self.run, self.source, self.corpus, self.settings, self.model = run, source, corpus, settings, model
         self.compiled, self.progress, self.eval_bytes = compiled, progress, eval_bytes
         self.parameters: dict[str, Tensor] = dict(compiled.named_parameters())
-        self.optimizer: dict[str, Tensor] = compiled.initial_optimizer()  # type: ignore[operator]
+        self.optimizer: dict[str, Tensor] = compiled.initial_optimizer()
         self.step, self.saved_at = 0, -1
         self.seconds = 0.0
         self.metrics: list[Record] = []
@@ -205,7 +205,7 @@ class _Trainer:
     def make_step(self) -> Record:
         began = time.perf_counter()
         batch = self.corpus.batch(self.settings.seed, self.step, self.settings.batch, self.settings.length)
-        loss, self.optimizer = self.compiled.train_step(self.model.inputs(batch), self.optimizer)  # type: ignore[operator]
+        loss, self.optimizer = self.compiled.train_step(self.model.inputs(batch), self.optimizer)
         nats = float(loss)
         seconds = time.perf_counter() - began
         self.step += 1

@@ -63,7 +63,7 @@ def legal_pairs() -> frozenset[Pair]:
 
 
 def pairs(o: Options) -> Iterator[Pair]:
-    return itertools.combinations(((name, o[name]) for name in OPTIONS), 2)  # type: ignore[return-value]
+    return itertools.combinations(((name, o[name]) for name in OPTIONS), 2)
 
 
 def _complete(rng: random.Random, given: Options) -> Options | None:
@@ -91,7 +91,7 @@ class Plan:
 
     def _next(self) -> Options:
         self.rare = [pair for pair in self.rare if self.counts[pair] < self.wanted]
-        found = []
+        found: list[tuple[int, int, Options]] = []
         for _ in range(self.candidates):
             start = dict(self.rng.choice(self.rare)) if self.rare else {}
             o = _complete(self.rng, start)
@@ -174,7 +174,10 @@ nlc: 1
 name: nested
 params: {rate: 0.1, decay: 0.8, inner: 0.5}
 inputs: {g: gradient}
-levels: {outer: {every: 1 update, learners: {m: {store: {like: g}, learn: {value: -g, minimize: dot, rule: {momentum: {decay: inner, rate: rate}}, keep: decay}}}}}
+levels:
+  outer:
+    every: 1 update
+    learners: {m: {store: {like: g}, learn: {value: -g, minimize: dot, rule: {momentum: {decay: inner, rate: rate}}, keep: decay}}}
 outputs: {step: m()}
 """,
     "chain": """\
@@ -416,7 +419,8 @@ class Writer:
             "momentum": rng.choice(
                 ("{momentum: {}}", "{momentum: {rate: 0.3, decay: 0.7}}", "{momentum: {decay: 0}}", "{momentum: {decay: 1, rate: 0.1}}")
             ),
-            "momentum of data": f"{{momentum: {{rate: {json.dumps(few)}, decay: {json.dumps(self.gate(per, rng.choice(('normal', 'zeros'))))}}}}}",
+            "momentum of data": f"{{momentum: {{rate: {json.dumps(few)}, decay: "
+            f"{json.dumps(self.gate(per, rng.choice(('normal', 'zeros'))))}}}}}",
             "average": f"{{average: {{rate: {json.dumps(few)}, decay: {json.dumps(rng.choice(('0.6', f'sigmoid({self.gate(per)})')))}}}}}",
             "two momenta": f"{{two_momenta: {{rate: {json.dumps(few)}, fast: {json.dumps(rng.choice(('0.6', self.gate(per))))}}}}}",
             "keeping": rng.choice(
@@ -484,7 +488,6 @@ class Writer:
         S = self.learner("S", self.key(), self.value())
         q = self.key(rng.choice(("input", "linear", "broadcast")))
         first = self.recall(S, q)
-        per = self.copies()
         match o["learners"]:
             case "several recalls":
                 more = [self.recall(S, self.key("input")), self.recall(S, q)]
@@ -565,7 +568,8 @@ def _block(o: Options, rng: random.Random, sizes: dict[str, int], files: dict[st
 
 def _nesting(rng: random.Random, sizes: dict[str, int]) -> str:
     y = rng.choice(("repeat(inner, 2, u)", "inner(u)", "inner(inner(u) + u)", "0.5 * inner(u) + x"))
-    return f"nlc: 1\nname: outer\ndims: {{D: {sizes['D']}}}\ninputs: {{x: [D]}}\nuses: {{inner: blocks/inner}}\nflows: {{u: rmsnorm(x)}}\noutputs: {{y: {json.dumps(y)}}}\n"
+    head = f"nlc: 1\nname: outer\ndims: {{D: {sizes['D']}}}\ninputs: {{x: [D]}}\nuses: {{inner: blocks/inner}}\n"
+    return f"{head}flows: {{u: rmsnorm(x)}}\noutputs: {{y: {json.dumps(y)}}}\n"
 
 
 def _text(writer: Writer, sizes: dict[str, int], name: str, outputs: dict[str, str], y: str | None) -> str:

@@ -265,7 +265,8 @@ def check(case: Case, folder: Path, chunks: tuple[int, ...] = (2, 4, 8, 16, 32))
 def check_training(stages: tuple[Stage, ...], numbers: Given, chosen: tuple[str, LevelGraph]) -> None:
     """A few steps of the outer rule: losses, parameters and the states of the outer level."""
     form, made = chosen
-    parameters, optimizer = numbers.parameters, {}
+    parameters = numbers.parameters
+    optimizer: Tensors = {}
     compiled = load_parameters(compile_graph(made, stages, "eager", 0), parameters)
     state: Tensors | None = None
     for step in range(STEPS):

@@ -90,7 +90,7 @@ def test_all_wrong_inputs_are_named_at_once(memory: CompiledSpec) -> None:
 
 
 def test_wrong_inputs_of_a_step_are_nlc701(memory: CompiledSpec) -> None:
-    state = memory.initial_state(2)  # type: ignore[operator]
+    state = memory.initial_state(2)
 
     error = refused(memory.step, inputs(), state)
 
@@ -106,7 +106,7 @@ def test_wrong_inputs_of_a_step_are_nlc701(memory: CompiledSpec) -> None:
     ],
 )
 def test_wrong_state_is_nlc702(change: dict[str, Tensor | None], message: str, memory: CompiledSpec) -> None:
-    made: dict[str, Tensor | None] = {**memory.initial_state(2), **change}  # type: ignore[operator]
+    made: dict[str, Tensor | None] = {**memory.initial_state(2), **change}
     state = {key: x for key, x in made.items() if x is not None}
 
     error = refused(memory, inputs(), state)
@@ -135,13 +135,13 @@ def test_wrong_inputs_of_training_are_nlc701(method: str, wrong: Tensors, messag
 
 def test_spec_without_a_loss_cannot_train(memory: CompiledSpec) -> None:
     with pytest.raises(UsageError, match="has no loss"):
-        memory.loss(inputs())  # type: ignore[operator]
+        memory.loss(inputs())
     with pytest.raises(UsageError, match="cannot train"):
-        memory.train_step(inputs())  # type: ignore[operator]
+        memory.train_step(inputs())
 
 
 def test_arguments_are_not_changed(memory: CompiledSpec) -> None:
-    given, state = inputs(), memory.initial_state(2)  # type: ignore[operator]
+    given, state = inputs(), memory.initial_state(2)
     before = {name: x.clone() for name, x in {**given, **state}.items()}
 
     memory(given, state)

@@ -1,0 +1,105 @@
+"""Known equalities: rules against torch.optim and memories against their published recurrences, written out here."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import nlc
+from nlc.language import loads
+
+TRAINED = """
+nlc: 1
+name: trained
+dims: {{a: 5, b: 3}}
+inputs: {{x: [a], t: [b]}}
+flows: {{y: "linear(rmsnorm(x), b)"}}
+loss: sum((y - t)^2)
+outputs: {{y: y}}
+levels:
+  training:
+    every: 1 step
+    learners:
+      weights: {{owns: rest, scope: shared, read: start, learn: {{minimize: loss, fold: {{row: mean, token: mean}}, rule: {rule}}}}}
+"""
+
+RULES: dict[str, tuple[str, Callable[[list[Tensor]], torch.optim.Optimizer]]] = {
+    "sgd": ("{sgd: {lr: 0.1}}", lambda p: torch.optim.SGD(p, lr=0.1)),
+    "gd": ("{gd: {rate: 0.05}}", lambda p: torch.optim.SGD(p, lr=0.05)),
+    "momentum": ("{momentum: {rate: 0.05, decay: 0.9}}", lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+    "adamw": ("{adamw: {lr: 0.01, decay: 0.1}}", lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1)),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize("name", RULES)
+def test_rule_is_the_optimizer_of_torch(name: str, backend: str) -> None:
+    rule, make = RULES[name]
+    model = nlc.compile(loads(TRAINED.format(rule=rule)), backend=backend).double()
+    twin = nlc.compile(loads(TRAINED.format(rule=rule)), backend="eager").double()
+    theirs = make(list(twin.parameters()))
+    generator = torch.Generator().manual_seed(1)
+    optimizer = None
+    for _ in range(50):
+        batch = {"x": torch.randn(2, 4, 5, generator=generator).double(), "t": torch.randn(2, 4, 3, generator=generator).double()}
+        _, optimizer = model.train_step(batch, optimizer)
+        theirs.zero_grad()
+        twin.loss(batch)[0].backward()
+        theirs.step()
+
+    for (key, mine), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12, msg=key)
+
+
+MEMORY = """
+nlc: 1
+name: memory
+dims: {{K: 4, V: 3}}
+inputs: {{q: [K], k: [K], v: [V], b: [], a: []}}
+levels: {{memory: {{every: 1 token, learners: {{S: {{store: {{matrix: [K, V]}}, learn: {learn}}}}}}}}}
+outputs: {{o: S(q)}}
+"""
+
+ORACLES: dict[str, tuple[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]]] = {
+    "O1 a gradient step on the dot product is linear attention": (
+        "{key: k, value: v, minimize: dot}",
+        lambda M, k, v, a, b: M + torch.outer(v, k),
+    ),
+    "O2 a gradient step on half the squared error is the delta rule": (
+        "{key: k, value: v, rate: b}",
+        lambda M, k, v, a, b: M - b * torch.outer(M @ k - v, k),
+    ),
+    "O3 a keep gate on the dot product is a decayed memory": (
+        "{key: k, value: v, minimize: dot, keep: a}",
+        lambda M, k, v, a, b: a * M + torch.outer(v, k),
+    ),
+    "O4 the exact proximal step is a delta rule with a smaller rate": (
+        '{key: k, value: v, rate: "b / (1 + b * dot(k, k))"}',
+        # argmin over M' of 1/2 |M' k - v|^2 + 1/(2 b) |M' - M|^2, by its normal equations
+        lambda M, k, v, a, b: (M / b + torch.outer(v, k)) @ torch.linalg.inv(torch.eye(4).double() / b + torch.outer(k, k)),
+    ),
+    "decay before the gradient": (
+        "{key: k, value: v, rate: b, keep: a, at: decayed}",
+        lambda M, k, v, a, b: a * M - b * torch.outer(a * M @ k - v, k),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ["recurrent", "chunkwise"])
+@pytest.mark.parametrize("name", ORACLES)
+def test_memory_is_its_recurrence(name: str, form: str) -> None:
+    learn, update = ORACLES[name]
+    memory = nlc.compile(loads(MEMORY.format(learn=learn)), backend="eager", form=form)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(20, 4).double(), torch.randn(20, 4).double(), torch.randn(20, 3).double()
+    a, b = torch.rand(20).double(), 0.5 * torch.rand(20).double()
+
+    outputs, state = memory({"q": q[None], "k": k[None], "v": v[None], "a": a[None], "b": b[None]})
+
+    M, rows = torch.zeros(3, 4).double(), []
+    for t in range(20):
+        M = update(M, k[t], v[t], a[t], b[t])
+        rows.append(M @ q[t])
+    torch.testing.assert_close(outputs["o"][0], torch.stack(rows), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(state["S"][0].T, M, rtol=1e-11, atol=1e-11)
