@@ -520,7 +520,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)
-    tokens = rng.choice((1 if o["training"] == "none" else 2, 5, 8, 9, 12, 15, 16, 17, 20))
+    tokens = rng.choice((1 if o["training"] == "none" else 2, 5, 5, 6, 7, 8, 9, 11, 12, 16, 17))
     cuts = sorted(rng.sample(range(1, tokens), min(tokens - 1, rng.choice((0, 1, 1, 2)))))
     if cuts and rng.random() < 0.4 and cuts[0] + 1 < tokens and cuts[0] + 1 not in cuts:
         cuts = sorted([*cuts, cuts[0] + 1])
@@ -528,7 +528,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     without = tuple(name for name in optional if rng.random() < 0.5)
     kinds = {name: source.kind for name, source in writer.inputs.items()}
     position = rng.choice((0, 1, 5)) if o["state"] == "given" else 0
-    return Case(number, o, text, writer.files, kinds, rng.choice((1, 2, 3)), tokens, (*cuts, tokens), position, without)
+    return Case(number, o, text, writer.files, kinds, rng.choice((1, 2)), tokens, (*cuts, tokens), position, without)
 
 
 def _body(writer: Writer, sizes: dict[str, int]) -> tuple[dict[str, str], str]:

@@ -31,7 +31,7 @@ FLOOR = 1e-4
 """A tensor whose max is below this is compared as if this were its max: zeros come out as 1e-17."""
 LARGEST = 1e3
 """Values beyond this are drawn again, smaller."""
-FEW = 6
+FEW = 4
 """Tokens with which passes and training are checked."""
 SMALL = 1e-3
 STEPS = 2
@@ -256,8 +256,9 @@ def check(case: Case, folder: Path, chunks: tuple[int, ...] = (2, 4, 8, 16, 32))
     form, made = rng.choice(list(forms(less, chunks)))
     compiled = compile_graph(made, less, "eager", 0)
     compare(run_compiled(compiled, numbers, case.cuts), wanted, f"eager {form} without {case.without}")
-    compiled = compile_graph(final, stages, "reference", 0)
-    compare(run_compiled(compiled, numbers, case.cuts), wanted, "reference in pieces")
+    if case.number % 4 == 0:
+        compiled = compile_graph(final, stages, "reference", 0)
+        compare(run_compiled(compiled, numbers, case.cuts), wanted, "reference in pieces")
     if case.options["training"] != "none":
         check_training(stages, few, rng.choice(list(forms(stages, chunks))))
 
