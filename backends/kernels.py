@@ -132,7 +132,7 @@ def _inter_chunk_free_backward(decay: Tensor, states: Tensor, d_states: Tensor) 
     for i in range(decay.shape[0] - 1, -1, -1):
         _advance(decay[i].mT, d_z[i + 1], d_z[i])
         d_z[i].add_(d_states[i])
-    d_decay = torch.empty_like(decay)
+    d_decay = decay.new_empty(decay.shape)  # contiguous whatever the decay is, as the fake operator says
     for i in range(decay.shape[0]):
         _decay_gradient(d_z[i + 1], states[i], d_decay[i])
     return d_z[1:].clone(), d_decay, d_z[0].clone()

@@ -58,7 +58,8 @@ def _explicit_gradient(graph: LevelGraph, learner: Learner) -> LevelGraph:
         slope = algebra.flow(derivative(algebra, write.loss, write.pred))
     except NotDifferentiable as problem:
         raise BackendError([codes.CannotLower(f"`{learner.id}`: {problem}", problem.span)], dict(graph.sources)) from None
-    old = Flow(f"{learner.id}:old", "recall", attrs={"learner": learner.id, "state": "before"}, axes=learner.axes, scope=learner.scope)
+    state = "at" if learner.at == "decayed" else "before"
+    old = Flow(f"{learner.id}:old", "recall", attrs={"learner": learner.id, "state": state}, axes=learner.axes, scope=learner.scope)
     flows = {old.id: replace(old, host=learner.host, span=learner.span), **algebra.flows}
     new = graph.with_(flows=flows)
     made = {id for id in flows if id.startswith(algebra.prefix)} | {slope}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nlc.backends.torch_module import quarry
-from nlc.backends.torch_module.expressions import Namer, identifier, reserved
+from nlc.backends.torch_module.expressions import INLINE, Namer, identifier, reserved
 from nlc.backends.torch_module.memories import MemoryFunction
 from nlc.backends.torch_module.outer import OuterWriter
 from nlc.backends.torch_module.regions import RegionFunction, RegionWriter, full_flows
@@ -201,7 +201,15 @@ class _Writer:
         if flow.op == "number":
             first = self.namer(self.graph.inputs[0])
             return f"torch.full({first}.shape[:2], {flow.attr('value')!r}, dtype=compute_dtype(p, inputs), device={first}.device)"
-        return self.namer(id)
+        return self.namer(id) if id in self.full else self._widened(id)
+
+    def _widened(self, id: str) -> str:
+        """A value that is the same for all rows or tokens, for all of them."""
+        flows = [self.graph.flows[each] for each in self.graph.upstream(id)]
+        sizes = "".join(f", {axis.size}" for axis in self.graph.flows[id].axes)
+        numbers = all(flow.op == "number" or flow.op in INLINE for flow in flows)
+        text = f"{self.namer(id)}.to(compute_dtype(p, inputs))" if numbers else self.namer(id)
+        return f"{text}.expand(*next(iter(inputs.values())).shape[:2]{sizes})"
 
     def _forward(self) -> list[str]:
         outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in self.graph.outputs)
@@ -280,7 +288,10 @@ class _Writer:
             lines += self._ticks()
         for region in self._loss_regions():
             lines.append(f"        {self._call(region, 'state')[0]}")
-        losses = self.namer(str(graph.loss))
+        assert graph.loss is not None
+        losses = self.namer(graph.loss)
+        if graph.loss not in self.full and graph.flows[graph.loss].op != "number":
+            lines.append(f"        {losses} = {self._widened(graph.loss)}")
         scored = f"({self.namer(nexts[0].id)} >= 0).to({losses}.dtype)" if nexts else f"torch.ones_like({losses})"
         lines += [f"        scored = {scored}", f"        rows, counts = ({losses} * scored).sum(1), scored.sum(1)"]
         folds = {

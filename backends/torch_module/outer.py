@@ -5,7 +5,7 @@ Legal because a rule for tensors of any shape is made of elementwise operators a
 
 from __future__ import annotations
 
-from nlc.backends.torch_module.expressions import Code, Expressions, Namer, identifier, show
+from nlc.backends.torch_module.expressions import PRODUCT, Code, Expressions, Namer, identifier, show
 from nlc.graph.ir import Axes, Flow, Learner, LevelGraph
 
 
@@ -64,8 +64,10 @@ class OuterWriter(Expressions):
         return code
 
     def _recall(self, flow: Flow, args: list[Code]) -> Code:
-        learner = flow.attr("learner")
-        return Code(self.name(f"{learner}:new" if flow.attr("state") == "after" else learner))
+        learner = self.graph.learners[flow.attr("learner")]
+        if flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
+            return Code(f"{self._value(learner.keep).at(PRODUCT)} * {self.name(learner.id)}", PRODUCT)
+        return Code(self.name(f"{learner.id}:new" if flow.attr("state") == "after" else learner.id))
 
     def _gradient(self, flow: Flow, args: list[Code]) -> Code:
         return Code("g")

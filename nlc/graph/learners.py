@@ -42,6 +42,12 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
             learner.span,
             "give it `init: learned`, or `learn:`",
         )
+    if init.distribution == "eye" and (store.form == "any" or len(store.tensors[0].axes) < 2):
+        b.fail(codes.NotConstant, f"`{learner.name}` is no matrix, so its `init` cannot be `eye`", learner.span)
+    if init.learned and b.host is not None and b.host.sharing == "shared":
+        b.fail(codes.NotCompiledYet, "a learned initial state in the rule of an outer level is not compiled yet", learner.span)
+    if learner.learn and learner.scope == "shared" and learner.owns is None and b.host is None:
+        b.fail(codes.NotCompiledYet, "a memory that all rows share is not compiled yet", learner.span, "leave `scope` out")
     if learner.learn and clock is None:
         b.fail(
             codes.MissingPart,

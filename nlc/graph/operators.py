@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from nlc.graph import codes
 from nlc.graph.builder import Context, Operator
 from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, show_axes, size_of
-from nlc.graph.ops import ShapeError, reduce_axes
+from nlc.graph.ops import ShapeError, is_any, reduce_axes
 from nlc.language.expression import Call, Expr, Name
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def _reduction(kind: str) -> Operator:
         b.arguments(expr, "a flow", "an axis", optional=1)
         x = b.expr(expr.args[0], context)
         axis = b.axis(expr.args[1]).name if len(expr.args) > 1 else None
+        if kind == "mean" and is_any(b.flows[x].axes):
+            b.fail(codes.NotCompiledYet, "`mean` in a rule for tensors of any shape is not compiled yet", expr.span, "`sum` is")
         try:
             axes = reduce_axes(b.flows[x].axes, axis, context.kept)
         except ShapeError as error:
@@ -115,6 +117,8 @@ def next_(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     x = b.expr(expr.args[0], context)
     if b.flows[x].op != "input":
         b.fail(codes.NotCompiledYet, "`next` takes an input", expr.args[0].span)
+    if b.flows[x].dtype != "index":
+        b.fail(codes.NotCompiledYet, "`next` of numbers is not compiled yet", expr.args[0].span, "it takes an index, such as a token")
     return b.node("next", [x], expr.span, context, name, b.flows[x].axes)
 
 

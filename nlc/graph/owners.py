@@ -39,6 +39,10 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
     for parameter in graph.parameters:
         if parameter.id not in owner:
             diagnostics.append(codes.MissingPart(f"nobody owns `{parameter.id}`", parameter.span, "add a learner with `owns: rest`"))
+    for learner in owners:
+        if learner.id not in owner.values() and not diagnostics:
+            way_out = "a spec has parameters where it uses `linear`, norms or `init: learned`" if _is_rest(learner) else None
+            diagnostics.append(codes.MissingPart(f"`{learner.id}` owns no tensor: its selector takes none", learner.span, way_out))
     learners = {
         id: replace(learner, owns=tuple(p for p, o in owner.items() if o == id)) if learner.selector is not None else learner
         for id, learner in graph.learners.items()

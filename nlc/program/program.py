@@ -56,7 +56,7 @@ def schedule(graph: LevelGraph) -> Program:
     sweeps = _sweeps(graph)
     needs = _dependencies(graph, sweeps)
     order = _ordered(graph, needs, sweeps)
-    owners = tuple(m for m in graph.learners.values() if m.selector is not None)
+    owners = tuple(m for m in graph.learners.values() if m.owns)
     return Program(graph, _regions(graph, sweeps, needs, order), sweeps, owners)
 
 

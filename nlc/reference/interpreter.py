@@ -104,7 +104,7 @@ class Reference:
         gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
         state = dict(optimizer) or {"step": torch.zeros((), dtype=torch.int64)}
         new, params = {"step": state["step"] + 1}, dict(self.parameters)
-        for owner in (m for m in self.graph.learners.values() if m.selector is not None):
+        for owner in (m for m in self.graph.learners.values() if m.owns):
             update = OuterUpdate(self, owner, gradients, state)
             params.update(update.weights())
             new.update(update.states())
@@ -250,6 +250,8 @@ class Tick:
         assert write.pred is not None
         self.values[write.pred] = self.call(learner, w, args, axes)
         loss = self.flow(write.loss).sum()
+        if not loss.requires_grad:  # an objective that nothing can change
+            return torch.zeros_like(w)
         (gradient,) = torch.autograd.grad(loss, w, create_graph=True, materialize_grads=True)
         return gradient
 
@@ -284,7 +286,7 @@ class OuterUpdate(Tick):
         self.owner, self.step = owner, state["step"]
         names = {id: machine.graph.parameter_name(machine.graph.learners[id]) for id in owner.owns}
         old: dict[str, Any] = {
-            learner: {name: state.get(f"{learner}.{name}", torch.zeros_like(machine.parameters[name])) for name in names.values()}
+            learner: {name: state.get(f"{learner}.{name}", self._first(machine, learner, name)) for name in names.values()}
             for _, learner, _ in optimizer_keys(machine.graph)
         }
         super().__init__(machine, {}, 0, old)
@@ -307,12 +309,19 @@ class OuterUpdate(Tick):
         """The gradient of a learner inside the rule, tensor by tensor."""
         (write,) = learner.writes
         assert write.pred is not None
-        old: Any = self.old[learner.id]
-        w = {name: x.detach().requires_grad_() for name, x in old.items()}
+        w = {name: x.detach().requires_grad_() for name, x in self.base(learner).items()}
         self.values[write.pred] = w
         losses: Tensors = self.flow(write.loss)
         grads = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(w.values()), materialize_grads=True)
         return dict(zip(w, grads, strict=True))
+
+    def base(self, learner: Learner) -> Any:
+        if learner.at == "decayed" and learner.keep is not None:
+            return elementwise("mul", [self.flow(learner.keep), self.old[learner.id]], [(), ()], ())
+        return self.old[learner.id]
+
+    def _first(self, machine: Reference, learner: str, name: str) -> Tensor:
+        return draw(machine.graph.learners[learner].init, tuple(machine.parameters[name].shape), None, machine.dtype)
 
     def _keep(self, learner: Learner, keep: str | None) -> Any:
         return self.flow(keep) if keep is not None else torch.ones(1, dtype=self.machine.dtype)

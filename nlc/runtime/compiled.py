@@ -149,14 +149,15 @@ class Checked(CompiledSpec):
 
     def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
         """loss, optimizer = compiled.train_step(inputs, optimizer): one update of the weights, in place."""
-        if not any(learner.selector is not None for learner in self.graph.learners.values()):
+        if not any(learner.owns for learner in self.graph.learners.values()):
             raise UsageError(f"the spec `{self.graph.name}` has no learner that owns weights, so it cannot train")
         self._check(inputs, None)
         return super().train_step(inputs, optimizer)
 
     def _check(self, inputs: Tensors, state: Tensors | None) -> None:
         self.check_inputs(inputs)
-        problems = _targets_problem(inputs["targets"], inputs[self.graph.inputs[0]], self.graph.span) if "targets" in inputs else []
+        extra = inputs.keys() - set(self.graph.inputs)
+        problems = _targets_problem(inputs["targets"], inputs[self.graph.inputs[0]], self.graph.span) if "targets" in extra else []
         if problems:
             raise DataError(problems, dict(self.graph.sources))
         if state is not None:

@@ -188,6 +188,11 @@ def operator_cases() -> list[tuple[str, str, list[Tensor]]]:
         ("sweep", "chunk_sweep_2", sweep_inputs(n)),
         ("inter_chunk_free", "inter_chunk_free_2", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
         ("propagated", "propagated", [draw(N, G, C, n, n), draw(N, G, C, n)]),
+        (
+            "backward of inter_chunk_free, the decay a part of something",
+            "inter_chunk_free_backward_2",
+            [draw(N, G, n, n).detach().mT, draw(N + 1, G, n * K, V).detach(), draw(N + 1, G, n * K, V).detach()],
+        ),
     ]
 
 
