@@ -13,72 +13,154 @@ import torch
 from torch import Tensor
 
 
-def segment_decay(log_keep: Tensor, inclusive: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Products of scalar gates between the tokens of a chunk, from their logarithms [..., C]; no gate may be zero.
+class _Decayed(torch.autograd.Function):
+    """Gradients of the gates from the products row . d row and column . d column of a token: none of the C x C matrix of decays.
 
-    Returns
-        between [..., C, C]  keep_t .. keep_{s+1} for s <= t, else 0   (exclusive: keep_{t-1} .. keep_{s+1} for s < t)
-        from_start [..., C]  keep_t .. keep_1                          (exclusive: keep_{t-1} .. keep_1)
-        to_end [..., C]      keep_C .. keep_{s+1}
-        total [...]          keep_C .. keep_1
-    A row that sees the state after the decay of its token is inclusive, a row that sees the old state is exclusive.
+    A row of token t carries exp(through_t), a column of token s exp(-through_s), the end of the chunk exp(through_C).
     """
-    chunk, dtype = log_keep.shape[-1], log_keep.dtype
-    # A difference of float32 sums loses eps * |sum|: sum in float64, cast the difference.
-    through = log_keep.double().cumsum(-1)
-    seen = through if inclusive else through - log_keep.double()
-    hidden = torch.ones(chunk, chunk, dtype=torch.bool, device=log_keep.device).triu(1 if inclusive else 0)
-    # Masked before exp: exp of a hidden positive difference may overflow, and then its gradient is not finite.
-    between = (seen.unsqueeze(-1) - through.unsqueeze(-2)).to(dtype).masked_fill(hidden, float("-inf")).exp()
-    end = through[..., -1:]
-    return between, seen.to(dtype).exp(), (end - through).to(dtype).exp(), end.squeeze(-1).to(dtype).exp()
+
+    @staticmethod
+    def forward(ctx, rows, w, log_keep, inclusive):  # type: ignore[no-untyped-def]
+        chunk, dtype = w.shape[2], w.dtype
+        # A difference of float32 sums loses eps * |sum|: sum in float64, cast the difference.
+        through = log_keep.double().cumsum(-1)
+        kinds = (inclusive[0],) if len(set(inclusive)) == 1 else inclusive  # one decay for all kinds of rows where it is the same
+        seen = torch.stack([through if kind else through - log_keep.double() for kind in kinds], 2) if kinds else through[:, :, None][:, :, :0]
+        ones = torch.ones(chunk, chunk, dtype=torch.bool, device=w.device)
+        hidden = torch.stack([ones.triu(1 if kind else 0) for kind in kinds]) if kinds else ones[None][:0]
+        # Masked before exp: exp of a hidden positive difference may overflow, and then its gradient is not finite.
+        between = (seen.unsqueeze(-1) - through[:, :, None, None]).to(dtype).masked_fill(hidden, float("-inf")).exp()
+        end = through[..., -1:]
+        from_start, to_end, total = (x.to(dtype).exp() for x in (seen, end - through, end))
+        ctx.save_for_backward(rows, w, between, from_start, to_end, total)
+        ctx.inclusive = inclusive
+        scores = ((rows @ w.mT).unflatten(2, (-1, chunk)) * between).flatten(2, 3)
+        carried = (rows.unflatten(2, (-1, chunk)) * from_start.unsqueeze(-1)).flatten(2, 3)
+        return scores, carried, w * to_end.unsqueeze(-1), total.unsqueeze(-1)
+
+    @staticmethod
+    def backward(ctx, d_scores, d_carried, d_x, d_total):  # type: ignore[no-untyped-def]
+        rows, w, between, from_start, to_end, total = ctx.saved_tensors
+        chunk = w.shape[2]
+        d_scores = (d_scores.unflatten(2, (-1, chunk)) * between).flatten(2, 3)
+        d_rows = d_scores @ w + (d_carried.unflatten(2, (-1, chunk)) * from_start.unsqueeze(-1)).flatten(2, 3)
+        d_x = d_x * to_end.unsqueeze(-1)
+        d_w = d_scores.mT @ rows + d_x
+        by_row = (rows * d_rows).sum(-1).unflatten(-1, (-1, chunk))
+        d_through = by_row.sum(2) - (w * d_w).sum(-1)
+        d_end = (w * d_x).sum((-2, -1)) + d_total.flatten(2).squeeze(-1) * total.squeeze(-1)
+        d_log_keep = d_through.flip(-1).cumsum(-1).flip(-1) + d_end.unsqueeze(-1)
+        for kind, products in zip(ctx.inclusive, by_row.unbind(2), strict=True):
+            d_log_keep = d_log_keep if kind else d_log_keep - products
+        return d_rows, d_w, d_log_keep, None
 
 
-def _propagated_forward(gates: Tensor, columns: Tensor) -> Tensor:
+def decayed(rows: Tensor, w: Tensor, log_keep: Tensor, inclusive: tuple[bool, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Everything a chunk of a memory with one scalar gate needs, from the logarithms of the gates; no gate may be zero.
+
+    rows [N, G, R * C, K] are R kinds of rows above each other, w [N, G, C, K] the written keys, log_keep [N, G, C].
+    A kind is inclusive if its rows see the state after the decay and the write of their token, else they see the old state. Returns
+        scores   [N, G, R * C, C]  rows_t . w_s keep_t .. keep_{s+1} for s <= t   (exclusive: keep_{t-1} .. keep_{s+1} for s < t), else 0
+        carried  [N, G, R * C, K]  rows_t keep_t .. keep_1                        (exclusive: keep_{t-1} .. keep_1)
+        x        [N, G, C, K]      w_s keep_C .. keep_{s+1}
+        total    [N, G, 1, 1]      keep_C .. keep_1
+    """
+    made: tuple[Tensor, Tensor, Tensor, Tensor] = _Decayed.apply(rows, w, log_keep, inclusive)
+    return made
+
+
+def _compose(late: Tensor, early: Tensor, out: Tensor) -> None:
+    """out[t] = late[t] early, for late [.., t, n, n, M], early [.., n, width, M] and out [.., t, n, width, M]."""
+    torch.mul(late[..., 0, None, :], early[..., None, :1, :, :], out=out)
+    for j in range(1, late.shape[-2]):
+        out.addcmul_(late[..., j, None, :], early[..., None, j : j + 1, :, :])
+
+
+def _compose_backward(late: Tensor, early: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of late and early; `early` meets every token t, so its gradient is a sum over them."""
+    n = late.shape[-2]
+    d_late = torch.stack([(d_out * early[..., None, j : j + 1, :, :]).sum(-2) for j in range(n)], -2)
+    d_early = torch.stack([(d_out * late[..., j, None, :]).sum((-4, -3)) for j in range(n)], -3)
+    return d_late, d_early
+
+
+def _halves(x: Tensor, half: int) -> Tensor:
+    """Tokens [C, ..] -> [pair, early or late, token, ..] of blocks of `half` tokens."""
+    return x.unflatten(0, (-1, 2, half))
+
+
+def _written(z: Tensor, half: int) -> Tensor:
+    """[pair, token of the late block, n, token of the early block, M]: what the late block of each pair still sees of the early one."""
+    n = z.shape[1]
+    pairs = z[1:, :, n:].unflatten(2, (-1, 2, half)).unflatten(0, (-1, 2, half))
+    return pairs.diagonal(0, 0, 4).movedim(-1, 0)
+
+
+def _propagated_forward(gates: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """z [C + 1, n, n + C, M] for M = N * G, and the products since the start of blocks of 1, 2, 4, .. C tokens [log C + 1, C, n, n, M].
+
+    Blocks are joined in pairs, so that log C steps of long vectors do what C steps of short ones would.
+    """
     chunk, n = gates.shape[2], gates.shape[-1]
-    F = gates.permute(2, 3, 4, 0, 1).unsqueeze(-1).contiguous()
-    z = gates.new_zeros(chunk + 1, n, *gates.shape[:2], n + chunk)
+    z = gates.new_zeros(chunk + 1, n, n + chunk, gates.shape[0] * gates.shape[1])
     for i in range(n):
-        z[0, i, ..., i] = 1
-    for t in range(chunk):
-        reached = z[t, :, ..., : n + t]
-        for i in range(n):
-            out = z[t + 1, i, ..., : n + t]
-            torch.mul(reached[0], F[t, i, 0], out=out)
-            for j in range(1, n):
-                out.addcmul_(reached[j], F[t, i, j])
-        z[t + 1, ..., n + t] = columns[:, :, t].movedim(-1, 0)
-    return z
+        z[0, i, i] = 1
+    z[1:, :, n:].diagonal(0, 0, 2).copy_(columns.flatten(0, 1).permute(2, 0, 1))
+    levels = gates.new_empty(chunk.bit_length(), chunk, n, n, z.shape[-1])
+    levels[0] = gates.flatten(0, 1).permute(1, 2, 3, 0)
+    for level in range(chunk.bit_length() - 1):
+        half = 1 << level
+        old, new, written = _halves(levels[level], half), _halves(levels[level + 1], half), _written(z, half)
+        new[:, 0] = old[:, 0]
+        _compose(old[:, 1], old[:, 0, -1], new[:, 1])
+        _compose(old[:, 1], written[:, 0, -1, :, 0], written[:, 1, :, :, 0])
+    z[1:, :, :n] = levels[-1]
+    return z, levels
 
 
-def _propagated_backward(gates: Tensor, z: Tensor, d_z: Tensor) -> tuple[Tensor, Tensor]:
-    chunk, n = gates.shape[2], gates.shape[-1]
-    F = gates.permute(2, 3, 4, 0, 1).unsqueeze(-1).contiguous()
-    through = d_z.clone(memory_format=torch.contiguous_format)  # through all later tokens of the chunk
-    for t in range(chunk - 1, -1, -1):
-        for j in range(n):
-            out = through[t, j, ..., : n + t]
-            for i in range(n):
-                out.addcmul_(through[t + 1, i, ..., : n + t], F[t, i, j])
-    d_columns = torch.stack([through[t + 1, ..., n + t] for t in range(chunk)])
-    d_gates = torch.stack([torch.stack([(through[1:, i] * z[:-1, j]).sum(-1) for j in range(n)], 1) for i in range(n)], 1)
-    return d_gates.permute(3, 4, 0, 1, 2).contiguous(), d_columns.permute(2, 3, 0, 1).contiguous()
+def _propagated_backward(z: Tensor, levels: Tensor, d_z: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients [C, n, n, M] of the gates and [n, M, C] of the columns."""
+    d_z = d_z.clone(memory_format=torch.contiguous_format)
+    n = z.shape[1]
+    d_level = d_z[1:, :, :n].contiguous()
+    for level in range(levels.shape[0] - 2, -1, -1):
+        half = 1 << level
+        old, written, d_written, d_old = _halves(levels[level], half), _written(z, half), _written(d_z, half), _halves(d_level, half)
+        late = old[:, 1]
+        d_late, d_early = _compose_backward(late, written[:, 0, -1, :, 0], d_written[:, 1, :, :, 0])
+        d_written[:, 0, -1, :, 0] += d_early
+        d_late_too, d_early = _compose_backward(late, old[:, 0, -1], d_old[:, 1])
+        d_old[:, 0, -1] += d_early
+        torch.add(d_late, d_late_too, out=d_old[:, 1])
+    return d_level, d_z[1:, :, n:].diagonal(0, 0, 2).contiguous()
 
 
 def _define_propagated() -> torch._ops.OpOverload:
     """Registers the propagation and its backward, once in a process."""
-    if not hasattr(torch.ops.nlc, "propagated"):
-        backward = torch.library.custom_op("nlc::propagated_backward", _propagated_backward, mutates_args=())
-        backward.register_fake(lambda gates, z, d_z: (gates.new_empty(gates.shape), gates.new_empty(gates.shape[:-1])))
-        forward = torch.library.custom_op("nlc::propagated", _propagated_forward, mutates_args=())
+    if not hasattr(torch.ops.nlc, "propagated_2"):
+        backward = torch.library.custom_op("nlc::propagated_backward_2", _propagated_backward, mutates_args=())
+        backward.register_fake(
+            lambda z, levels, d_z: (z.new_empty(levels.shape[1:]), z.new_empty(z.shape[1], z.shape[3], levels.shape[1]))
+        )
+        forward = torch.library.custom_op("nlc::propagated_2", _propagated_forward, mutates_args=())
         forward.register_fake(
-            lambda gates, columns: gates.new_empty(gates.shape[2] + 1, gates.shape[3], *gates.shape[:2], gates.shape[3] + gates.shape[2])
+            lambda gates, columns: (
+                gates.new_empty(
+                    gates.shape[2] + 1, gates.shape[3], gates.shape[3] + gates.shape[2], gates.shape[0] * gates.shape[1]
+                ),
+                gates.new_empty(gates.shape[2].bit_length(), *gates.shape[2:], gates.shape[0] * gates.shape[1]),
+            )
         )
         forward.register_autograd(
-            lambda ctx, d_z: backward(*ctx.saved_tensors, d_z),
-            setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output),
+            _propagated_gradients,
+            setup_context=lambda ctx, inputs, output: (setattr(ctx, "copies", inputs[0].shape[:2]), ctx.save_for_backward(*output)),
         )
-    return torch.ops.nlc.propagated.default
+    return torch.ops.nlc.propagated_2.default
+
+
+def _propagated_gradients(ctx, d_z, _):  # type: ignore[no-untyped-def]
+    d_gates, d_columns = torch.ops.nlc.propagated_backward_2.default(*ctx.saved_tensors, d_z)
+    return d_gates.permute(3, 0, 1, 2).unflatten(0, ctx.copies), d_columns.permute(1, 2, 0).unflatten(0, ctx.copies)
 
 
 _PROPAGATED = _define_propagated()
@@ -87,61 +169,54 @@ _PROPAGATED = _define_propagated()
 def propagated(gates: Tensor, columns: Tensor) -> Tensor:
     """What each token of a chunk still sees of the chunk's start and of every write before it, through gate matrices.
 
-    gates F [N, G, C, n, n], columns b [N, G, C, n]. Returns Z [N, G, C + 1, n, n + C]: after t tokens Z_t is
+    gates F [N, G, C, n, n], columns b [N, G, C, n], C a power of two. Returns Z [N, G, C + 1, n, n + C]: after t tokens Z_t is
         [.., :n]      F_t .. F_1
         [.., n + s]   F_t .. F_{s+1} b_s for s <= t, else 0
-    Only products of gates, one token after the other: gates may be zero or negative.
+    Only products of gates, no quotients: gates may be zero or negative.
     """
-    z: Tensor = _PROPAGATED(gates, columns)
-    return z.permute(2, 3, 0, 1, 4)
+    z, _ = _PROPAGATED(gates, columns)
+    return z.permute(3, 0, 1, 2).unflatten(0, gates.shape[:2])
 
 
-def _advance(decay: Tensor, state: Tensor, out: Tensor) -> None:
-    """out = (decay kron I) state, for decay [G, n, n] and states [G, n * K, V]."""
-    n = decay.shape[-1]
-    if n == 1:
-        torch.mul(state, decay, out=out)
-        return
-    parts, outs, gate = state.unflatten(1, (n, -1)).flatten(2), out.view(out.shape[0], n, -1), decay.unsqueeze(-1)
-    torch.mul(parts[:, :1], gate[:, :, 0], out=outs)
-    for j in range(1, n):
-        outs.addcmul_(parts[:, j : j + 1], gate[:, :, j])
+def _by_state(x: Tensor, n: int) -> Tensor:
+    """[.., n * K, V] -> [.., n, K * V]: the states of a rule as rows."""
+    return x.unflatten(-2, (n, -1)).flatten(-2)
 
 
-def _decay_gradient(d_after: Tensor, before: Tensor, out: Tensor) -> None:
-    """out [G, n, n] = the products <d_after_i, before_j> of the states [G, n * K, V] around one chunk."""
-    n = out.shape[-1]
-    late, early = d_after.unflatten(1, (n, -1)).flatten(2), before.unflatten(1, (n, -1)).flatten(2)
-    for i in range(n):
-        for j in range(n):
-            torch.sum(late[:, i] * early[:, j], 1, out=out[:, i, j])
+def _advance(decay: Tensor, states: Tensor, out: Tensor) -> None:
+    """out = decay @ states, for decay [G, n, n] and states by row [G, n, K * V]."""
+    if decay.shape[-1] == 1:
+        torch.mul(states, decay, out=out)
+    else:
+        torch.bmm(decay, states, out=out)
 
 
 def _inter_chunk_free_forward(d: Tensor, decay: Tensor, z0: Tensor) -> Tensor:
     states = z0.new_empty(d.shape[0] + 1, *z0.shape)
     states[0] = z0
-    for i in range(d.shape[0]):
-        _advance(decay[i], states[i], states[i + 1])
-        states[i + 1].add_(d[i])
+    rows, writes = (_by_state(x, decay.shape[-1]).unbind() for x in (states, d))
+    for i, (decay_i, write) in enumerate(zip(decay.unbind(), writes, strict=True)):
+        _advance(decay_i, rows[i], rows[i + 1])
+        rows[i + 1].add_(write)
     return states
 
 
 def _inter_chunk_free_backward(decay: Tensor, states: Tensor, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    n = decay.shape[-1]
     d_z = torch.empty_like(states)
     d_z[-1] = d_states[-1]
+    rows, given = _by_state(d_z, n), _by_state(d_states, n)
     for i in range(decay.shape[0] - 1, -1, -1):
-        _advance(decay[i].mT, d_z[i + 1], d_z[i])
-        d_z[i].add_(d_states[i])
-    d_decay = decay.new_empty(decay.shape)  # contiguous whatever the decay is, as the fake operator says
-    for i in range(decay.shape[0]):
-        _decay_gradient(d_z[i + 1], states[i], d_decay[i])
+        _advance(decay[i].mT, rows[i + 1], rows[i])
+        rows[i].add_(given[i])
+    d_decay = rows[1:] @ _by_state(states[:-1], n).mT
     return d_z[1:].clone(), d_decay, d_z[0].clone()
 
 
 def _define_inter_chunk_free() -> torch._ops.OpOverload:
     """Registers the recurrence without errors and its backward, once in a process."""
-    if not hasattr(torch.ops.nlc, "inter_chunk_free_2"):
-        backward = torch.library.custom_op("nlc::inter_chunk_free_backward_2", _inter_chunk_free_backward, mutates_args=())
+    if not hasattr(torch.ops.nlc, "inter_chunk_free_3"):
+        backward = torch.library.custom_op("nlc::inter_chunk_free_backward_3", _inter_chunk_free_backward, mutates_args=())
         backward.register_fake(
             lambda decay, states, d_states: (
                 states.new_empty(decay.shape[0], *states.shape[1:]),
@@ -149,13 +224,13 @@ def _define_inter_chunk_free() -> torch._ops.OpOverload:
                 states.new_empty(states.shape[1:]),
             )
         )
-        forward = torch.library.custom_op("nlc::inter_chunk_free_2", _inter_chunk_free_forward, mutates_args=())
+        forward = torch.library.custom_op("nlc::inter_chunk_free_3", _inter_chunk_free_forward, mutates_args=())
         forward.register_fake(lambda d, decay, z0: z0.new_empty(d.shape[0] + 1, *z0.shape))
         forward.register_autograd(
             lambda ctx, d_states: backward(*ctx.saved_tensors, d_states),
             setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1], output),
         )
-    return torch.ops.nlc.inter_chunk_free_2.default
+    return torch.ops.nlc.inter_chunk_free_3.default
 
 
 _INTER_CHUNK_FREE = _define_inter_chunk_free()
@@ -175,7 +250,7 @@ def inter_chunk_free(d: Tensor, decay: Tensor | None, z0: Tensor) -> Tensor:
 def _sweep_forward(
     scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    chunk = v.shape[2]
+    chunk, n, decay = v.shape[2], decay.shape[-1], decay.contiguous()
     reads = scores.shape[2] - chunk
     # A row-major lower matrix is a column-major upper one: passed as such, the library makes no copy of it.
     identity = torch.eye(chunk, dtype=v.dtype, device=v.device).expand(*v.shape[:2], chunk, chunk)
@@ -185,16 +260,16 @@ def _sweep_forward(
     states[0] = z0
     seen, residual = v.new_empty(v.shape[1], scores.shape[2], v.shape[3]), torch.empty_like(errors[0])
     read, probed = seen[:, :reads], seen[:, reads:]
-    state = states[0]
-    parts = (scores[:, :, :reads], v, rows, x.mT, decay, inverse, out, errors, states[1:])
-    for score, v_i, rows_i, xt_i, decay_i, inverse_i, out_i, error, following in zip(*(part.unbind() for part in parts), strict=True):
+    by_state = _by_state(states, n)
+    parts = (scores[:, :, :reads], v, rows, x.mT, decay, inverse, out, errors, states[:-1], states[1:], by_state[:-1], by_state[1:])
+    for step in zip(*(part.unbind() for part in parts), strict=True):
+        score, v_i, rows_i, xt_i, decay_i, inverse_i, out_i, error, state, following, old, new = step
         torch.bmm(rows_i, state, out=seen)
         torch.sub(v_i, probed, out=residual)
         torch.bmm(inverse_i, residual, out=error)
         torch.baddbmm(read, score, error, out=out_i)
-        _advance(decay_i, state, following)
+        _advance(decay_i, old, new)
         following.baddbmm_(xt_i, error)
-        state = following
     return out, states[-1].clone(), errors, states, inverse
 
 
@@ -209,42 +284,45 @@ def _sweep_backward(
     d_out: Tensor,
     d_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    reads = d_out.shape[2]
-    d_scores, d_v, d_rows, d_x, d_decay = (torch.empty_like(y) for y in (scores, errors, rows, x, decay))
+    """Gradients of scores, v, rows, x, decay, z0. Those of scores also where a probe cannot see the write: not to be used there."""
+    reads, n = d_out.shape[2], decay.shape[-1]
+    d_scores, d_v, d_rows, d_x = (torch.empty_like(y) for y in (scores, errors, rows, x))
+    d_decay, decay = decay.new_empty(decay.shape), decay.contiguous()
     d_z, scratch = d_last.clone(), torch.empty_like(d_last)
+    d_by_state, scratch_by_state = _by_state(d_z, n), _by_state(scratch, n)
     d_seen, d_error = errors.new_empty(errors.shape[1], scores.shape[2], errors.shape[3]), torch.empty_like(errors[0])
     d_read, d_probed = d_seen[:, :reads], d_seen[:, reads:]
-    given = (scores[:, :, :reads].mT, rows.mT, x, decay, errors, errors.mT, states[:-1], inverse.mT, d_out)
-    made = (d_scores, d_v, d_rows, d_x, d_decay)
-    for step in reversed(list(zip(*(part.unbind() for part in (*given, *made)), strict=True))):
-        score_t, row_t, x_i, decay_i, error, error_t, state, inverse_t, d_out_i, d_score, d_v_i, d_row, d_x_i, d_decay_i = step
+    given = (scores[:, :, :reads].mT, rows.mT, x, decay.mT, errors, errors.mT, states[:-1].mT, _by_state(states[:-1], n).mT)
+    parts = (*given, inverse.mT, d_out, d_scores, d_v, d_rows, d_x, d_decay)
+    for step in reversed(list(zip(*(part.unbind() for part in parts), strict=True))):
+        score_t, row_t, x_i, decay_t, error, error_t, state_t, by_state_t, inverse_t, d_out_i, d_score, d_v_i, d_row, d_x_i, d_decay_i = step
         torch.bmm(error, d_z.mT, out=d_x_i)
-        _decay_gradient(d_z, state, d_decay_i)
+        torch.bmm(d_by_state, by_state_t, out=d_decay_i)
         torch.bmm(score_t, d_out_i, out=d_error)
         d_error.baddbmm_(x_i, d_z)
         torch.bmm(inverse_t, d_error, out=d_v_i)
         d_read.copy_(d_out_i)
         torch.neg(d_v_i, out=d_probed)
         torch.bmm(d_seen, error_t, out=d_score)
-        torch.bmm(d_seen, state.mT, out=d_row)
-        _advance(decay_i.mT, d_z, scratch)
-        d_z, scratch = scratch, d_z
+        torch.bmm(d_seen, state_t, out=d_row)
+        _advance(decay_t, d_by_state, scratch_by_state)
+        d_z, d_by_state, scratch, scratch_by_state = scratch, scratch_by_state, d_z, d_by_state
         d_z.baddbmm_(row_t, d_seen)
-    d_scores[:, :, reads:].tril_(-1)  # a probe does not see the write of its own token
     return d_scores, d_v, d_rows, d_x, d_decay, d_z
 
 
 def _define_sweep() -> torch._ops.OpOverload:
     """Registers the sweep and its backward, once in a process."""
-    if not hasattr(torch.ops.nlc, "chunk_sweep_2"):
-        backward = torch.library.custom_op("nlc::chunk_sweep_backward_2", _sweep_backward, mutates_args=())
+    if not hasattr(torch.ops.nlc, "chunk_sweep_3"):
+        backward = torch.library.custom_op("nlc::chunk_sweep_backward_3", _sweep_backward, mutates_args=())
         backward.register_fake(
             lambda scores, rows, x, decay, errors, states, inverse, d_out, d_last: (
-                *(torch.empty_like(y) for y in (scores, errors, rows, x, decay)),
+                *(torch.empty_like(y) for y in (scores, errors, rows, x)),
+                decay.new_empty(decay.shape),
                 torch.empty_like(d_last),
             )
         )
-        forward = torch.library.custom_op("nlc::chunk_sweep_2", _sweep_forward, mutates_args=())
+        forward = torch.library.custom_op("nlc::chunk_sweep_3", _sweep_forward, mutates_args=())
         forward.register_fake(
             lambda scores, v, rows, x, decay, z0: (
                 v.new_empty(*v.shape[:2], scores.shape[2] - v.shape[2], v.shape[3]),
@@ -255,7 +333,7 @@ def _define_sweep() -> torch._ops.OpOverload:
             )
         )
         forward.register_autograd(_sweep_gradients, setup_context=_sweep_context)
-    return torch.ops.nlc.chunk_sweep_2.default
+    return torch.ops.nlc.chunk_sweep_3.default
 
 
 def _sweep_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -264,7 +342,12 @@ def _sweep_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _sweep_gradients(ctx, d_out, d_last, *_):  # type: ignore[no-untyped-def]
-    return torch.ops.nlc.chunk_sweep_backward_2.default(*ctx.saved_tensors, d_out.contiguous(), d_last.contiguous())
+    scores, *others = ctx.saved_tensors
+    d_scores, *gradients = torch.ops.nlc.chunk_sweep_backward_3.default(scores, *others, d_out.contiguous(), d_last.contiguous())
+    token = torch.arange(scores.shape[3], device=scores.device)
+    row = torch.arange(scores.shape[2], device=scores.device) - d_out.shape[2]
+    unseen = (row >= 0).unsqueeze(1) & (token >= row.unsqueeze(1))  # a probe does not see the write of its own token
+    return d_scores.masked_fill(unseen, 0), *gradients
 
 
 _SWEEP = _define_sweep()

@@ -19,7 +19,7 @@ Role = tuple[str, str | None]
 
 RESERVED_HERE = (
     *("B", "T", "rows", "t", "e", "keep", "states", "errors", "total", "w", "a", "x", "y", "like", "gates", "columns", "ones"),
-    *("between", "from_start", "to_end", "between_old", "from_start_old", "scores", "carried", "through", "last", "o", "reach", "factors"),
+    *("to_end", "scores", "carried", "through", "last", "o", "reach", "factors"),
 )
 """Names that the functions below use themselves."""
 
@@ -220,63 +220,45 @@ class MemoryWriter:
         return reads + ([(self.args[self.form.probe], sees_decayed(self.form), 0)] if self.form.c is not None else [])
 
     def _rows(self) -> list[str]:
+        """The rows above each other; products of gate matrices hold the factor of a probe, elsewhere the probe takes it."""
         vectors = [vector for vector, _, _ in self._seeing()]
         if not vectors:
             return []
-        kinds = "queries" if self.form.c is None else "queries above probes" if self.recalls else "probes"
+        form = self.form
+        if form.c is not None and (form.log_keep is not None or not form.fades) and not sees_decayed(form):
+            vectors[-1] = self._scaled(vectors[-1], form.c[0])
+        kinds = "queries" if form.c is None else "queries above probes" if self.recalls else "probes"
         return [f"rows = {_joined(vectors)}  # {kinds}"]
 
     def _scaled(self, vector: str, x: Coefficient) -> str:
         return vector if x == 1 else f"{vector} * {self._entry(x)}" + ("[..., None]" if isinstance(x, str) else "")
 
-    def _probe_scale(self) -> str | None:
-        """The factor of a probe that the gates do not hold already."""
-        form = self.form
-        if form.c is None or form.c[0] == 1 or sees_decayed(form):
-            return None
-        return self._entry(form.c[0]) + ("[..., None]" if isinstance(form.c[0], str) else "")
-
-    def _stacked(self, new: str, old: str) -> str:
-        """One of two factors for each kind of row, in the order of the rows; the probe's own scale included."""
-        scale = self._probe_scale()
-        parts = [new if sees_new else old for _, sees_new, _ in self._seeing()]
-        if scale is not None:
-            parts[-1] = f"{parts[-1]} * {scale}"
-        return _joined(parts)
-
     def _plain_scores(self) -> list[str]:
         """F = 1: no decay anywhere, scores are masked products."""
-        form = self.form
-        lines = [f"w = x = {self._scaled(self.args[form.key], form.b[0])}"]
+        lines = [f"w = x = {self._scaled(self.args[self.form.key], self.form.b[0])}"]
         if self._seeing():
+            masks = _joined(["through" if sees_new else "through.tril(-1)" for _, sees_new, _ in self._seeing()])
             lines += [
                 "scores = rows @ w.mT",
                 f"through = torch.ones_like(scores[:1, :1, :{self.execution.chunk}]).tril()",
-                f"scores = scores * {self._stacked('through', 'through.tril(-1)')}",
+                f"scores = scores * {masks}",
                 "carried = rows",
             ]
-            scale = self._probe_scale()
-            if scale is not None:
-                lines[-1] = f"carried = rows * {self._stacked('torch.ones_like(w[..., :1])', 'torch.ones_like(w[..., :1])')}"
-                lines[2] = f"through = torch.ones_like(scores[:, :, :{self.execution.chunk}]).tril()"
-        if form.c is not None:
+        if self.form.c is not None:
             lines.append("total = w.new_ones(*w.shape[:2], 1, 1)")
         return lines
 
     def _log_scores(self) -> list[str]:
         """n = 1 and F = exp(log keep): products of gates are exponentials of differences."""
         form = self.form
-        self.uses.add("segment_decay")
+        self.uses.add("decayed")
         assert form.log_keep is not None
-        gate = self.args[form.log_keep]
-        lines = [f"between, from_start, to_end, total = segment_decay({gate})"]
-        if any(not sees_new for _, sees_new, _ in self._seeing()):
-            lines.append(f"between_old, from_start_old, _, _ = segment_decay({gate}, inclusive=False)")
-        lines += [f"w = {self._scaled(self.args[form.key], form.b[0])}", "x = w * to_end[..., None]", "total = total[..., None, None]"]
-        if self._seeing():
-            lines.append(f"scores = rows @ w.mT * {self._stacked('between', 'between_old')}")
-            lines.append(f"carried = rows * {self._stacked('from_start[..., None]', 'from_start_old[..., None]')}")
-        return lines
+        kinds = tuple(sees_new for _, sees_new, _ in self._seeing())
+        rows = "rows" if kinds else "w[:, :, :0]"
+        return [
+            f"w = {self._scaled(self.args[form.key], form.b[0])}",
+            f"scores, carried, x, total = decayed({rows}, w, {self.args[form.log_keep]}, {kinds!r})",
+        ]
 
     def _product_scores(self) -> list[str]:
         """Any n: products of gate matrices, token by token; gates may be zero."""

@@ -138,59 +138,71 @@ def test_propagated_is_the_loop(n: int, chunk: int, zero: bool) -> None:
     assert_same(kernels.propagated, literal_propagated, [gates.requires_grad_(), draw(N, G, chunk, n, seed=1)])
 
 
-def test_propagated_and_segment_decay_agree() -> None:
-    log_keep = draw(N, G, C)
-    reach = kernels.propagated(log_keep.exp()[..., None, None], torch.ones(N, G, C, 1, dtype=torch.float64))
-
-    for i, inclusive in enumerate((True, False)):
-        between, from_start, to_end, total = kernels.segment_decay(log_keep, inclusive)
-        seen = reach[:, :, 1 - i : C + 1 - i, 0]
-        torch.testing.assert_close(seen[..., 1:], between)
-        torch.testing.assert_close(seen[..., 0], from_start)
-        torch.testing.assert_close(reach[:, :, -1, 0, 1:], to_end)
-        torch.testing.assert_close(reach[:, :, -1, 0, 0], total)
-
-
-@pytest.mark.parametrize("inclusive", [True, False])
-def test_segment_decay(inclusive: bool) -> None:
-    def literal(log_keep: Tensor) -> list[Tensor]:
-        keep, shift = log_keep.exp(), 0 if inclusive else 1
-        product = [[keep[..., s + 1 : t + 1 - shift].prod(-1) if s <= t - shift else 0 * keep[..., 0] for s in range(C)] for t in range(C)]
-        return [
-            torch.stack([torch.stack(row, -1) for row in product], -2),
-            torch.stack([keep[..., : t + 1 - shift].prod(-1) for t in range(C)], -1),
-            torch.stack([keep[..., s + 1 :].prod(-1) for s in range(C)], -1),
-            keep.prod(-1),
-        ]
-
-    assert_same(lambda g: kernels.segment_decay(g, inclusive), literal, [draw(N, G, C)])
+def literal_decayed(rows: Tensor, w: Tensor, log_keep: Tensor, inclusive: tuple[bool, ...]) -> list[Tensor]:
+    keep, chunk = log_keep.exp(), w.shape[2]
+    zero = 0 * keep[..., 0]
+    scores, carried = [], []
+    for kind, part in zip(inclusive, rows.unflatten(2, (len(inclusive), chunk)).unbind(2), strict=True):
+        ends = [t + kind for t in range(chunk)]
+        between = [[keep[..., s + 1 : end].prod(-1) if s < end else zero for s in range(chunk)] for end in ends]
+        scores.append(part @ w.mT * torch.stack([torch.stack(row, -1) for row in between], -2))
+        carried.append(part * torch.stack([keep[..., :end].prod(-1) for end in ends], -1)[..., None])
+    to_end = torch.stack([keep[..., s + 1 :].prod(-1) for s in range(chunk)], -1)
+    return [torch.cat(scores, 2), torch.cat(carried, 2), w * to_end[..., None], keep.prod(-1)[..., None, None]]
 
 
-def test_segment_decay_of_strong_gates_has_finite_gradients() -> None:
-    log_keep = torch.full((2, 64), -8.0, requires_grad=True)
-    parts = kernels.segment_decay(log_keep)
+@pytest.mark.parametrize("inclusive", [(True,), (False,), (True, True), (True, False), (False, True, False)])
+def test_decayed(inclusive: tuple[bool, ...]) -> None:
+    inputs = [draw(N, G, len(inclusive) * C, K), draw(N, G, C, K), draw(N, G, C)]
+
+    assert_same(lambda *x: kernels.decayed(*x, inclusive), lambda *x: literal_decayed(*x, inclusive), inputs, 1e-11)
+
+
+def test_decayed_without_rows_is_the_write_alone() -> None:
+    w, log_keep = draw(N, G, C, K), draw(N, G, C)
+    scores, carried, x, total = kernels.decayed(w[:, :, :0], w, log_keep, ())
+
+    assert scores.shape == (N, G, 0, C) and carried.shape == (N, G, 0, K)
+    assert_same(lambda w, g: kernels.decayed(w[:, :, :0], w, g, ())[2:], lambda w, g: literal_decayed(w, w, g, (True,))[2:], [w, log_keep])
+
+
+def test_propagated_and_decayed_agree() -> None:
+    log_keep, one = draw(N, G, C), torch.ones(N, G, C, 1, dtype=torch.float64)
+    reach = kernels.propagated(log_keep.exp()[..., None, None], one)
+    scores, carried, x, total = kernels.decayed(torch.cat([one, one], 2), one, log_keep, (True, False))
+
+    seen = torch.cat([reach[:, :, 1:, 0], reach[:, :, :-1, 0]], 2)
+    torch.testing.assert_close(torch.cat([carried, scores], -1), seen)
+    torch.testing.assert_close(torch.cat([total, x], 2)[..., 0], reach[:, :, -1, 0])
+
+
+def test_decayed_of_strong_gates_has_finite_gradients() -> None:
+    log_keep = torch.full((1, 2, 64), -8.0, requires_grad=True)
+    unit = torch.ones(1, 2, 64, 1)
+    parts = kernels.decayed(unit, unit, log_keep, (True,))
     (gradient,) = torch.autograd.grad(sum((p.sum() for p in parts), torch.zeros(())), log_keep)
 
     assert gradient.isfinite().all()
 
 
-def test_segment_decay_keeps_float32_accuracy_beside_strong_gates() -> None:
-    log_keep = torch.full((256,), -1e-3, dtype=torch.float64)
-    log_keep[:128] = -8.0
-    exact = kernels.segment_decay(log_keep)[0]
+def test_decayed_keeps_float32_accuracy_beside_strong_gates() -> None:
+    log_keep = torch.full((1, 1, 256), -1e-3, dtype=torch.float64)
+    log_keep[..., :128] = -8.0
+    unit = torch.ones(1, 1, 256, 1, dtype=torch.float64)
+    exact = kernels.decayed(unit, unit, log_keep, (True,))[0]
 
-    assert (kernels.segment_decay(log_keep.float())[0] - exact).abs().max() < 5e-7
+    assert (kernels.decayed(unit.float(), unit.float(), log_keep.float(), (True,))[0] - exact).abs().max() < 5e-7
 
 
 def operator_cases() -> list[tuple[str, str, list[Tensor]]]:
     n = 2
     return [
-        ("sweep", "chunk_sweep_2", sweep_inputs(n)),
-        ("inter_chunk_free", "inter_chunk_free_2", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
-        ("propagated", "propagated", [draw(N, G, C, n, n), draw(N, G, C, n)]),
+        ("sweep", "chunk_sweep_3", sweep_inputs(n)),
+        ("inter_chunk_free", "inter_chunk_free_3", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
+        ("propagated", "propagated_2", [draw(N, G, C, n, n), draw(N, G, C, n)]),
         (
             "backward of inter_chunk_free, the decay a part of something",
-            "inter_chunk_free_backward_2",
+            "inter_chunk_free_backward_3",
             [draw(N, G, n, n).detach().mT, draw(N + 1, G, n * K, V).detach(), draw(N + 1, G, n * K, V).detach()],
         ),
     ]
