@@ -84,98 +84,113 @@ def _compose_backward(late: Tensor, early: Tensor, d_out: Tensor) -> tuple[Tenso
     return d_late, d_early
 
 
-def _halves(x: Tensor, half: int) -> Tensor:
-    """Tokens [C, ..] -> [pair, early or late, token, ..] of blocks of `half` tokens."""
-    return x.unflatten(0, (-1, 2, half))
+def _blocks(z: Tensor, half: int) -> Tensor:
+    """[pair, early or late, token, n, early or late, token of the write, M]: z [C + 1, n, C, M] inside pairs of blocks of `half` tokens."""
+    return z[1:].unflatten(2, (-1, 2, half)).unflatten(0, (-1, 2, half)).diagonal(0, 0, 4).movedim(-1, 0)
 
 
-def _written(z: Tensor, half: int) -> Tensor:
-    """[pair, token of the late block, n, token of the early block, M]: what the late block of each pair still sees of the early one."""
-    n = z.shape[1]
-    pairs = z[1:, :, n:].unflatten(2, (-1, 2, half)).unflatten(0, (-1, 2, half))
-    return pairs.diagonal(0, 0, 4).movedim(-1, 0)
+def _propagated_forward(
+    gates: Tensor, columns: Tensor, looks: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """seen [looks, C, n, M], between [looks, C, C, M], to_end [n, C, M], total [n, n, M] of `propagated`, with M = N * G; the products since
+    the start of blocks of 1, 2, 4 .. tokens [log C + 1, C, n, n, M]; z [C + 1, n, C, M], what a state sees of each write.
 
-
-def _propagated_forward(gates: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """z [C + 1, n, n + C, M] for M = N * G, and the products since the start of blocks of 1, 2, 4, .. C tokens [log C + 1, C, n, n, M].
-
-    Blocks are joined in pairs, so that log C steps of long vectors do what C steps of short ones would.
+    Blocks of tokens are joined in pairs, so that log C steps of long vectors do what C steps of short ones would: what the late block sees
+    of the early one is its own product times what the early one ended with.
     """
-    chunk, n = gates.shape[2], gates.shape[-1]
-    z = gates.new_zeros(chunk + 1, n, n + chunk, gates.shape[0] * gates.shape[1])
-    for i in range(n):
-        z[0, i, i] = 1
-    z[1:, :, n:].diagonal(0, 0, 2).copy_(columns.flatten(0, 1).permute(2, 0, 1))
-    levels = gates.new_empty(chunk.bit_length(), chunk, n, n, z.shape[-1])
+    chunk, n = gates.shape[2:4]
+    levels = gates.new_empty(chunk.bit_length(), chunk, n, n, gates.shape[0] * gates.shape[1])
     levels[0] = gates.flatten(0, 1).permute(1, 2, 3, 0)
+    z = gates.new_empty(chunk + 1, n, chunk, levels.shape[-1])
+    z[0] = 0
+    z[1:].diagonal(0, 0, 2).copy_(columns.flatten(0, 1).permute(2, 0, 1))
     for level in range(chunk.bit_length() - 1):
-        half = 1 << level
-        old, new, written = _halves(levels[level], half), _halves(levels[level + 1], half), _written(z, half)
+        old, new = (x.unflatten(0, (-1, 2, 1 << level)) for x in (levels[level], levels[level + 1]))
+        blocks = _blocks(z, 1 << level)
+        blocks[:, 0, :, :, 1] = 0
         new[:, 0] = old[:, 0]
         _compose(old[:, 1], old[:, 0, -1], new[:, 1])
-        _compose(old[:, 1], written[:, 0, -1, :, 0], written[:, 1, :, :, 0])
-    z[1:, :, :n] = levels[-1]
-    return z, levels
+        _compose(old[:, 1], blocks[:, 0, -1, :, 0], blocks[:, 1, :, :, 0])
+    start = torch.eye(n, dtype=gates.dtype, device=gates.device).unsqueeze(-1).expand(n, n, z.shape[-1])
+    products = torch.cat([start.unsqueeze(0), levels[-1]])
+    seen, between = (x.new_empty(len(looks), chunk, *x.shape[2:]) for x in (products, z))
+    for i, (state, old) in enumerate(divmod(look, 2) for look in looks):
+        seen[i], between[i] = products[1 - old : chunk + 1 - old, state], z[1 - old : chunk + 1 - old, state]
+    return seen, between, z[-1].clone(), products[-1].clone(), levels, z
 
 
-def _propagated_backward(z: Tensor, levels: Tensor, d_z: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients [C, n, n, M] of the gates and [n, M, C] of the columns."""
-    d_z = d_z.clone(memory_format=torch.contiguous_format)
-    n = z.shape[1]
-    d_level = d_z[1:, :, :n].contiguous()
+def _propagated_backward(
+    levels: Tensor, z: Tensor, looks: list[int], d_seen: Tensor, d_between: Tensor, d_to_end: Tensor, d_total: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of gates [C, n, n, M] and columns [n, M, C]."""
+    chunk, n = levels.shape[1:3]
+    d_products, d_z = z.new_zeros(chunk + 1, n, n, z.shape[-1]), torch.empty_like(z)
+    for state in range(n):
+        d_z[1:, state] = d_between[looks.index(2 * state)] if 2 * state in looks else 0
+        d_z[0, state] = 0
+    for i, (state, old) in enumerate(divmod(look, 2) for look in looks):
+        d_products[1 - old : chunk + 1 - old, state] += d_seen[i]
+        if old:
+            d_z[:-1, state] += d_between[i]
+    d_z[-1] += d_to_end
+    d_products[-1] += d_total
+    d_products = d_products[1:]
     for level in range(levels.shape[0] - 2, -1, -1):
-        half = 1 << level
-        old, written, d_written, d_old = _halves(levels[level], half), _written(z, half), _written(d_z, half), _halves(d_level, half)
-        late = old[:, 1]
-        d_late, d_early = _compose_backward(late, written[:, 0, -1, :, 0], d_written[:, 1, :, :, 0])
-        d_written[:, 0, -1, :, 0] += d_early
-        d_late_too, d_early = _compose_backward(late, old[:, 0, -1], d_old[:, 1])
+        old, d_old = (x.unflatten(0, (-1, 2, 1 << level)) for x in (levels[level], d_products))
+        blocks, d_blocks = _blocks(z, 1 << level), _blocks(d_z, 1 << level)
+        d_late, d_early = _compose_backward(old[:, 1], blocks[:, 0, -1, :, 0], d_blocks[:, 1, :, :, 0])
+        d_blocks[:, 0, -1, :, 0] += d_early
+        d_late_too, d_early = _compose_backward(old[:, 1], old[:, 0, -1], d_old[:, 1])
         d_old[:, 0, -1] += d_early
         torch.add(d_late, d_late_too, out=d_old[:, 1])
-    return d_level, d_z[1:, :, n:].diagonal(0, 0, 2).contiguous()
+    return d_products.contiguous(), d_z[1:].diagonal(0, 0, 2).contiguous()
 
 
 def _define_propagated() -> torch._ops.OpOverload:
     """Registers the propagation and its backward, once in a process."""
-    if not hasattr(torch.ops.nlc, "propagated_2"):
-        backward = torch.library.custom_op("nlc::propagated_backward_2", _propagated_backward, mutates_args=())
-        backward.register_fake(
-            lambda z, levels, d_z: (z.new_empty(levels.shape[1:]), z.new_empty(z.shape[1], z.shape[3], levels.shape[1]))
-        )
-        forward = torch.library.custom_op("nlc::propagated_2", _propagated_forward, mutates_args=())
-        forward.register_fake(
-            lambda gates, columns: (
-                gates.new_empty(
-                    gates.shape[2] + 1, gates.shape[3], gates.shape[3] + gates.shape[2], gates.shape[0] * gates.shape[1]
-                ),
-                gates.new_empty(gates.shape[2].bit_length(), *gates.shape[2:], gates.shape[0] * gates.shape[1]),
-            )
-        )
-        forward.register_autograd(
-            _propagated_gradients,
-            setup_context=lambda ctx, inputs, output: (setattr(ctx, "copies", inputs[0].shape[:2]), ctx.save_for_backward(*output)),
-        )
-    return torch.ops.nlc.propagated_2.default
+    if not hasattr(torch.ops.nlc, "propagated_3"):
+        backward = torch.library.custom_op("nlc::propagated_backward_3", _propagated_backward, mutates_args=())
+        backward.register_fake(lambda levels, z, *_: (z.new_empty(levels.shape[1:]), z.new_empty(z.shape[1], z.shape[3], z.shape[2])))
+        forward = torch.library.custom_op("nlc::propagated_3", _propagated_forward, mutates_args=())
+        forward.register_fake(_propagated_shapes)
+        forward.register_autograd(_propagated_gradients, setup_context=_propagated_context)
+    return torch.ops.nlc.propagated_3.default
 
 
-def _propagated_gradients(ctx, d_z, _):  # type: ignore[no-untyped-def]
-    d_gates, d_columns = torch.ops.nlc.propagated_backward_2.default(*ctx.saved_tensors, d_z)
-    return d_gates.permute(3, 0, 1, 2).unflatten(0, ctx.copies), d_columns.permute(1, 2, 0).unflatten(0, ctx.copies)
+def _propagated_shapes(gates, columns, looks):  # type: ignore[no-untyped-def]
+    (C, n), L, M = gates.shape[2:4], len(looks), gates.shape[0] * gates.shape[1]
+    shapes = ((L, C, n, M), (L, C, C, M), (n, C, M), (n, n, M), (C.bit_length(), C, n, n, M), (C + 1, n, C, M))
+    return tuple(gates.new_empty(shape) for shape in shapes)
+
+
+def _propagated_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.looks, ctx.copies = inputs[2], inputs[0].shape[:2]
+    ctx.save_for_backward(*output[4:])
+
+
+def _propagated_gradients(ctx, *gradients):  # type: ignore[no-untyped-def]
+    seen = (x.contiguous() for x in gradients[:4])
+    d_gates, d_columns = torch.ops.nlc.propagated_backward_3.default(*ctx.saved_tensors, ctx.looks, *seen)
+    return d_gates.permute(3, 0, 1, 2).unflatten(0, ctx.copies), d_columns.permute(1, 2, 0).unflatten(0, ctx.copies), None
 
 
 _PROPAGATED = _define_propagated()
 
 
-def propagated(gates: Tensor, columns: Tensor) -> Tensor:
+def propagated(gates: Tensor, columns: Tensor, looks: list[tuple[int, bool]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What each token of a chunk still sees of the chunk's start and of every write before it, through gate matrices.
 
-    gates F [N, G, C, n, n], columns b [N, G, C, n], C a power of two. Returns Z [N, G, C + 1, n, n + C]: after t tokens Z_t is
-        [.., :n]      F_t .. F_1
-        [.., n + s]   F_t .. F_{s+1} b_s for s <= t, else 0
+    gates F [N, G, C, n, n], columns b [N, G, C, n], C a power of two. A look (i, new) is a view of state i after the token, or (not new)
+    before it: t' = t or t - 1; looks differ. Returns
+        seen     [looks, N, G, C, n]   (F_t' .. F_1)[i]
+        between  [looks, N, G, C, C]   (F_t' .. F_{s+1} b_s)[i] for s <= t', else 0
+        to_end   [N, G, C, n]          F_C .. F_{s+1} b_s
+        total    [N, G, n, n]          F_C .. F_1
     Only products of gates, no quotients: gates may be zero or negative.
     """
-    z, _ = _PROPAGATED(gates, columns)
-    return z.permute(3, 0, 1, 2).unflatten(0, gates.shape[:2])
+    seen, between, to_end, total, _, _ = _PROPAGATED(gates, columns, [2 * i + (not new) for i, new in looks])
+    seen, between, total = (x.movedim(-1, -3).unflatten(-3, gates.shape[:2]) for x in (seen, between, total))
+    return seen, between, to_end.permute(2, 1, 0).unflatten(0, gates.shape[:2]), total
 
 
 def _by_state(x: Tensor, n: int) -> Tensor:

@@ -1,15 +1,21 @@
 """Memories from YAML against what a user would pick instead, forward and backward, in one run.
 
 Peers: the hand-written gated delta rule of `yardstick.py` and, where fla-core is installed, its naive chunk function.
-Everything is interleaved round by round; ratios are of medians.
+Everything is interleaved round by round; ratios are of medians, ours over theirs in speed. Cold seconds are of the first step of each,
+after the compiler has compiled something else once, with empty caches. The allocator keeps freed memory, for all of them.
+Run: python -m bench.memories [T,T,..]
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +25,7 @@ from torch import Tensor
 
 import nlc
 from bench.yardstick import draw, gated_delta_rule, sgemm_gflops
+from nlc.runtime.allocator import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = {"B": 4, "H": 4, "K": 64, "V": 64, "dtype": "float32"}
@@ -54,18 +61,27 @@ def fla_naive() -> Rule | None:
     return lambda q, k, v, beta, g: naive_chunk_gated_delta_rule(q, k, v, g, beta, scale=1.0)[0]
 
 
-def seconds(rules: dict[str, tuple[Rule, list[Tensor]]], rounds: int, skip_after: float = 60.0) -> dict[str, dict[str, float]]:
-    """Cold seconds of the first call and the median of the others, forward and backward, interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in rules}
-    for round_ in range(rounds + 1):
-        for name, (rule, inputs) in rules.items():
-            if round_ > 3 and times[name][-1] > skip_after / rounds:
-                continue
-            start = time.perf_counter()
-            o = rule(*inputs)
-            torch.autograd.grad(o.sum(), inputs)
-            times[name].append(time.perf_counter() - start)
-    return {name: {"cold": round(t[0], 2), "median": statistics.median(t[1:])} for name, t in times.items()}
+def step(rule: Rule, inputs: list[Tensor]) -> float:
+    """Seconds of one step, forward and backward."""
+    start = time.perf_counter()
+    torch.autograd.grad(rule(*inputs).sum(), inputs)
+    return time.perf_counter() - start
+
+
+def peak_bytes(rule: Rule, inputs: list[Tensor]) -> int:
+    """What a warm step needs beyond its inputs: the high-water mark of the process over what it held before."""
+    libc = ctypes.CDLL(None)
+    gc.collect()
+    libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the mark
+    before = status("VmRSS")
+    step(rule, inputs)
+    return status("VmHWM") - before
+
+
+def status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def run(tokens: int, rounds: int) -> dict[str, object]:
@@ -73,39 +89,56 @@ def run(tokens: int, rounds: int) -> dict[str, object]:
     q, k, v, beta, g = inputs
     eta, alpha = (torch.rand_like(beta).mul(0.5).requires_grad_(), torch.exp(g.detach()).requires_grad_())
     momentum = [q, k, v, beta.detach().mul(0.3).requires_grad_(), eta, alpha]
-    torch._dynamo.reset()
     rules: dict[str, tuple[Rule, list[Tensor]]] = {
         "hand-written": (torch.compile(lambda *x: gated_delta_rule(*x)[0], fullgraph=True, dynamic=False), inputs),
         "nlc gated_delta_rule": (compiled("specs/ops/gated_delta_rule.yaml", ["q", "k", "v", "beta", "g"]), inputs),
         "nlc momentum_delta": (compiled("specs/ops/momentum_delta.yaml", ["q", "k", "v", "theta", "eta", "alpha"]), momentum),
     }
-    for chunk in (int(c) for c in sys.argv[2:]):
-        rules[f"nlc gated_delta_rule {chunk}"] = (
-            compiled("specs/ops/gated_delta_rule.yaml", ["q", "k", "v", "beta", "g"], chunk=chunk),
-            inputs,
-        )
-        names = ["q", "k", "v", "theta", "eta", "alpha"]
-        rules[f"nlc momentum_delta {chunk}"] = (compiled("specs/ops/momentum_delta.yaml", names, chunk=chunk), momentum)
     naive = fla_naive()
     if naive is not None and tokens <= 4096:
         rules["fla-core naive chunk"] = (naive, inputs)
-    found = seconds(rules, rounds)
-    ours = found["nlc gated_delta_rule"]["median"]
-    ratios = {f"nlc gated_delta_rule / {name}": round(t["median"] / ours, 2) for name, t in found.items()}
-    rates = {name: {"tokens_per_second": round(4 * tokens / t["median"]), "cold_seconds": t["cold"]} for name, t in found.items()}
-    return {"ratio": ratios, "tokens": tokens, "rounds": rounds, **rates, "sgemm_gflops": round(sgemm_gflops())}
+    cold = {name: step(*rule) for name, rule in rules.items()}
+    times: dict[str, list[float]] = {name: [] for name in rules}
+    for _ in range(rounds):
+        for name, rule in rules.items():
+            if len(times[name]) < 5 or name != "fla-core naive chunk":
+                times[name].append(step(*rule))
+    median = {name: statistics.median(t) for name, t in times.items()}
+    ours = median["nlc gated_delta_rule"]
+    return {
+        "tokens": tokens,
+        "gated_delta_rule": {f"times as fast as {name}": round(t / ours, 2) for name, t in median.items() if not name.startswith("nlc")},
+        "momentum_delta": {"time over gated_delta_rule": round(median["nlc momentum_delta"] / ours, 2)},
+        "tokens_per_second": {name: round(4 * tokens / t) for name, t in median.items()},
+        "cold_seconds": {name: round(t, 1) for name, t in cold.items()},
+        "peak_bytes_per_token": {name: round(peak_bytes(*rule) / (4 * tokens)) for name, rule in rules.items()},
+        "sgemm_gflops": round(sgemm_gflops()),
+        "rounds": rounds,
+    }
+
+
+def warm_up() -> None:
+    """The compiler's own start is nobody's cold time."""
+    x = torch.randn(64, 64, requires_grad=True)
+    torch.compile(lambda x: (x @ x).tanh().sum())(x).backward()
 
 
 def main() -> None:
-    torch.set_num_threads(2)
     lengths = [int(x) for x in sys.argv[1].split(",")] if len(sys.argv) > 1 else [1024, 4096, 16384]
+    torch.set_num_threads(2)
+    allocator = keep_freed_memory()
     rows = []
-    for tokens in lengths:
-        rows.append(run(tokens, 11 if tokens <= 4096 else 5))
-        print(json.dumps(rows[-1], indent=1), flush=True)
-    if len(sys.argv) <= 2:
+    with tempfile.TemporaryDirectory() as caches:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
+        warm_up()
+        for tokens in lengths:
+            torch._dynamo.reset()
+            rows.append(run(tokens, 21 if tokens <= 4096 else 7))
+            print(json.dumps(rows[-1], indent=1), flush=True)
+    about = {**machine(), "allocator keeps freed memory": allocator}
+    if len(sys.argv) == 1:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "memories.json").write_text(json.dumps({"machine": machine(), "shape": SHAPE, "rows": rows}, indent=1) + "\n")
+        (RESULTS / "memories.json").write_text(json.dumps({"machine": about, "shape": SHAPE, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

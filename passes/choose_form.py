@@ -65,6 +65,6 @@ def cost_per_token(form: LinearForm, K: int, V: int, C: int) -> float:
     scores = C * (K + V)
     solve = C * (K + V / 2 + C / 3) if form.c is not None else 0.0
     state = (3 if form.c is not None else 2) * n * K * V
-    overhead = 130_000 / C
-    gates = 75 * n * n * C if form.fades and form.log_keep is None else 0
+    overhead = 180_000 / C
+    gates = 19 * n * n * C if form.fades and form.log_keep is None else 0
     return scores + solve + state + overhead + gates

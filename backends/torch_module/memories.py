@@ -19,7 +19,7 @@ Role = tuple[str, str | None]
 
 RESERVED_HERE = (
     *("B", "T", "rows", "t", "e", "keep", "states", "errors", "total", "w", "a", "x", "y", "like", "gates", "columns", "ones"),
-    *("to_end", "scores", "carried", "through", "last", "o", "reach", "factors"),
+    *("to_end", "scores", "carried", "through", "last", "o", "seen", "between"),
 )
 """Names that the functions below use themselves."""
 
@@ -265,23 +265,22 @@ class MemoryWriter:
         form, key, n = self.form, self.args[self.form.key], self.form.n
         self.uses |= {"propagated", "gate_matrix", "gate_vector"}
         matrix = ", ".join(f"[{', '.join(self._gate(i, j) for j in range(n))}]" for i in range(n))
+        sights: list[list[tuple[Coefficient, tuple[int, bool]]]] = [[(1, (row, new))] for _, new, row in self._seeing()]
+        if form.c is not None and not sees_decayed(form):
+            sights[-1] = [(x, (i, False)) for i, x in enumerate(form.c) if x != 0]
+        looks = list(dict.fromkeys(look for sight in sights for _, look in sight))
+        sums = [" + ".join(self._scaled(f"y[{looks.index(look)}]", x) for x, look in sight) for sight in sights]
         lines = [
             f"like = {self.args[form.target]}[..., 0]",
             f"gates = gate_matrix([{matrix}], like)",
             f"columns = gate_vector([{', '.join(map(self._entry, form.b))}], like)",
-            f"reach = propagated(gates, columns)  # [N, B * G, {self.execution.chunk + 1}, {n}, {n + self.execution.chunk}]",
-            f"total, to_end = reach[:, :, -1, :, :{n}], reach[:, :, -1, :, {n}:].mT",
+            f"seen, between, to_end, total = propagated(gates, columns, {looks!r})",
             f"x = {self._lifted('to_end', key)}",
         ]
-        seen = [f"reach[:, :, {'1:' if new else ':-1'}, {row}]" for _, new, row in self._seeing()]
-        if form.c is not None:
-            terms = [(x, i) for i, x in enumerate(form.c) if x != 0]
-            picked = (self._scaled(f"reach[:, :, :-1, {i}]", x) for x, i in terms)
-            seen[-1] = " + ".join(picked) if not sees_decayed(form) else seen[-1]
-        if seen:
-            lines.append(f"factors = {_joined(seen)}")
-            lines.append(f"scores = rows @ {key}.mT * factors[..., {n}:]")
-            lines.append(f"carried = {self._lifted(f'factors[..., :{n}]', 'rows')}")
+        if looks:
+            seen = "torch.cat([*y], 2)" if sums == [f"y[{i}]" for i in range(len(looks))] else _joined(sums)
+            lines.append(f"seen, between = ({seen} for y in (seen, between))  # by each row")
+            lines += [f"scores = rows @ {key}.mT * between", f"carried = {self._lifted('seen', 'rows')}"]
         return lines
 
     def _lifted(self, factors: str, vector: str) -> str:

@@ -157,6 +157,7 @@ def train_model(demo: Demo) -> TrainResult:
 def _train(demo: Demo, folder: Path) -> TrainResult:
     from nlc.backends.inductor_code import missing_compiler
     from nlc.diagnostics import NOWHERE
+    from nlc.runtime.allocator import keep_freed_memory
     from nlc.runtime.codes import BackendFailed
     from nlc.runtime.progress import on_terminal
     from nlc.runtime.training import train
@@ -164,6 +165,7 @@ def _train(demo: Demo, folder: Path) -> TrainResult:
     missing = missing_compiler() if demo.backend == "inductor" else None
     if missing:
         raise BackendError([BackendFailed(missing, NOWHERE)])
+    keep_freed_memory()
     with on_terminal(demo.steps) as progress:
 
         def show(record: dict[str, float]) -> None:

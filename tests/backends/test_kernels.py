@@ -118,24 +118,27 @@ def test_inter_chunk_free_without_decay_is_a_cumulative_sum() -> None:
     )
 
 
-def literal_propagated(gates: Tensor, columns: Tensor) -> Tensor:
+def literal_propagated(gates: Tensor, columns: Tensor, looks: list[tuple[int, bool]]) -> list[Tensor]:
     n, chunk = gates.shape[-1], gates.shape[2]
     z = [torch.cat([torch.eye(n, dtype=gates.dtype).expand(*gates.shape[:2], n, n), gates.new_zeros(*gates.shape[:2], n, chunk)], -1)]
     for t in range(chunk):
         own = torch.nn.functional.one_hot(torch.tensor(n + t), n + chunk).to(gates.dtype)
         z.append(gates[:, :, t] @ z[-1] + columns[:, :, t, :, None] * own)
-    return torch.stack(z, 2)
+    rows = torch.stack([torch.stack(z[1:] if new else z[:-1], 2)[:, :, :, i] for i, new in looks])
+    return [rows[..., :n], rows[..., n:], z[-1][..., n:].mT, z[-1][..., :n]]
 
 
-@pytest.mark.parametrize(("n", "chunk"), [(1, 8), (2, 8), (3, 4), (2, 1)])
+@pytest.mark.parametrize(("n", "chunk"), [(1, 8), (2, 8), (3, 4), (3, 2)])
 @pytest.mark.parametrize("zero", [False, True])
 def test_propagated_is_the_loop(n: int, chunk: int, zero: bool) -> None:
     gates = draw(N, G, chunk, n, n).detach()
     if zero:
         gates[:, :, chunk // 2] = 0
         gates[:, 0, 0] = 0
+    looks = list(dict.fromkeys([(0, True), (n - 1, False), (n - 1, True), (0, False)]))
 
-    assert_same(kernels.propagated, literal_propagated, [gates.requires_grad_(), draw(N, G, chunk, n, seed=1)])
+    inputs = [gates.requires_grad_(), draw(N, G, chunk, n, seed=1)]
+    assert_same(lambda *x: kernels.propagated(*x, looks), lambda *x: literal_propagated(*x, looks), inputs)
 
 
 def literal_decayed(rows: Tensor, w: Tensor, log_keep: Tensor, inclusive: tuple[bool, ...]) -> list[Tensor]:
@@ -168,12 +171,12 @@ def test_decayed_without_rows_is_the_write_alone() -> None:
 
 def test_propagated_and_decayed_agree() -> None:
     log_keep, one = draw(N, G, C), torch.ones(N, G, C, 1, dtype=torch.float64)
-    reach = kernels.propagated(log_keep.exp()[..., None, None], one)
+    gates = log_keep.exp()[..., None, None]
     scores, carried, x, total = kernels.decayed(torch.cat([one, one], 2), one, log_keep, (True, False))
+    seen, between, to_end, whole = kernels.propagated(gates, one, [(0, True), (0, False)])
 
-    seen = torch.cat([reach[:, :, 1:, 0], reach[:, :, :-1, 0]], 2)
-    torch.testing.assert_close(torch.cat([carried, scores], -1), seen)
-    torch.testing.assert_close(torch.cat([total, x], 2)[..., 0], reach[:, :, -1, 0])
+    for ours, theirs in ((torch.cat([*between], 2), scores), (torch.cat([*seen], 2), carried), (to_end, x), (whole, total)):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_decayed_of_strong_gates_has_finite_gradients() -> None:
@@ -194,12 +197,12 @@ def test_decayed_keeps_float32_accuracy_beside_strong_gates() -> None:
     assert (kernels.decayed(unit.float(), unit.float(), log_keep.float(), (True,))[0] - exact).abs().max() < 5e-7
 
 
-def operator_cases() -> list[tuple[str, str, list[Tensor]]]:
+def operator_cases() -> list[tuple[str, str, list[object]]]:
     n = 2
     return [
         ("sweep", "chunk_sweep_3", sweep_inputs(n)),
         ("inter_chunk_free", "inter_chunk_free_3", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
-        ("propagated", "propagated_2", [draw(N, G, C, n, n), draw(N, G, C, n)]),
+        ("propagated", "propagated_3", [draw(N, G, C, n, n), draw(N, G, C, n), [0, 1]]),
         (
             "backward of inter_chunk_free, the decay a part of something",
             "inter_chunk_free_backward_3",
@@ -209,7 +212,7 @@ def operator_cases() -> list[tuple[str, str, list[Tensor]]]:
 
 
 @pytest.mark.parametrize(("name", "registered", "inputs"), operator_cases(), ids=lambda case: case if isinstance(case, str) else "")
-def test_operators_pass_opcheck(name: str, registered: str, inputs: list[Tensor]) -> None:
+def test_operators_pass_opcheck(name: str, registered: str, inputs: list[object]) -> None:
     torch.library.opcheck(getattr(torch.ops.nlc, registered).default, tuple(inputs))
 
 
