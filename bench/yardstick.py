@@ -55,10 +55,11 @@ def recurrence_backward(
     scores: Tensor, rows: Tensor, columns: Tensor, total: Tensor, e: Tensor, states: Tensor, inverse: Tensor, d_o: Tensor, d_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of scores, v, rows, columns, and <d S', S'> of every chunk; those of scores and columns with the sign turned."""
-    n, g, _, c = scores.shape
+    n, g, k = scores.shape[0], scores.shape[1], rows.shape[-1]
+    c = scores.shape[3]
     d_scores, d_v, d_rows, d_columns = (torch.empty_like(x) for x in (scores, e, rows, columns))
     d_end = e.new_empty(n, g, 1, 1)
-    d_state, scratch = d_last.clone(), torch.empty_like(d_last)
+    d_state, flat = d_last.clone(), (g, 1, k * e.shape[-1])
     d_seen, d_e = e.new_empty(g, 2 * c, e.shape[-1]), torch.empty_like(e[0])
     d_read, d_probed, d_state_t = d_seen[:, :c], d_seen[:, c:], d_state.mT
     steps = list(zip(
@@ -68,8 +69,7 @@ def recurrence_backward(
     ))  # fmt: skip
     for step in reversed(steps):
         e_i, e_t, state_t, following, score_t, column, row_t, total_i, inverse_t, d_o_i, d_v_i, d_row, d_column, d_score, d_end_i = step
-        torch.mul(d_state, following, out=scratch)
-        torch.sum(scratch, (1, 2), keepdim=True, out=d_end_i)
+        torch.bmm(d_state.view(flat), following.view(flat).mT, out=d_end_i)
         torch.bmm(e_i, d_state_t, out=d_column)
         torch.bmm(score_t, d_o_i, out=d_e)
         d_e.baddbmm_(column, d_state)
@@ -174,10 +174,10 @@ def draw(tokens: int, batch: int = 4, heads: int = 4, width: int = 64, dtype: to
     return [x.requires_grad_() for x in (unit(q, dim=-1), unit(k, dim=-1), v, rates, gates)]
 
 
-def sgemm_gflops(size: int = 2048) -> float:
+def sgemm_gflops(size: int = 2048, times: int = 5) -> float:
     """The float32 matrix product rate of this moment."""
     a, rates = torch.randn(size, size), []
-    for _ in range(5):
+    for _ in range(times):
         start = time.perf_counter()
         a @ a
         rates.append(2 * size**3 / (time.perf_counter() - start) / 1e9)
