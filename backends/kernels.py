@@ -24,10 +24,10 @@ class _Decayed(torch.autograd.Function):
         chunk, dtype = w.shape[2], w.dtype
         # A difference of float32 sums loses eps * |sum|: sum in float64, cast the difference.
         through = log_keep.double().cumsum(-1)
-        kinds = (inclusive[0],) if len(set(inclusive)) == 1 else inclusive  # one decay for all kinds of rows where it is the same
-        seen = torch.stack([through if kind else through - log_keep.double() for kind in kinds], 2) if kinds else through[:, :, None][:, :, :0]
+        kinds = inclusive if len(set(inclusive)) > 1 else inclusive[:1] or (True,)  # equal kinds share their decays
+        seen = torch.stack([through if kind else through - log_keep.double() for kind in kinds], 2)
         ones = torch.ones(chunk, chunk, dtype=torch.bool, device=w.device)
-        hidden = torch.stack([ones.triu(1 if kind else 0) for kind in kinds]) if kinds else ones[None][:0]
+        hidden = torch.stack([ones.triu(1 if kind else 0) for kind in kinds])
         # Masked before exp: exp of a hidden positive difference may overflow, and then its gradient is not finite.
         between = (seen.unsqueeze(-1) - through[:, :, None, None]).to(dtype).masked_fill(hidden, float("-inf")).exp()
         end = through[..., -1:]
@@ -65,7 +65,7 @@ def decayed(rows: Tensor, w: Tensor, log_keep: Tensor, inclusive: tuple[bool, ..
         x        [N, G, C, K]      w_s keep_C .. keep_{s+1}
         total    [N, G, 1, 1]      keep_C .. keep_1
     """
-    made: tuple[Tensor, Tensor, Tensor, Tensor] = _Decayed.apply(rows, w, log_keep, inclusive)
+    made: tuple[Tensor, Tensor, Tensor, Tensor] = _Decayed.apply(rows, w, log_keep, inclusive)  # type: ignore[no-untyped-call]
     return made
 
 
@@ -89,11 +89,9 @@ def _blocks(z: Tensor, half: int) -> Tensor:
     return z[1:].unflatten(2, (-1, 2, half)).unflatten(0, (-1, 2, half)).diagonal(0, 0, 4).movedim(-1, 0)
 
 
-def _propagated_forward(
-    gates: Tensor, columns: Tensor, looks: list[int]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """seen [looks, C, n, M], between [looks, C, C, M], to_end [n, C, M], total [n, n, M] of `propagated`, with M = N * G; the products since
-    the start of blocks of 1, 2, 4 .. tokens [log C + 1, C, n, n, M]; z [C + 1, n, C, M], what a state sees of each write.
+def _propagated_forward(gates: Tensor, columns: Tensor, looks: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """seen [looks, C, n, M], between [looks, C, C, M], to_end [n, C, M] and total [n, n, M] of `propagated`, with M = N * G; the products
+    since the start of blocks of 1, 2, 4 .. tokens [log C + 1, C, n, n, M]; z [C + 1, n, C, M], what a state sees of each write.
 
     Blocks of tokens are joined in pairs, so that log C steps of long vectors do what C steps of short ones would: what the late block sees
     of the early one is its own product times what the early one ended with.
@@ -310,7 +308,8 @@ def _sweep_backward(
     given = (scores[:, :, :reads].mT, rows.mT, x, decay.mT, errors, errors.mT, states[:-1].mT, _by_state(states[:-1], n).mT)
     parts = (*given, inverse.mT, d_out, d_scores, d_v, d_rows, d_x, d_decay)
     for step in reversed(list(zip(*(part.unbind() for part in parts), strict=True))):
-        score_t, row_t, x_i, decay_t, error, error_t, state_t, by_state_t, inverse_t, d_out_i, d_score, d_v_i, d_row, d_x_i, d_decay_i = step
+        score_t, row_t, x_i, decay_t, error, error_t, state_t, by_state_t, inverse_t, d_out_i, *made = step
+        d_score, d_v_i, d_row, d_x_i, d_decay_i = made
         torch.bmm(error, d_z.mT, out=d_x_i)
         torch.bmm(d_by_state, by_state_t, out=d_decay_i)
         torch.bmm(score_t, d_out_i, out=d_error)

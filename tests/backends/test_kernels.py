@@ -1,7 +1,7 @@
 """The kernels of generated modules against literal loops, in values and gradients."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -138,7 +138,7 @@ def test_propagated_is_the_loop(n: int, chunk: int, zero: bool) -> None:
     looks = list(dict.fromkeys([(0, True), (n - 1, False), (n - 1, True), (0, False)]))
 
     inputs = [gates.requires_grad_(), draw(N, G, chunk, n, seed=1)]
-    assert_same(lambda *x: kernels.propagated(*x, looks), lambda *x: literal_propagated(*x, looks), inputs)
+    assert_same(lambda F, b: kernels.propagated(F, b, looks), lambda F, b: literal_propagated(F, b, looks), inputs)
 
 
 def literal_decayed(rows: Tensor, w: Tensor, log_keep: Tensor, inclusive: tuple[bool, ...]) -> list[Tensor]:
@@ -158,12 +158,13 @@ def literal_decayed(rows: Tensor, w: Tensor, log_keep: Tensor, inclusive: tuple[
 def test_decayed(inclusive: tuple[bool, ...]) -> None:
     inputs = [draw(N, G, len(inclusive) * C, K), draw(N, G, C, K), draw(N, G, C)]
 
-    assert_same(lambda *x: kernels.decayed(*x, inclusive), lambda *x: literal_decayed(*x, inclusive), inputs, 1e-11)
+    ours, literal = (lambda r, w, g, f=f: f(r, w, g, inclusive) for f in (kernels.decayed, literal_decayed))
+    assert_same(ours, literal, inputs, 1e-11)
 
 
 def test_decayed_without_rows_is_the_write_alone() -> None:
     w, log_keep = draw(N, G, C, K), draw(N, G, C)
-    scores, carried, x, total = kernels.decayed(w[:, :, :0], w, log_keep, ())
+    scores, carried, *_ = kernels.decayed(w[:, :, :0], w, log_keep, ())
 
     assert scores.shape == (N, G, 0, C) and carried.shape == (N, G, 0, K)
     assert_same(lambda w, g: kernels.decayed(w[:, :, :0], w, g, ())[2:], lambda w, g: literal_decayed(w, w, g, (True,))[2:], [w, log_keep])
@@ -197,7 +198,7 @@ def test_decayed_keeps_float32_accuracy_beside_strong_gates() -> None:
     assert (kernels.decayed(unit.float(), unit.float(), log_keep.float(), (True,))[0] - exact).abs().max() < 5e-7
 
 
-def operator_cases() -> list[tuple[str, str, list[object]]]:
+def operator_cases() -> list[tuple[str, str, Sequence[object]]]:
     n = 2
     return [
         ("sweep", "chunk_sweep_3", sweep_inputs(n)),
@@ -212,7 +213,7 @@ def operator_cases() -> list[tuple[str, str, list[object]]]:
 
 
 @pytest.mark.parametrize(("name", "registered", "inputs"), operator_cases(), ids=lambda case: case if isinstance(case, str) else "")
-def test_operators_pass_opcheck(name: str, registered: str, inputs: list[object]) -> None:
+def test_operators_pass_opcheck(name: str, registered: str, inputs: Sequence[object]) -> None:
     torch.library.opcheck(getattr(torch.ops.nlc, registered).default, tuple(inputs))
 
 

@@ -130,7 +130,14 @@ def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
 
 def test_interrupt_while_a_command_starts_is_quiet() -> None:
     code = "import time, nlc.cli.app\ndef wait(): time.sleep(60)\nnlc.cli.app.app = wait\nprint('ready', flush=True)\nnlc.cli.app.run()"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background of a shell ignores it
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
 
