@@ -36,15 +36,15 @@ def l2norm(x: Tensor) -> Tensor:
 
 
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Depthwise convolution over time. x [B, T, ...], the rows before it tail [B, width - 1, ...], weight [..., width].
+    """Depthwise convolution over time. x [B, T, ...], the rows before it tail [B, width - 1, ...], weight [width, ...].
 
-    Returns y [B, T, ...], y_t = sum over j of weight[.., j] x_{t - width + 1 + j}, and the new tail.
+    Returns y [B, T, ...], y_t = sum over j of weight[j] x_{t - width + 1 + j}, and the new tail.
     """
-    T, width = x.shape[1], weight.shape[-1]
+    T, width = x.shape[1], weight.shape[0]
     rows = torch.cat([tail.to(x.dtype), x], 1)
-    y = rows[:, width - 1 :] * weight[..., width - 1]
+    y = rows[:, width - 1 :] * weight[width - 1]
     for j in range(width - 1):
-        y = y + rows[:, j : j + T] * weight[..., j]
+        y = y + rows[:, j : j + T] * weight[j]
     return y, rows[:, T:].to(tail.dtype)
 
 

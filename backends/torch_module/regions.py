@@ -114,7 +114,7 @@ class RegionWriter:
         x = self.expressions.code(flow.args[0])
         weight, key = self.expressions.parameter(flow), flow.attr("learner")
         if flow.attr("width") == 1:
-            self._assign(flow, f"{x.at(9)} * {weight}[..., 0]")
+            self._assign(flow, f"{x.at(9)} * {weight}[0]")
             return
         self.expressions.used.add("causal_conv")
         self.expressions.variables.add(flow.id)

@@ -54,7 +54,7 @@ def conv(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     axes = b.flows[x].axes
     b.fits(x, axes, expr.args[0].span, "the operand of `conv`")
     taps = b.axis(expr.args[1])
-    store = Store((StoreTensor("W", (*axes, taps)),), "kernel", axes, axes)
+    store = Store((StoreTensor("W", (taps, *axes)),), "kernel", axes, axes)
     bound = taps.size**-0.5
     learner = _parameter(b, context, "conv", store, Init("uniform", (-bound, bound), learned=True), expr)
     return b.node("conv", [x], expr.span, context, name, axes, learner=learner, width=taps.size)

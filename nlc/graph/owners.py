@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import networkx as nx
+
 from nlc.diagnostics import Diagnostic
 from nlc.graph import codes
+from nlc.graph.edges import to_networkx
 from nlc.graph.ir import Learner, LevelGraph
 from nlc.language.expression import Binary, Call, Expr, Name, Number, Unary, to_text
 
@@ -47,7 +50,21 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
         id: replace(learner, owns=tuple(p for p, o in owner.items() if o == id)) if learner.selector is not None else learner
         for id, learner in graph.learners.items()
     }
-    return graph.with_(learners=learners)
+    owned = graph.with_(learners=learners)
+    if not diagnostics:
+        diagnostics += _idle_owners(owned)
+    return owned
+
+
+def _idle_owners(graph: LevelGraph) -> list[Diagnostic]:
+    """Outer learners whose loss no tensor of theirs takes part in: they would have no gradient."""
+    found = nx.ancestors(to_networkx(graph), ("loss", "loss")) if graph.loss is not None else set()
+    reached = {id for _, id in found}
+    return [
+        codes.MissingPart(f"nothing that `{owner.id}` owns takes part in `loss`", owner.span, "let the loss depend on the weights")
+        for owner in graph.learners.values()
+        if owner.owns and not reached & {*owner.owns, *(graph.parameter_name(graph.learners[id]) for id in owner.owns)}
+    ]
 
 
 def _is_rest(learner: Learner) -> bool:

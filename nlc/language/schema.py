@@ -18,7 +18,7 @@ FOLDS = ("sum", "mean", "last", "each")
 STATES = ("start", "running", "decayed")
 INPUT_WORDS = ("gradient", "weights", "input", "error", "pred", "value", "key")
 RESERVED = frozenset(
-    ("self", "pred", "key", "value", "query", "position", "age", "next", "new", "sg", "total")
+    ("self", "pred", "key", "value", "query", "position", "age", "next", "new", "sg", "total", "training")
     + ("in", "lambda", "and", "or", "not", "true", "false", "null", "True", "False", "None")
 )
 """Names that no spec may define (docs/language.md, "Expressions")."""

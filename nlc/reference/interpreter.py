@@ -195,13 +195,13 @@ class Tick:
         return torch.full((batch,), self.t + 1 < tokens)
 
     def _conv(self, flow: Flow, x: Tensor) -> Tensor:
-        """y_t = sum over j of W[.., j] x_{t - width + 1 + j}."""
+        """y_t = sum over j of W[j] x_{t - width + 1 + j}."""
         W, key = self.parameter(flow), flow.attr("learner")
         if flow.attr("width") == 1:
-            return x * W[..., 0]
+            return x * W[0]
         rows = torch.cat([self.old[key], x[:, None]], 1)
         self.new[key] = rows[:, 1:]
-        return (rows.movedim(1, -1) * W).sum(-1)
+        return (rows * W).sum(1)
 
     # -- learners ---------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nlc.diagnostics import DataError, Diagnostic, Span, UsageError
-from nlc.graph.ir import LevelGraph
+from nlc.graph.ir import Flow, LevelGraph
 from nlc.graph.order import DerivedLevel, levels
 from nlc.graph.state import state_tensors
 from nlc.passmanager import Stage
@@ -79,7 +79,7 @@ class CompiledSpec(nn.Module):
                 text = f"the input `{name}` has {given}; the inputs before it have {list(sizes)}"
                 problems.append(codes.BadInput(text, flow.span))
             sizes = sizes or tuple(x.shape[: len(leading)])
-            problems += _dtype_problem(name, x, flow.dtype, flow.span)
+            problems += _dtype_problem(name, x, flow.dtype, flow.span) or _range_problem(name, x, flow)
         known = {*self.graph.inputs, "targets"}
         problems += [codes.BadInput(f"the spec has no input `{name}`", self.graph.span) for name in inputs if name not in known]
         if sizes is not None and 0 in sizes:
@@ -105,6 +105,16 @@ class CompiledSpec(nn.Module):
         ]
         if problems:
             raise DataError(problems, dict(self.graph.sources))
+
+
+def _range_problem(name: str, x: Tensor, flow: Flow) -> list[Diagnostic]:
+    """An index outside its vocabulary; not asked of tensors elsewhere, where the answer would stop the device."""
+    if flow.dtype != "index" or x.device.type != "cpu" or not x.numel():
+        return []
+    low, high, size = *(int(y) for y in x.aminmax()), flow.attr("size")
+    if low >= 0 and high < size:
+        return []
+    return [codes.BadInput(f"the input `{name}` has the index {low if low < 0 else high}; its indices are 0 to {size - 1}", flow.span)]
 
 
 def _targets_problem(targets: Tensor, like: Tensor, span: Span) -> list[Diagnostic]:
@@ -145,14 +155,38 @@ class Checked(CompiledSpec):
         if self.graph.loss is None:
             raise UsageError(f"the spec `{self.graph.name}` has no loss")
         self._check(inputs, state)
+        self._check_next(inputs)
         return super().loss(inputs, state)
 
     def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
         """loss, optimizer = compiled.train_step(inputs, optimizer): one update of the weights, in place."""
         if not any(learner.owns for learner in self.graph.learners.values()):
             raise UsageError(f"the spec `{self.graph.name}` has no learner that owns weights, so it cannot train")
+        if not any(True for _ in self.parameters()):
+            raise UsageError(f"the spec `{self.graph.name}` has no weights, so it cannot train")
         self._check(inputs, None)
+        self._check_next(inputs)
         return super().train_step(inputs, optimizer)
+
+    def _check_next(self, inputs: Tensors) -> None:
+        """What the loss compares with exists, and `targets` can mean one thing only."""
+        asked = {flow.args[0]: flow.span for flow in self.graph.flows.values() if flow.op == "next"}
+        if not asked:
+            return
+        problem = None
+        span = next(iter(asked.values()))
+        if "targets" in inputs and len(asked) > 1:
+            names = " and ".join(f"`{name}`" for name in asked)
+            problem = codes.BadInput(f"`targets` are the next values of one input; the loss asks for those of {names}", span, "leave them out")
+        elif "targets" in inputs:
+            size = self.graph.flows[next(iter(asked))].attr("size")
+            targets = inputs["targets"]
+            if targets.device.type == "cpu" and int(targets.max()) >= size:
+                problem = codes.BadInput(f"`targets` has the index {int(targets.max())}; its indices are below {size}", span)
+        elif inputs[next(iter(asked))].shape[1] == 1:
+            problem = codes.BadInput("a row of one token has no next token", span, "give `targets` [B, T], or longer rows")
+        if problem is not None:
+            raise DataError([problem], dict(self.graph.sources))
 
     def _check(self, inputs: Tensors, state: Tensors | None) -> None:
         self.check_inputs(inputs)

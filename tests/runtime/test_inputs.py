@@ -124,6 +124,10 @@ def test_wrong_state_is_nlc702(change: dict[str, Tensor | None], message: str, m
         ({"tokens": torch.zeros(2, 5)}, "the input `tokens` is torch.float32; an index is an integer tensor"),
         ({"tokens": torch.zeros(2, 5, dtype=torch.long), "targets": torch.zeros(2, 4, dtype=torch.long)}, "`targets` has shape [2, 4]"),
         ({"tokens": torch.zeros(2, 5, dtype=torch.long), "targets": torch.zeros(2, 5)}, "`targets` is torch.float32"),
+        ({"tokens": torch.full((2, 5), 8)}, "the input `tokens` has the index 8; its indices are 0 to 7"),
+        ({"tokens": torch.full((2, 5), -1)}, "the input `tokens` has the index -1"),
+        ({"tokens": torch.zeros(2, 5).long(), "targets": torch.full((2, 5), 8)}, "`targets` has the index 8; its indices are below 8"),
+        ({"tokens": torch.zeros(2, 1, dtype=torch.long)}, "a row of one token has no next token"),
     ],
 )
 def test_wrong_inputs_of_training_are_nlc701(method: str, wrong: Tensors, message: str, model: CompiledSpec) -> None:
@@ -152,3 +156,15 @@ def test_arguments_are_not_changed(memory: CompiledSpec) -> None:
 def test_unknown_backend_is_wrong_usage() -> None:
     with pytest.raises(UsageError, match="backends: reference, eager, inductor"):
         nlc.compile(loads(MEMORY), backend="cuda")
+
+
+def test_targets_of_two_inputs_are_refused() -> None:
+    text = MODEL.replace("{tokens: {index: vocab}}", "{tokens: {index: vocab}, other: {index: vocab}}")
+    text = text.replace("next(tokens))", "next(tokens)) + cross_entropy(logits, next(other))")
+    two = nlc.compile(loads(text, "two.yaml"), backend="eager")
+    tokens = torch.zeros(2, 5, dtype=torch.long)
+
+    error = refused(two.loss, {"tokens": tokens, "other": tokens, "targets": tokens})
+
+    assert "`targets` are the next values of one input; the loss asks for those of `tokens` and `other`" in str(error)
+    assert two.loss({"tokens": tokens, "other": tokens})[0].isfinite()
