@@ -177,7 +177,8 @@ class Checked(CompiledSpec):
         span = next(iter(asked.values()))
         if "targets" in inputs and len(asked) > 1:
             names = " and ".join(f"`{name}`" for name in asked)
-            problem = codes.BadInput(f"`targets` are the next values of one input; the loss asks for those of {names}", span, "leave them out")
+            text = f"`targets` are the next values of one input; the loss asks for those of {names}"
+            problem = codes.BadInput(text, span, "leave them out")
         elif "targets" in inputs:
             size = self.graph.flows[next(iter(asked))].attr("size")
             targets = inputs["targets"]
