@@ -40,6 +40,23 @@ class ForeignContent(Diagnostic):
     code = "NLC802"
 
 
+class FileExists(Diagnostic):
+    """A file that exists, where a new one was to be written.
+
+    Why: it may be yours.
+    Wrong:  nlc new my_memory           in a folder with a my_memory.yaml
+    Right:  nlc new my_memory -o other.yaml        (--force replaces the file)
+    """
+
+    code = "NLC803"
+
+
+def check_new(path: Path, force: bool = False) -> None:
+    """Raise DataError (NLC803) if there is such a file already, unless it may be replaced."""
+    if path.exists() and not force:
+        raise DataError([FileExists(f"`{path}` exists", NOWHERE, "name another file, or use --force to replace it")])
+
+
 def write_atomically(path: Path, content: Content) -> None:
     """Write a file beside its place and move it there. Raises DataError (NLC801) and leaves no part of it behind."""
     beside: str | None = None

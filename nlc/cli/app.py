@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nlc.cli import compiling, emitting, explaining, inspecting, optimizing, training
+from nlc.cli import compiling, emitting, explaining, inspecting, optimizing, starting, training
 from nlc.cli.session import INTERRUPTED
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "new": (starting.new, "Write a commented spec to start from."),
     "check": (inspecting.check, "Find every mistake in specs."),
     "graph": (inspecting.graph, "Print the level graph of a spec."),
     "explain": (explaining.explain, "Explain a spec, an error code or a pass."),

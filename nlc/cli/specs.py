@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -14,8 +15,25 @@ if TYPE_CHECKING:
     from nlc.language.library import Library
     from nlc.language.spec import Spec
 
+
+def complete_spec(incomplete: str) -> list[str]:
+    """For the shell: names of the library, and spec files and folders, that begin so."""
+    from nlc.language.library import Library
+
+    folder, _, start = incomplete.rpartition("/")
+    here = Path(folder or ".")
+    found = [path for path in (here.iterdir() if here.is_dir() else ()) if path.name.startswith(start) and not path.name.startswith(".")]
+    files = [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix == ".yaml"]
+    library = Library()
+    known = [f"{role}/{name}" for role in library.roles() for name in library.names(role)]
+    return sorted({*(name for name in known if name.startswith(incomplete)), *files})
+
+
 SpecArgument = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A spec file, or a name of the library: ops/delta_rule.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="SPEC", help="A spec file, or a name of the library: ops/delta_rule.", show_default=False, autocompletion=complete_spec
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -36,6 +36,7 @@ def train(
     log_every: Annotated[int, typer.Option("--log-every", min=1, help="Steps between lines of metrics.jsonl.")] = 10,
     eval_every: Annotated[int, typer.Option("--eval-every", min=0, help="Steps between validations; 0: at the end.")] = 100,
     save_every: Annotated[int, typer.Option("--save-every", min=0, help="Steps between checkpoints; 0: at the end.")] = 100,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write RUN/tensorboard for TensorBoard.")] = False,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of torch.", show_default=False)] = None,
     as_json: JsonOption = False,
     color: ColorOption = Color.auto,
@@ -73,6 +74,7 @@ def train(
                 eval_every=eval_every,
                 save_every=save_every,
                 threads=threads,
+                tensorboard=tensorboard,
                 progress=progress,
                 library=chosen.library,
             )

@@ -25,7 +25,7 @@ from nlc.api import compile as compile_spec
 from nlc.diagnostics import NOWHERE, DataError, UsageError
 from nlc.language.library import Library
 from nlc.language.spec import Spec
-from nlc.runtime import checkpoint, codes, run_folder
+from nlc.runtime import boards, checkpoint, codes, run_folder
 from nlc.runtime.byte_model import ByteModel, byte_model
 from nlc.runtime.checkpoint import Checkpoint
 from nlc.runtime.compiled import CompiledSpec
@@ -86,6 +86,7 @@ def train(
     eval_bytes: int = LIMIT,
     save_every: int = 100,
     threads: int | None = None,
+    tensorboard: bool = False,
     progress: Progress | None = None,
     library: Library | None = None,
 ) -> TrainResult:
@@ -93,7 +94,7 @@ def train(
 
     batch, length: rows a step and bytes a row. resume: go on with the run in `out` up to `steps`; bit for bit the same as
     not having stopped. eval_every, save_every: 0 for only at the end. threads: of torch, by default as they are; recorded,
-    and a resumed run takes the recorded number.
+    and a resumed run takes the recorded number. tensorboard: write the logged records to `out`/tensorboard too.
     Ctrl-C saves a checkpoint after the step that runs and returns; a second one stops at once.
     Raises DataError for texts, folders, checkpoints (NLC71x, NLC72x) and a loss that is not finite (NLC730).
     """
@@ -101,6 +102,8 @@ def train(
     if backend not in BACKENDS or backend == "reference":
         raise UsageError(f"`{backend}` cannot train; backends: inductor, eager")
     run = Path(out)
+    if tensorboard:
+        boards.check()
     source = run_folder.open_source(spec, dims, params, library)
     model = byte_model(source.graph)
     corpus = load_text(text)
@@ -118,7 +121,8 @@ def train(
             run_folder.begin(run, source, about)
         trainer = _Trainer(run, source, corpus, settings, model, compiled, progress or (lambda record: None), eval_bytes)
         trainer.start(saved)
-        interrupted = trainer.train(steps, log_every, eval_every, save_every)
+        with boards.writing(run, trainer.step) if tensorboard else contextlib.nullcontext(lambda record: None) as trainer.log:
+            interrupted = trainer.train(steps, log_every, eval_every, save_every)
     return TrainResult(run, trainer.step, interrupted, trainer.metrics, compiled, source, corpus, settings, notes)
 
 
@@ -170,6 +174,7 @@ class _Trainer:
         self.step, self.saved_at = 0, -1
         self.seconds = 0.0
         self.metrics: list[Record] = []
+        self.log: Progress = lambda record: None
 
     def start(self, saved: Checkpoint | None) -> None:
         """Take over a checkpoint, or write the first one."""
@@ -196,6 +201,7 @@ class _Trainer:
                 if last or _due(self.step, log_every) or "validation_bits_per_byte" in record:
                     self.metrics.append(record)
                     run_folder.append(self.run, record)
+                    self.log(record)
                 if _due(self.step, save_every):
                     self.save()
                 self.progress(record)

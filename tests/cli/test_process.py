@@ -129,7 +129,8 @@ def test_interrupt_is_exit_code_130(tmp_path: Path) -> None:
 
 
 def test_interrupt_while_a_command_starts_is_quiet() -> None:
-    code = "import time, nlc.cli.app\ndef wait(): time.sleep(60)\nnlc.cli.app.app = wait\nprint('ready', flush=True)\nnlc.cli.app.run()"
+    wait = "print('ready', flush=True); time.sleep(60)"
+    code = f"import time, nlc.cli.app\ndef wait(): {wait}\nnlc.cli.app.app = wait\nnlc.cli.app.run()"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT,

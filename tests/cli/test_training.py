@@ -41,6 +41,25 @@ def test_train_goes_on_with_a_run(run: Path) -> None:
     assert "step 3" in ran.out
 
 
+def test_train_writes_for_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs TensorBoard: pip install nlc[tensorboard]")
+
+    ran = train(tmp_path, "--tensorboard")
+
+    assert ran.code == 0, ran.err
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_train_says_that_tensorboard_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    ran = train(tmp_path, "--tensorboard")
+
+    assert ran.code == 3
+    assert "pip install 'nlc[tensorboard]'" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_refuses_other_settings_and_a_used_folder(run: Path) -> None:
     other, again = train(run.parent, "--resume", "--seed", "5", steps=9), train(run.parent)
 
