@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from nlc.diagnostics import Span
 from nlc.graph.edges import Edge, edges
 from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, size_of
@@ -107,6 +109,7 @@ def _learner(learner: Learner) -> Json:
         "writes": [
             {"key": w.key, "value": w.value, "objective": w.loss, "pred": w.pred, "span": span_json(w.span)} for w in learner.writes
         ],
+        "solve": asdict(learner.solve) if learner.solve is not None else None,
         "at": learner.at,
         "fold": dict(learner.fold),
         "keep": learner.keep,

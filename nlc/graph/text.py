@@ -175,6 +175,9 @@ def _details(learner: Learner, depth: int) -> Iterator[Line]:
         text = " ".join(f"{role} {flow}" for role, flow in named if flow is not None)
         default = f" (by default {given['minimize']})" if "minimize" in given else ""
         yield Line(depth, f"write {text}{default}", place(write.span))
+    if learner.solve is not None:
+        over = f"{learner.solve.over} tokens" if learner.solve.over else "all"
+        yield Line(depth, f"solve exact over {over} key {learner.solve.key} value {learner.solve.value} weight {learner.solve.weight}")
     if learner.writes:
         at = f"at {learner.at}{_by_default(given, 'at', learner.at)}"
         keep = f"keep {learner.keep or '1'}{' (by default)' if 'keep' in given else ''}"
