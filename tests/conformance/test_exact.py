@@ -57,7 +57,7 @@ def assert_same(module: CompiledSpec, reference: CompiledSpec) -> None:
     for left, right in [*((ours[name], theirs[name]) for name in theirs), *((state[key], end[key]) for key in end)]:
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
     sums = [sum(x.sin().sum() for x in outputs.values()) for outputs in (ours, theirs)]
-    grads = [torch.autograd.grad(total, list(given.values()), materialize_grads=True) for total in sums]  # type: ignore[arg-type]
+    grads = [torch.autograd.grad(total, list(given.values()), materialize_grads=True) for total in sums]
     for left, right in zip(*grads, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-12)
     pieces, state = [], None
