@@ -150,7 +150,7 @@ def _answer(graph: LevelGraph, request: dict[str, object]) -> dict[str, Any]:
         asked.write_text(json.dumps(request), encoding="utf-8")
         command = [sys.executable, "-P", str(LOWERING), str(asked), str(answered)]
         done = subprocess.run(command, env=_environment(folder), capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode == 0:
+        if done.returncode == 0 and answered.exists():
             answer: dict[str, Any] = json.loads(answered.read_text(encoding="utf-8"))
             return answer
     message = f"the lowering of `{graph.name}` to GPU code {_reason(done)}"
@@ -165,6 +165,8 @@ def _environment(folder: str) -> dict[str, str]:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode == 0:
+        return "gave no answer"
     if done.returncode < 0:
         return f"was ended by {signal.Signals(-done.returncode).name}"
     lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(" ")]
