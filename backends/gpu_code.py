@@ -98,7 +98,8 @@ class GpuCode:
 
     def _header(self) -> list[str]:
         notes = (
-            "Lowered, not run. `one chunk`: an operator over chunks traced by itself; at run time it calls libraries, chunk by chunk.",
+            "Lowered, not run. `one chunk` is an operator over chunks, traced by itself for a single one: one step of its loop, with the",
+            "solve before it and copies to where results belong. At run time it is one call, whose products are library calls each chunk.",
         )
         return [*self.head, *notes, "", *(line for each in self.graphs for line in each.summary)]
 

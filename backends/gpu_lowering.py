@@ -1,8 +1,8 @@
 """Lowers a generated module to GPU code on a machine that may have no GPU. A program of its own: `python gpu_lowering.py REQUEST ANSWER`.
 
-Three things are pretended: CUDA tensors (fake ones need no CUDA build of torch), torch's view of the chip, and Triton's driver. All
-three are state of the process, and what torch or Triton make of them may end it; so `gpu_code.py` starts this file as a child and takes
-its answer from a file.
+Pretended are CUDA tensors (fake ones need no CUDA build of torch), torch's view of the chip, and Triton's driver. That is state of the
+process, and what torch or Triton make of it may end the process; so `gpu_code.py` starts this file as a child and takes its answer from
+a file.
 
 Autograd on fake CUDA tensors aborts the process. So forward and backward are traced on the CPU, by the road that torch.compile takes up to
 the hand-over to Inductor; then each graph is moved to the pretended device and lowered there.
@@ -14,10 +14,10 @@ import ast
 import functools
 import importlib.util
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -47,6 +47,8 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
 
 SETTINGS = {"compile_threads": 1, "triton.autotune_at_compile_time": False, "force_disable_caches": True, "fallback_random": True}
+KERNEL_PATH = re.compile(r"^# kernel path: .*\n", re.MULTILINE)
+"""A comment that differs from run to run."""
 NAMESPACE = "nlc"
 DECAY, WHOLE = "decay", {"z0", "d_last"}
 """An operator over chunks has the argument `decay`, of the decays from chunk to chunk; these arguments have no axis of chunks."""
@@ -74,20 +76,19 @@ def captured(module: ModuleType, request: dict[str, Any]) -> list[Captured]:
         setattr(module, name, torch.compile(getattr(module, name), fullgraph=True, dynamic=False, backend=backend))
     learner = getattr(module, request["class"])()
     inputs = {name: _example(request["batch"], request["tokens"], **kind) for name, kind in request["inputs"].items()}
-    if request["loss"]:
-        learner.loss(inputs)[0].backward()
-    else:
-        outputs, _ = learner(inputs)
-        sum(x.sum() for x in outputs.values()).backward()
+    total = learner.loss(inputs)[0] if request["loss"] else torch.stack([x.sum() for x in learner(inputs)[0].values()]).sum()
+    if total.requires_grad:
+        total.backward()
     return found
 
 
 def _capture(found: list[Captured], name: str, graph: GraphModule, examples: Sequence[object], **how: Any) -> Any:
     """Stands where Inductor would stand: keeps the graph and runs it as it is."""
     is_backward = bool(how.get("is_backward"))
-    found.append(
-        Captured(f"{name} {'backward' if is_backward else 'forward'}", graph, examples, bool(how.get("is_inference")), is_backward)
-    )
+    title = f"{name} {'backward' if is_backward else 'forward'}"
+    before = sum(each.title.startswith(title) for each in found)  # a region may meet several shapes
+    title = f"{title} {before + 1}" if before else title
+    found.append(Captured(title, graph, examples, bool(how.get("is_inference")), is_backward))
     return make_boxed_func(graph.forward)
 
 
@@ -181,10 +182,8 @@ def pretend(chip: SimpleNamespace) -> None:
 def lowered(each: Captured) -> dict[str, Any]:
     """Inductor's code for one graph, its Triton kernels, its calls of libraries and operators, and the bytes it moves."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    graph, settings = each.graph, ExitStack()
-    with settings:
-        for context in (torch.no_grad(), config.patch(SETTINGS), V.set_fake_mode(fake), V.set_debug_handler(DebugContext())):
-            settings.enter_context(context)
+    graph = each.graph
+    with torch.no_grad(), config.patch(SETTINGS), V.set_fake_mode(fake), V.set_debug_handler(DebugContext()):
         with fake:
             examples = [_moved(x) for x in each.examples]
         _move(graph)
@@ -195,7 +194,7 @@ def lowered(each: Captured) -> dict[str, Any]:
         lowering = GraphLowering(graph, example_inputs=examples, is_inference=each.is_inference, is_backward=each.is_backward)
         with V.set_graph_handler(lowering), V.set_extern_kernel_nodes([]):
             lowering.run(*examples)
-            code = lowering.codegen()[0].value
+            code = KERNEL_PATH.sub("", lowering.codegen()[0].value)
             moved = sum(node.get_read_write_buffers_sizes() for node in lowering.scheduler.nodes)
     kernels, calls = _parts(code)
     return {"title": each.title, "code": code, "kernels": kernels, "calls": calls, "bytes": moved, "ptx": {}}
@@ -277,4 +276,7 @@ def main(request_file: str, answer_file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception as error:  # noqa: BLE001 - whatever the compilers refuse, in the one line that the parent reads
+        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")

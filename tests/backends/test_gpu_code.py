@@ -48,6 +48,7 @@ def lowered() -> dict[str, GpuCode]:
 def test_forward_backward_and_one_chunk_become_triton_kernels(lowered: dict[str, GpuCode], spec: str) -> None:
     text = lowered[spec].triton()
 
+    assert "nlc-gpu-" not in text  # the folder of the run
     assert [graph.title for graph in lowered[spec].graphs] == list(RECORDED[spec])
     for graph in lowered[spec].graphs:
         assert graph.kernels and all("@triton.jit" in source for source in graph.kernels.values())
@@ -73,7 +74,7 @@ def test_the_head_says_what_it_was_made_with_and_what_is_no_triton(lowered: dict
 def test_every_kernel_compiles_to_ptx(lowered: dict[str, GpuCode], spec: str) -> None:
     text = lowered[spec].ptx()
 
-    assert str(Path.home()) not in text and "/tmp" not in text
+    assert "nlc-gpu-" not in text
     for graph in lowered[spec].graphs:
         assert list(graph.ptx) == list(graph.kernels)
         for ptx in graph.ptx.values():
