@@ -27,6 +27,8 @@ class Target(enum.StrEnum):
     text = "text"
     json = "json"
     svg = "svg"
+    dot = "dot"
+    mermaid = "mermaid"
 
 
 TOKENS = {Target.inductor: 64, Target.linalg: 4}
@@ -68,7 +70,7 @@ def emit(
 
 
 def _emitted(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
-    if target in (Target.text, Target.json, Target.svg):
+    if target in (Target.text, Target.json, Target.svg, Target.dot, Target.mermaid):
         return graph_text(after, GraphForm(str(target)))
     if target is Target.inductor:
         return _inductor(after, stages, batch, tokens)

@@ -17,6 +17,7 @@ from nlc.diagnostics import SpecError, UsageError
 if TYPE_CHECKING:
     from nlc.checking import Report
     from nlc.graph.ir import LevelGraph
+    from nlc.graph.picture import Picture
 
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.", show_default=False)
@@ -100,6 +101,12 @@ class GraphForm(enum.StrEnum):
     text = "text"
     json = "json"
     svg = "svg"
+    dot = "dot"
+    mermaid = "mermaid"
+
+
+DRAWN = (GraphForm.svg, GraphForm.dot, GraphForm.mermaid)
+"""The forms that draw: repeated blocks once, the graph after its passes."""
 
 
 def graph(
@@ -107,6 +114,7 @@ def graph(
     form: Annotated[GraphForm, typer.Option("--as", help="The form of the output.")] = GraphForm.text,
     output: OutOption = None,
     after: Annotated[str | None, typer.Option("--after", metavar="PASS", help="The graph after this pass.", show_default=False)] = None,
+    expand: Annotated[bool, typer.Option("--expand", help="Draw every copy of a repeated block.")] = False,
     settings: SetOption = None,
     as_json: JsonOption = False,
     color: ColorOption = Color.auto,
@@ -117,17 +125,23 @@ def graph(
     \b
     Example: nlc graph ops/gated_delta_rule
              nlc graph ops/gated_delta_rule --as svg -o graph.svg
+             nlc graph models/gated_delta_lm --as dot --expand | dot -Tpdf > graph.pdf
              nlc graph ops/gated_delta_rule --after classify --set H=8
     """
     with session(color, debug, as_json) as out:
-        if as_json and form is GraphForm.svg:
-            raise UsageError("`--json` and `--as svg` exclude each other")
+        if as_json and form in DRAWN:
+            raise UsageError(f"`--json` and `--as {form}` exclude each other")
+        if expand and form not in DRAWN:
+            raise UsageError(f"`--expand` draws copies of a block: give it with {' or '.join(f'`--as {each}`' for each in DRAWN)}")
         built = build_graph(open_spec(spec, settings))
         if after is not None:
             from nlc.passmanager import PassManager, pipeline
 
             built = PassManager(pipeline(stop_after=after)).run(built)[0]
-        write(out, graph_text(built, GraphForm.json if as_json else form), output)
+        if form in DRAWN:
+            write(out, draw(out, built, form, expand), output)
+        else:
+            write(out, graph_text(built, GraphForm.json if as_json else form), output)
 
 
 def build_graph(chosen: Chosen) -> LevelGraph:
@@ -137,11 +151,35 @@ def build_graph(chosen: Chosen) -> LevelGraph:
     return build(chosen.spec, chosen.library, chosen.dims, chosen.params)
 
 
-def graph_text(graph: LevelGraph, form: GraphForm) -> str:
+def draw(out: Session, graph: LevelGraph, form: GraphForm, expand: bool = False) -> str:
+    """A drawing of the graph; where `expand` would make it too large, a message says so."""
+    from nlc.graph.picture import LARGEST, picture
+
+    shown = picture(graph, expand)
+    if expand and not shown.expanded:
+        out.message(f"with all copies of its blocks the drawing has more than {LARGEST} boxes or edges: each block is drawn once")
+    return drawn(shown, form)
+
+
+def drawn(shown: Picture, form: GraphForm) -> str:
     if form is GraphForm.svg:
         from nlc.graph.svg import to_svg
 
-        return to_svg(graph)
+        return to_svg(shown)
+    if form is GraphForm.dot:
+        from nlc.graph.dot import to_dot
+
+        return to_dot(shown)
+    from nlc.graph.mermaid import to_mermaid
+
+    return to_mermaid(shown)
+
+
+def graph_text(graph: LevelGraph, form: GraphForm) -> str:
+    if form in DRAWN:
+        from nlc.graph.picture import picture
+
+        return drawn(picture(graph), form)
     if form is GraphForm.json:
         from nlc.graph.as_json import to_json
 

@@ -19,6 +19,9 @@ from nlc.graph.order import effective_clock, levels
 from nlc.graph.text import place, unit_of
 from nlc.language.expression import to_text as expression_text
 
+LARGEST = 500
+"""Boxes or edges of a picture that shows every copy of a block."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -38,27 +41,54 @@ class Link:
     target: str
     kind: str
 
+    @property
+    def title(self) -> str:
+        return f"{self.source.removeprefix('learner ')} -> {self.target.removeprefix('learner ')}: {self.kind}"
+
 
 @dataclass
 class Picture:
-    """`lanes` are (sort key, label), highest frequency first; `blocks` the copies of each block that is drawn."""
+    """`lanes` are (sort key, label), highest frequency first; `blocks` the copies of each block that is drawn.
+
+    `expanded`: every copy of a block is drawn, each as a block of its own.
+    """
 
     name: str
+    expanded: bool = False
     boxes: dict[str, Box] = field(default_factory=dict)
     links: dict[Link, None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], str] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
 
+    def block_name(self, scope: str) -> str:
+        """`h` of `h.0` where it stands for all copies, `h.0` where each is drawn."""
+        return scope if self.expanded else ".".join(part for part in scope.split(".") if not part.isdigit())
 
-def picture(graph: LevelGraph) -> Picture:
-    """The graph after its passes, with everything in it that is worth a box."""
-    return _Collector(prepared(graph)).run()
+    def block_label(self, scope: str) -> str:
+        """`h x 5`: the name, and how many copies it stands for."""
+        count = self.blocks.get(scope, 1)
+        return f"{self.block_name(scope)}{f' x {count}' if count > 1 else ''}"
+
+    @property
+    def is_large(self) -> bool:
+        """Too large to be read, and for what draws it: Mermaid refuses more than 500 edges."""
+        return max(len(self.boxes), len(self.links)) > LARGEST
+
+
+def picture(graph: LevelGraph, expand: bool = False) -> Picture:
+    """The graph after its passes, with everything in it that is worth a box.
+
+    Copies of a block are drawn once. `expand` draws each, unless that is too large; the picture says what it did.
+    """
+    graph = prepared(graph)
+    flat = _Collector(graph, expand=True).run() if expand else None
+    return _Collector(graph).run() if flat is None or flat.is_large else flat
 
 
 class _Collector:
-    def __init__(self, graph: LevelGraph) -> None:
+    def __init__(self, graph: LevelGraph, expand: bool = False) -> None:
         self.graph = graph
-        self.picture = Picture(graph.name)
+        self.picture = Picture(graph.name, expand)
         self.level = {id: level.id for level in levels(graph) for id in level.learners}
         self.first: dict[str, str] = {}
         self.roots = set(graph.roots())
@@ -85,11 +115,12 @@ class _Collector:
     # -- copies ---------------------------------------------------------------------------------------------------------
 
     def _copies(self) -> None:
-        """Which block copies there are; the first of each run stands for all."""
-        scopes = {flow.scope for flow in self.graph.flows.values()} | {learner.scope for learner in self.graph.learners.values()}
-        scopes.discard("")
-        for scope in sorted(scopes):
-            self.first[scope] = ".".join("0" if part.isdigit() else part for part in scope.split("."))
+        """Which block copies there are; the first of each run stands for all, or each for itself."""
+        nodes: list[Flow | Learner] = [*self.graph.flows.values(), *self.graph.learners.values()]
+        scopes = [scope for scope in dict.fromkeys(node.scope for node in nodes) if scope]
+        for scope in scopes:
+            first = ".".join("0" if part.isdigit() else part for part in scope.split("."))
+            self.first[scope] = scope if self.picture.expanded else first
         for scope in scopes:
             if self.first[scope] == scope:
                 self.picture.blocks[scope] = sum(self.first[other] == scope for other in scopes)
@@ -153,8 +184,8 @@ class _Collector:
             count = self.picture.blocks.get(scope, 1)
             numbers = sum(size_of(m.axes) for m in members)
             what = f"{len(members)} tensors" if len(members) > 1 else members[0].id
-            head = f"{what} of {_block_name(scope)}" if scope else what
-            lines = (f"{head}{f' x {count}' if count > 1 else ''}", f"{numbers:,} numbers{' each' if count > 1 else ''}")
+            head = f"{what} of {self.picture.block_label(scope)}" if scope else what
+            lines = (head, f"{numbers:,} numbers{' each' if count > 1 else ''}")
             title = "\n".join(f"{m.id} {show_axes(m.axes)} {place(m.span)}" for m in members)
             lane = (2, 0)
             self.picture.lanes[lane] = "never in context"
@@ -163,13 +194,13 @@ class _Collector:
     # -- links ----------------------------------------------------------------------------------------------------------
 
     def _link(self, source: str, target: str, kind: str) -> None:
-        """An edge between shown things; one from copy to copy of a block is not drawn."""
+        """An edge between shown things; one from copy to copy of a block is not drawn where one stands for all."""
         boxes = self.picture.boxes
         ends = []
         for id in (source, target):
             prefix = "learner " if id.startswith("learner ") else ""
             ends.append(prefix + self.rep(id.removeprefix(prefix)) if not id.startswith("tensors ") else id)
-        between = self._unit(source), self._unit(target)
+        between = ("", "") if self.picture.expanded else (self._unit(source), self._unit(target))
         if (all(between) and between[0] != between[1]) or ends[0] == ends[1]:
             return
         if ends[0] in boxes and ends[1] in boxes:
@@ -254,11 +285,6 @@ def _details(learner: Learner) -> list[str]:
     return lines
 
 
-def _block_name(scope: str) -> str:
-    """`h` of `h.0`."""
-    return ".".join(part for part in scope.split(".") if not part.isdigit())
-
-
 def columns(shown: Picture) -> dict[str, int]:
     """The column of each flow: behind everything it is made from."""
     flows: nx.DiGraph[str] = nx.DiGraph()
@@ -278,4 +304,19 @@ def columns(shown: Picture) -> dict[str, int]:
     return {id: i for i, generation in enumerate(nx.topological_generations(flows)) for id in generation}
 
 
-__all__ = ["Box", "Link", "Picture", "columns", "picture"]
+def rows(shown: Picture) -> list[list[str]]:
+    """What stands side by side in a picture that runs from top to bottom: columns of flows, then the lanes of learners."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    column = columns(shown)
+    for id, box in shown.boxes.items():
+        found.setdefault((0, column[id]) if box.lane is None else (1, *box.lane), []).append(id)
+    return [found[key] for key in sorted(found)]
+
+
+def inner_blocks(shown: Picture, block: str = "") -> list[str]:
+    """The blocks that stand directly inside a block, or in none."""
+    inside = [scope for scope in shown.blocks if scope != block and (not block or scope.startswith(f"{block}."))]
+    return [scope for scope in inside if not any(scope.startswith(f"{other}.") for other in inside)]
+
+
+__all__ = ["LARGEST", "Box", "Link", "Picture", "columns", "inner_blocks", "picture", "rows"]

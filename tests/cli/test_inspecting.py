@@ -96,6 +96,34 @@ def test_graph_prints_json_and_svg() -> None:
     assert nlc("graph", OP, "--as", "svg", "--json").code == 2
 
 
+@pytest.mark.parametrize(("form", "head"), [("svg", "<svg"), ("dot", "digraph"), ("mermaid", "---")])
+def test_graph_is_drawn(form: str, head: str) -> None:
+    folded, flat = nlc("graph", MODEL, "--as", form), nlc("graph", MODEL, "--as", form, "--expand")
+
+    assert folded.out.startswith(head)
+    assert len(flat.out) > len(folded.out)
+    assert (folded.err, flat.err) == ("", "")
+    assert nlc("emit", MODEL, "--as", form).out == folded.out
+    assert nlc("graph", MODEL, "--as", form, "--json").code == 2
+
+
+def test_graph_too_large_to_draw_flat_is_folded_with_a_message() -> None:
+    many = ["--set", "layers=60", "--as", "dot"]
+
+    ran = nlc("graph", MODEL, *many, "--expand")
+
+    assert ran.code == 0
+    assert ran.out == nlc("graph", MODEL, *many).out
+    assert "more than 500 boxes or edges: each block is drawn once" in ran.err
+
+
+def test_graph_expands_drawings_only() -> None:
+    ran = nlc("graph", MODEL, "--expand")
+
+    assert ran.code == 2
+    assert "`--as svg` or `--as dot` or `--as mermaid`" in ran.err
+
+
 def test_graph_after_a_pass_differs_from_the_graph_before() -> None:
     assert nlc("graph", OP, "--after", "classify").out != nlc("graph", OP).out
 
