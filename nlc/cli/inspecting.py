@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.", show_default=False)
+]
+
+SelectOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select", metavar="[N+]NAME[+N]", help="Only this flow or learner, and what is N steps up- and downstream.", show_default=False
+    ),
 ]
 
 
@@ -114,6 +122,7 @@ def graph(
     form: Annotated[GraphForm, typer.Option("--as", help="The form of the output.")] = GraphForm.text,
     output: OutOption = None,
     after: Annotated[str | None, typer.Option("--after", metavar="PASS", help="The graph after this pass.", show_default=False)] = None,
+    chosen: SelectOption = None,
     expand: Annotated[bool, typer.Option("--expand", help="Draw every copy of a repeated block.")] = False,
     settings: SetOption = None,
     as_json: JsonOption = False,
@@ -127,6 +136,7 @@ def graph(
              nlc graph ops/gated_delta_rule --as svg -o graph.svg
              nlc graph models/gated_delta_lm --as dot --expand | dot -Tpdf > graph.pdf
              nlc graph ops/gated_delta_rule --after classify --set H=8
+             nlc graph models/gated_delta_lm --as svg --select 1+S+2 -o memory.svg
     """
     with session(color, debug, as_json) as out:
         if as_json and form in DRAWN:
@@ -139,9 +149,9 @@ def graph(
 
             built = PassManager(pipeline(stop_after=after)).run(built)[0]
         if form in DRAWN:
-            write(out, draw(out, built, form, expand), output)
+            write(out, draw(out, built, form, expand, chosen or ()), output)
         else:
-            write(out, graph_text(built, GraphForm.json if as_json else form), output)
+            write(out, graph_text(built, GraphForm.json if as_json else form, chosen or ()), output)
 
 
 def build_graph(chosen: Chosen) -> LevelGraph:
@@ -151,11 +161,11 @@ def build_graph(chosen: Chosen) -> LevelGraph:
     return build(chosen.spec, chosen.library, chosen.dims, chosen.params)
 
 
-def draw(out: Session, graph: LevelGraph, form: GraphForm, expand: bool = False) -> str:
+def draw(out: Session, graph: LevelGraph, form: GraphForm, expand: bool, chosen: Sequence[str]) -> str:
     """A drawing of the graph; where `expand` would make it too large, a message says so."""
     from nlc.graph.picture import LARGEST, picture
 
-    shown = picture(graph, expand)
+    shown = picture(graph, expand, chosen)
     if expand and not shown.expanded:
         out.message(f"with all copies of its blocks the drawing has more than {LARGEST} boxes or edges: each block is drawn once")
     return drawn(shown, form)
@@ -175,18 +185,22 @@ def drawn(shown: Picture, form: GraphForm) -> str:
     return to_mermaid(shown)
 
 
-def graph_text(graph: LevelGraph, form: GraphForm) -> str:
+def graph_text(graph: LevelGraph, form: GraphForm, chosen: Sequence[str] = ()) -> str:
+    """A graph in any form; of `chosen` selections, only their union."""
     if form in DRAWN:
         from nlc.graph.picture import picture
 
-        return drawn(picture(graph), form)
+        return drawn(picture(graph, only=chosen), form)
+    from nlc.graph.select import select
+
+    only = select(graph, chosen) if chosen else None
     if form is GraphForm.json:
         from nlc.graph.as_json import to_json
 
-        return json.dumps(to_json(graph), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(to_json(graph, only), indent=2, ensure_ascii=False) + "\n"
     from nlc.graph.text import to_text
 
-    return to_text(graph)
+    return to_text(graph, only)
 
 
 def write(out: Session, text: str, output: Path | None) -> None:

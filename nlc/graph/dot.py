@@ -31,7 +31,8 @@ def _lines(shown: Picture) -> Iterator[str]:
     yield f"  graph [label={quoted(shown.name)}, labelloc=t, rankdir=TB, newrank=true, fontname=Courier]"
     yield "  node [shape=box, style=filled, fontname=Courier, fontsize=11]"
     yield "  edge [fontname=Courier, fontsize=9, constraint=false]"
-    yield from _indented(_cluster("flows", "flows", _flows(shown)))
+    if shown.has_flows:
+        yield from _indented(_cluster("flows", "flows", _flows(shown)))
     for lane, label in shown.lanes.items():
         members = [_node(box) for box in shown.boxes.values() if box.lane == lane]
         yield from _indented(_cluster(label, label, members))

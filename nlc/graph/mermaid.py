@@ -42,7 +42,8 @@ def _word(text: str) -> str:
 def _lines(shown: Picture) -> Iterator[str]:
     yield f"---\ntitle: {quoted(shown.name)}\n---"
     yield "flowchart TB"
-    yield from _indented(_subgraph("lane_flows", "flows", _flows(shown)))
+    if shown.has_flows:
+        yield from _indented(_subgraph("lane_flows", "flows", _flows(shown)))
     for lane, label in shown.lanes.items():
         members = [_node(box) for box in shown.boxes.values() if box.lane == lane]
         yield from _indented(_subgraph(f"lane_{_word(label)}", label, members))

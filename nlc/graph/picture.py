@@ -5,7 +5,7 @@ Flows without a name are seen through: an edge between two things that are shown
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -16,6 +16,7 @@ from nlc.graph.identity import prepared
 from nlc.graph.ir import Flow, Learner, LevelGraph, show_axes, size_of
 from nlc.graph.linear import LinearForm, NotLinear
 from nlc.graph.order import effective_clock, levels
+from nlc.graph.select import Selection, select
 from nlc.graph.text import place, unit_of
 from nlc.language.expression import to_text as expression_text
 
@@ -48,7 +49,7 @@ class Link:
 
 @dataclass
 class Picture:
-    """`lanes` are (sort key, label), highest frequency first; `blocks` the copies of each block that is drawn.
+    """`lanes` are (sort key, label), highest frequency first; `blocks` the number of copies of each block with flows.
 
     `expanded`: every copy of a block is drawn, each as a block of its own.
     """
@@ -70,37 +71,45 @@ class Picture:
         return f"{self.block_name(scope)}{f' x {count}' if count > 1 else ''}"
 
     @property
+    def has_flows(self) -> bool:
+        return any(box.lane is None for box in self.boxes.values())
+
+    @property
     def is_large(self) -> bool:
         """Too large to be read, and for what draws it: Mermaid refuses more than 500 edges."""
         return max(len(self.boxes), len(self.links)) > LARGEST
 
 
-def picture(graph: LevelGraph, expand: bool = False) -> Picture:
-    """The graph after its passes, with everything in it that is worth a box.
+def picture(graph: LevelGraph, expand: bool = False, only: Iterable[str] = ()) -> Picture:
+    """The graph after its passes, with everything in it that is worth a box; `only` are selections (nlc.graph.select) of it.
 
     Copies of a block are drawn once. `expand` draws each, unless that is too large; the picture says what it did.
     """
     graph = prepared(graph)
-    flat = _Collector(graph, expand=True).run() if expand else None
-    return _Collector(graph).run() if flat is None or flat.is_large else flat
+    part = select(graph, only) if only else None
+    flat = _Collector(graph, part, expand=True).run() if expand else None
+    return _Collector(graph, part).run() if flat is None or flat.is_large else flat
 
 
 class _Collector:
-    def __init__(self, graph: LevelGraph, expand: bool = False) -> None:
-        self.graph = graph
+    def __init__(self, graph: LevelGraph, part: Selection | None, expand: bool = False) -> None:
+        self.graph, self.part = graph, part
         self.picture = Picture(graph.name, expand)
         self.level = {id: level.id for level in levels(graph) for id in level.learners}
         self.first: dict[str, str] = {}
+        self.wanted: set[str] = set()
         self.roots = set(graph.roots())
 
     def run(self) -> Picture:
         graph, picture = self.graph, self.picture
         self._copies()
+        if self.part is not None:
+            self.wanted = set(map(self.rep, self.part.flows | self.part.learners))
         for flow in graph.flows.values():
-            if self._is_shown(flow) and self.rep(flow.id) == flow.id:
+            if self._is_shown(flow) and self._stands(flow.id):
                 picture.boxes[flow.id] = self._flow(flow)
         for learner in graph.learners.values():
-            if not learner.is_parameter and self.rep(learner.id) == learner.id:
+            if not learner.is_parameter and self._stands(learner.id):
                 picture.boxes[f"learner {learner.id}"] = self._learner(learner)
         self._tensors()
         for flow in graph.flows.values():
@@ -110,6 +119,8 @@ class _Collector:
             if not learner.is_parameter:
                 self._into_learner(learner)
         picture.lanes = dict(sorted(picture.lanes.items()))
+        drawn = [f"{box.block}." for box in picture.boxes.values() if box.lane is None]
+        picture.blocks = {at: n for at, n in picture.blocks.items() if any(block.startswith(f"{at}.") for block in drawn)}
         return picture
 
     # -- copies ---------------------------------------------------------------------------------------------------------
@@ -130,6 +141,10 @@ class _Collector:
         node: Flow | Learner | None = self.graph.flows.get(id) or self.graph.learners.get(id)
         scope = node.scope if node is not None else ""
         return f"{self.first[scope]}.{local(id, scope)}" if scope in self.first and id.startswith(scope) else id
+
+    def _stands(self, id: str) -> bool:
+        """True for a node that stands for itself and its copies, unless only others are wanted."""
+        return self.rep(id) == id and (self.part is None or id in self.wanted)
 
     # -- boxes ----------------------------------------------------------------------------------------------------------
 
@@ -178,7 +193,7 @@ class _Collector:
         """One box for the slow tensors of each block, and one for those outside."""
         groups: dict[str, list[Learner]] = {}
         for learner in self.graph.parameters:
-            if self.rep(learner.id) == learner.id and learner.is_parameter:
+            if self._stands(learner.id) and learner.is_parameter:
                 groups.setdefault(learner.scope, []).append(learner)
         for scope, members in groups.items():
             count = self.picture.blocks.get(scope, 1)

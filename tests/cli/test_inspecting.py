@@ -117,6 +117,26 @@ def test_graph_too_large_to_draw_flat_is_folded_with_a_message() -> None:
     assert "more than 500 boxes or edges: each block is drawn once" in ran.err
 
 
+@pytest.mark.parametrize("form", ["text", "json", "svg", "dot", "mermaid"])
+def test_graph_shows_a_neighbourhood_in_every_form(form: str, tmp_path: Path) -> None:
+    spec = spec_file(tmp_path)
+
+    whole, part = nlc("graph", spec, "--as", form), nlc("graph", spec, "--as", form, "--select", "S+1")
+
+    assert part.code == 0, part.err
+    assert len(part.out) < len(whole.out)
+    assert nlc("graph", spec, "--as", form, "--select", "S", "--select", "S+1").out == part.out
+
+
+@pytest.mark.parametrize("form", ["text", "json", "svg", "dot", "mermaid"])
+@pytest.mark.parametrize(("pattern", "message"), [("bta", "did you mean `beta`?"), ("1+", "no flow or learner `1`"), ("a b", "write `S`")])
+def test_graph_refuses_other_selections(form: str, pattern: str, message: str, tmp_path: Path) -> None:
+    ran = nlc("graph", spec_file(tmp_path), "--as", form, "--select", pattern)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+
+
 def test_graph_expands_drawings_only() -> None:
     ran = nlc("graph", MODEL, "--expand")
 
