@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nlc.cli.session import Color, ColorOption, DebugOption, JsonOption, Session, render, session
+from nlc.cli.session import Color, ColorOption, DebugOption, JsonOption, Session, json_text, render, session
 from nlc.cli.specs import Chosen, SetOption, SpecArgument, open_spec
 from nlc.diagnostics import SpecError, UsageError
 
@@ -124,6 +124,13 @@ def graph(
     after: Annotated[str | None, typer.Option("--after", metavar="PASS", help="The graph after this pass.", show_default=False)] = None,
     chosen: SelectOption = None,
     expand: Annotated[bool, typer.Option("--expand", help="Draw every copy of a repeated block.")] = False,
+    token: Annotated[
+        int | None, typer.Option("--at-token", metavar="N", min=0, help="Which levels update at token N.", show_default=False)
+    ] = None,
+    raster: Annotated[
+        int | None,
+        typer.Option("--raster", metavar="T", min=1, max=4096, help="Which levels update at the first T tokens.", show_default=False),
+    ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
     color: ColorOption = Color.auto,
@@ -137,18 +144,23 @@ def graph(
              nlc graph models/gated_delta_lm --as dot --expand | dot -Tpdf > graph.pdf
              nlc graph ops/gated_delta_rule --after classify --set H=8
              nlc graph models/gated_delta_lm --as svg --select 1+S+2 -o memory.svg
+             nlc graph models/gated_delta_lm --raster 32
     """
     with session(color, debug, as_json) as out:
         if as_json and form in DRAWN:
             raise UsageError(f"`--json` and `--as {form}` exclude each other")
         if expand and form not in DRAWN:
             raise UsageError(f"`--expand` draws copies of a block: give it with {' or '.join(f'`--as {each}`' for each in DRAWN)}")
+        if (token, raster) != (None, None) and (form in DRAWN or chosen or None not in (token, raster)):
+            raise UsageError("`--at-token` and `--raster` are forms of their own: give one of them, without `--select`, and no drawing")
         built = build_graph(open_spec(spec, settings))
         if after is not None:
             from nlc.passmanager import PassManager, pipeline
 
             built = PassManager(pipeline(stop_after=after)).run(built)[0]
-        if form in DRAWN:
+        if token is not None or raster is not None:
+            write(out, clocks_text(built, token, raster, as_json or form is GraphForm.json), output)
+        elif form in DRAWN:
             write(out, draw(out, built, form, expand, chosen or ()), output)
         else:
             write(out, graph_text(built, GraphForm.json if as_json else form, chosen or ()), output)
@@ -159,6 +171,18 @@ def build_graph(chosen: Chosen) -> LevelGraph:
     from nlc.graph.build import build
 
     return build(chosen.spec, chosen.library, chosen.dims, chosen.params)
+
+
+def clocks_text(graph: LevelGraph, token: int | None, raster: int | None, as_json: bool) -> str:
+    """When the levels of the graph after its passes update: at one token, or at the first tokens of a stream."""
+    from nlc.graph import clocks
+    from nlc.graph.identity import prepared
+
+    after = prepared(graph)
+    if token is not None:
+        return json_text(clocks.at_token_json(after, token)) if as_json else clocks.at_token_text(after, token)
+    assert raster is not None
+    return json_text(clocks.raster_json(after, raster)) if as_json else clocks.raster_text(after, raster)
 
 
 def draw(out: Session, graph: LevelGraph, form: GraphForm, expand: bool, chosen: Sequence[str]) -> str:
@@ -197,7 +221,7 @@ def graph_text(graph: LevelGraph, form: GraphForm, chosen: Sequence[str] = ()) -
     if form is GraphForm.json:
         from nlc.graph.as_json import to_json
 
-        return json.dumps(to_json(graph, only), indent=2, ensure_ascii=False) + "\n"
+        return json_text(to_json(graph, only))
     from nlc.graph.text import to_text
 
     return to_text(graph, only)

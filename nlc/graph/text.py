@@ -192,9 +192,15 @@ def _owned(learner: Learner, depth: int) -> Iterator[Line]:
     """The tensors an outer learner owns, a line for each block copy."""
     selector = f" {expression_text(learner.selector)}" if learner.selector is not None else ""
     yield Line(depth, f"owns{selector}: {len(learner.owns)} learners")
-    for stem, ids in groupby(learner.owns, key=unit_of):
-        names = ", ".join(id.removeprefix(f"{stem}.") for id in ids)
-        yield Line(depth + 1, f"{stem}: {names}" if stem else names)
+    for text in by_copy(learner.owns):
+        yield Line(depth + 1, text)
+
+
+def by_copy(ids: Iterable[str]) -> Iterator[str]:
+    """`h.3: q.linear, k.linear`: ids of nodes, a line for each block copy."""
+    for stem, group in groupby(ids, key=unit_of):
+        names = ", ".join(id.removeprefix(f"{stem}.") for id in group)
+        yield f"{stem}: {names}" if stem else names
 
 
 def unit_of(id: str) -> str:

@@ -137,6 +137,38 @@ def test_graph_refuses_other_selections(form: str, pattern: str, message: str, t
     assert message in ran.err
 
 
+def test_graph_shows_when_levels_update(tmp_path: Path) -> None:
+    spec = spec_file(tmp_path)
+
+    raster, token = nlc("graph", spec, "--raster", "4"), nlc("graph", spec, "--at-token", "3", "--after", "classify")
+
+    assert "token/1.0 every 1 token  ####\n" in raster.out
+    assert "level token/1.0 every 1 token: updates\n    S\n" in token.out
+    assert nlc("graph", spec, "--raster", "4", "--json").json["levels"][0]["marks"] == "####"
+    assert nlc("graph", spec, "--at-token", "0", "--as", "json").json["levels"][0]["learners"] == ["S"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--at-token", "-1"],
+        ["--at-token", "x"],
+        ["--raster", "0"],
+        ["--raster", "1000000"],
+        ["--raster", "4", "--at-token", "1"],
+        ["--raster", "4", "--select", "S"],
+        ["--at-token", "4", "--as", "svg"],
+    ],
+    ids=" ".join,
+)
+def test_graph_refuses_other_tokens(options: list[str], tmp_path: Path) -> None:
+    ran = nlc("graph", spec_file(tmp_path), *options)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "rror" in ran.err
+    assert "Traceback" not in ran.err
+
+
 def test_graph_expands_drawings_only() -> None:
     ran = nlc("graph", MODEL, "--expand")
 
