@@ -38,8 +38,8 @@ def _graph(graph: LevelGraph, only: Selection | None = None) -> Json:
         "outputs": [{"name": name, "flow": id, "axes": _axes(shown.flows[id].axes)} for name, id in shown.outputs],
         "loss": shown.loss,
         "levels": [_level(level) for level in _levels(graph, shown)],
-        "learners": [_learner(learner) for learner in shown.learners.values()],
-        "flows": [_flow(flow) for flow in shown.flows.values()],
+        "learners": [learner_json(learner) for learner in shown.learners.values()],
+        "flows": [flow_json(flow) for flow in shown.flows.values()],
         "edges": [_edge(edge) for edge in edges(graph) if only is None or _joins(shown, edge)],
         "buckets": [{"id": b.id, "clock": str(b.clock), "learners": list(b.learners)} for b in shown.buckets],
         "parameters": _parameters(graph, shown),
@@ -85,7 +85,7 @@ def _input(flow: Flow) -> Json:
     return {"name": flow.id, "axes": _axes(flow.axes), "dtype": flow.dtype, "size": flow.attr("size")}
 
 
-def _flow(flow: Flow) -> Json:
+def flow_json(flow: Flow) -> Json:
     return {
         "id": flow.id,
         "op": flow.op,
@@ -111,7 +111,7 @@ def _level(level: DerivedLevel) -> Json:
     }
 
 
-def _learner(learner: Learner) -> Json:
+def learner_json(learner: Learner) -> Json:
     return {
         "id": learner.id,
         "group": learner.level,

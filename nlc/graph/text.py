@@ -124,7 +124,7 @@ def type_of(flow: Flow) -> str:
 
 def _learner(graph: LevelGraph, learner: Learner, depth: int) -> Iterator[Line]:
     """One line for a tensor that nothing writes in context, a block of lines for the others."""
-    head = f"learner {learner.id}: {_store(learner)}{_where(learner)}"
+    head = f"learner {learner.id}: {store_text(learner)}{_where(learner)}"
     details = list(_details(learner, depth + 1))
     if details:
         yield Line(depth, f"{head} {{", place(learner.span))
@@ -135,7 +135,7 @@ def _learner(graph: LevelGraph, learner: Learner, depth: int) -> Iterator[Line]:
         yield Line(depth, f"{head} {_state(learner)}", place(learner.span))
 
 
-def _store(learner: Learner) -> str:
+def store_text(learner: Learner) -> str:
     """`map W [K=64] -> [V=64] per [H=4]`; the tensor's own axes only where they are not those of query and answer."""
     store = learner.store
     plain = len(store.tensors) == 1 and store.tensors[0].axes == store.in_axes + store.out_axes
