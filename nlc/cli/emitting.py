@@ -28,6 +28,8 @@ class Target(enum.StrEnum):
     text = "text"
     json = "json"
     svg = "svg"
+    dot = "dot"
+    mermaid = "mermaid"
 
 
 CPU = "cpu"
@@ -100,7 +102,7 @@ def _gpu(target: Target, device: str, after: LevelGraph, batch: int, tokens: int
 
 
 def _emitted(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
-    if target in (Target.text, Target.json, Target.svg):
+    if target in (Target.text, Target.json, Target.svg, Target.dot, Target.mermaid):
         return graph_text(after, GraphForm(str(target)))
     if target is Target.inductor:
         return _inductor(after, stages, batch, tokens)
