@@ -121,7 +121,7 @@ class _Layouter:
         for scope, count in self.shown.blocks.items():
             inside = [p for p in self.layout.boxes.values() if p.box.block == scope or p.box.block.startswith(f"{scope}.")]
             if inside:
-                name = ".".join(part for part in scope.split(".") if not part.isdigit())
+                name = ".".join(part for part in scope.split(".") if not (part.isdigit() and self.shown.collapsed))
                 depth = 4.0 * scope.count(".")
                 left, right = min(p.x for p in inside) - GAP / 2 + depth, max(p.right for p in inside) + GAP / 2 - depth
                 start = top - GAP / 2 - LINE - TRACK * len(self.tracks)

@@ -41,24 +41,29 @@ class Link:
 
 @dataclass
 class Picture:
-    """`lanes` are (sort key, label), highest frequency first; `blocks` the copies of each block that is drawn."""
+    """`lanes` are (sort key, label), highest frequency first; `blocks` the copies of each block that is drawn.
+
+    `members` are the nodes that a box stands for: itself, its copies, and the unnamed parts of its expression.
+    """
 
     name: str
+    collapsed: bool = True
     boxes: dict[str, Box] = field(default_factory=dict)
     links: dict[Link, None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], str] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def picture(graph: LevelGraph) -> Picture:
-    """The graph after its passes, with everything in it that is worth a box."""
-    return _Collector(prepared(graph)).run()
+def picture(graph: LevelGraph, collapse: bool = True) -> Picture:
+    """The graph after its passes, with everything in it that is worth a box; each copy of a block where `collapse` is off."""
+    return _Collector(prepared(graph), collapse).run()
 
 
 class _Collector:
-    def __init__(self, graph: LevelGraph) -> None:
+    def __init__(self, graph: LevelGraph, collapse: bool) -> None:
         self.graph = graph
-        self.picture = Picture(graph.name)
+        self.picture = Picture(graph.name, collapse)
         self.level = {id: level.id for level in levels(graph) for id in level.learners}
         self.first: dict[str, str] = {}
         self.roots = set(graph.roots())
@@ -80,6 +85,7 @@ class _Collector:
             if not learner.is_parameter:
                 self._into_learner(learner)
         picture.lanes = dict(sorted(picture.lanes.items()))
+        self._members()
         return picture
 
     # -- copies ---------------------------------------------------------------------------------------------------------
@@ -89,7 +95,7 @@ class _Collector:
         scopes = {flow.scope for flow in self.graph.flows.values()} | {learner.scope for learner in self.graph.learners.values()}
         scopes.discard("")
         for scope in sorted(scopes):
-            self.first[scope] = ".".join("0" if part.isdigit() else part for part in scope.split("."))
+            self.first[scope] = ".".join("0" if part.isdigit() else part for part in scope.split(".")) if self.picture.collapsed else scope
         for scope in scopes:
             if self.first[scope] == scope:
                 self.picture.blocks[scope] = sum(self.first[other] == scope for other in scopes)
@@ -99,6 +105,26 @@ class _Collector:
         node: Flow | Learner | None = self.graph.flows.get(id) or self.graph.learners.get(id)
         scope = node.scope if node is not None else ""
         return f"{self.first[scope]}.{local(id, scope)}" if scope in self.first and id.startswith(scope) else id
+
+    def _members(self) -> None:
+        """The box of every node that has one: `q:conv` belongs to the flow `q`, a flow of a rule or an objective to the learner."""
+        members: dict[str, list[str]] = {id: [] for id in self.picture.boxes}
+        for flow in self.graph.flows.values():
+            members.get(self._box_of(flow), []).append(flow.id)
+        for learner in self.graph.learners.values():
+            scope = self.first.get(learner.scope, learner.scope)
+            box = f"tensors {scope}" if learner.is_parameter else f"learner {self.rep(learner.id)}"
+            members.get(box, []).append(learner.id)
+        self.picture.members = {box: tuple(ids) for box, ids in members.items()}
+
+    def _box_of(self, flow: Flow) -> str:
+        name = flow.id if self._is_shown(flow) else flow.id.partition(":")[0]
+        if flow.host is None and self.rep(name) in self.picture.boxes:
+            return self.rep(name)
+        learner = flow.host or name
+        while learner and f"learner {self.rep(learner)}" not in self.picture.boxes:
+            learner = learner.rpartition(".")[0]
+        return f"learner {self.rep(learner)}"
 
     # -- boxes ----------------------------------------------------------------------------------------------------------
 
@@ -170,7 +196,8 @@ class _Collector:
             prefix = "learner " if id.startswith("learner ") else ""
             ends.append(prefix + self.rep(id.removeprefix(prefix)) if not id.startswith("tensors ") else id)
         between = self._unit(source), self._unit(target)
-        if (all(between) and between[0] != between[1]) or ends[0] == ends[1]:
+        copies = self.picture.collapsed and all(between) and between[0] != between[1]
+        if copies or ends[0] == ends[1]:
             return
         if ends[0] in boxes and ends[1] in boxes:
             self.picture.links[Link(ends[0], ends[1], kind)] = None
