@@ -46,24 +46,39 @@ def _unchanged(lines: Sequence[str], i: int, j: int, joined: tuple[bool, bool], 
 
 
 def _row(left: str | None, i: int, right: str | None, j: int, marks: Marks) -> str:
-    same = left == right
-    head = tail = 0
-    if left is not None and right is not None and not same:
-        head = _shared(left, right)
-        tail = _shared(left[head:][::-1], right[head:][::-1])
-    at = marks.split(right if right is not None else str(left))[2]
-    cells = (_cell(left, i, head, tail, "" if same else "del"), _cell(right, j, head, tail, "" if same else "ins"))
-    return tag("div", *cells, class_="row", **at)
+    old, new = (_parts(line, marks) if line is not None else None for line in (left, right))
+    head, tail = _common(old[0], new[0]) if old is not None and new is not None and left != right else (0, 0)
+    names = ("del", "ins") if left != right else ("", "")
+    cells = (_cell(old, i, head, tail, names[0]), _cell(new, j, head, tail, names[1]))
+    shown = new or old
+    return tag("div", *cells, class_="row", **(shown[2] if shown is not None else {}))
+
+
+Parts = tuple[str, str, dict[str, str]]
+
+
+def _parts(line: str, marks: Marks) -> Parts:
+    """What stands in a line, its place, the attributes of its row; without the spaces between."""
+    code, comment, at = marks.split(line)
+    return code.rstrip(), comment.strip(), at
+
+
+def _common(left: str, right: str) -> tuple[int, int]:
+    """How many characters two lines share at both ends; none where that is less than half of a line: they are not one line changed."""
+    head = _shared(left, right)
+    tail = _shared(left[head:][::-1], right[head:][::-1])
+    return (head, tail) if 2 * (head + tail) >= max(len(left), len(right)) else (0, 0)
 
 
 def _shared(left: str, right: str) -> int:
-    """How many characters two lines have in common at their start."""
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _cell(line: str | None, number: int, head: int, tail: int, name: str) -> str:
+def _cell(line: Parts | None, number: int, head: int, tail: int, name: str) -> str:
     if line is None:
         return tag("code", class_="none")
-    end = len(line) - tail
-    changed = tag("b", text(line[head:end])) if name and (head or tail) and end > head else text(line[head:end])
-    return tag("code", text(line[:head]), changed, text(line[end:]), class_=name or None, data_n=number)
+    code, comment, _ = line
+    end = len(code) - tail
+    changed = tag("b", text(code[head:end])) if name and (head or tail) and end > head else text(code[head:end])
+    place = tag("i", text(f"  {comment}"), class_="c") if comment else ""
+    return tag("code", text(code[:head]), changed, text(code[end:]), place, class_=name or None, data_n=number)

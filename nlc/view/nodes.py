@@ -9,7 +9,7 @@ from nlc.graph.explain import alike, bytes_text, learner_lines, named
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.order import levels
 from nlc.graph.picture import Picture
-from nlc.graph.text import operation, place, type_of, unit_of
+from nlc.graph.text import operation, place, type_of
 from nlc.view.html import attributes, tag, text
 from nlc.view.marks import Marks
 
@@ -89,7 +89,7 @@ def _box_of(shown: Picture) -> dict[str, str]:
 
 def _learner(learner: Learner, known: Mapping[str, Any], boxes: Boxes, marks: Marks) -> str:
     about = tag("template", _about(list(learner_lines([dict(known)]))))
-    return _node(learner.id, known["kind"], str(known["class"] or ""), about, boxes, marks.at(learner.span), place(learner.span))
+    return _node(known["kind"], str(known["class"] or ""), about, boxes, marks, learner)
 
 
 def _about(lines: list[str]) -> str:
@@ -100,13 +100,18 @@ def _about(lines: list[str]) -> str:
 
 
 def _flow(flow: Flow, boxes: Boxes, marks: Marks) -> str:
-    return _node(flow.id, "flow", operation(flow) + type_of(flow), "", boxes, marks.at(flow.span), place(flow.span))
+    return _node("flow", operation(flow) + type_of(flow), "", boxes, marks, flow)
 
 
-def _node(id: str, kind: str, what: str, about: str, boxes: Boxes, at: dict[str, str], where: str) -> str:
-    copy = any(part.isdigit() and part != "0" for part in unit_of(id).split("."))
-    inside = (tag("b", text(id)), tag("span", text(what)), about)
-    more = {"data_box": boxes[0].get(id), "data_whole": boxes[1].get(id), "data_place": where or None}
-    return tag(
-        "li", *inside, role="option", id=f"node {id}".replace(" ", "-"), class_=f"{kind} copy" if copy else kind, data_node=id, **more, **at
-    )
+def _node(kind: str, what: str, about: str, boxes: Boxes, marks: Marks, node: Flow | Learner) -> str:
+    copy = any(part.isdigit() and part != "0" for part in node.scope.split("."))
+    given = {
+        "id": f"node-{node.id}".replace(" ", "-"),
+        "class_": f"{kind} copy" if copy else kind,
+        "data_node": node.id,
+        "data_box": boxes[0].get(node.id),
+        "data_whole": boxes[1].get(node.id),
+        "data_place": place(node.span) or None,
+        **marks.at(node.span),
+    }
+    return tag("li", tag("b", text(node.id)), tag("span", text(what)), about, role="option", **given)

@@ -204,7 +204,11 @@ function showChosen() {
   marked = state.node ? ofNode(state.node) : state.at ? ofPlace(state.at) : [];
   for (const item of marked) mark(item, "on", true);
   one("#nodes .own")?.classList.remove("own");
-  if (state.node) nodeOf.get(state.node)?.classList.add("own");
+  const own = nodeOf.get(state.node);
+  if (own) {
+    own.classList.add("own");
+    point(one("#nodes"), own);
+  }
   const ids = new Set(marked.map((item) => item.dataset.box).filter(Boolean));
   for (const { path, ends } of edges) path.classList.toggle("on", ends.some((end) => ids.has(end)));
   tell(marked.filter((item) => item.matches("#nodes li")));
@@ -306,13 +310,7 @@ const camera = {
     if (svg === this.svg) return;
     if (this.svg) this.saved.set(this.svg, [this.x, this.y, this.scale]);
     this.svg = svg;
-    if (!svg.dataset.size) {
-      svg.dataset.size = svg.getAttribute("viewBox").split(" ").slice(2).join(" ");
-      svg.removeAttribute("width");
-      svg.removeAttribute("height");
-      svg.setAttribute("preserveAspectRatio", "xMinYMin slice");
-    }
-    this.size = svg.dataset.size.split(" ").map(Number);
+    this.size = svg.getAttribute("viewBox").split(" ").slice(2).map(Number);
     if (this.saved.has(svg)) [this.x, this.y, this.scale] = this.saved.get(svg);
     else this.scale = Math.max(0.55, Math.min(canvas.clientWidth / this.size[0], 1.2));
     if (!this.saved.has(svg)) [this.x, this.y] = [0, 0];
@@ -353,7 +351,9 @@ const camera = {
     const limit = (at, size, room) => Math.min(Math.max(at, 40 - room), size - 40);
     const [width, height] = [canvas.clientWidth / this.scale, canvas.clientHeight / this.scale];
     [this.x, this.y] = [limit(this.x, this.size[0], width), limit(this.y, this.size[1], height)];
-    this.svg.setAttribute("viewBox", `${this.x} ${this.y} ${width} ${height}`);
+    this.svg.style.width = `${this.size[0] * this.scale}px`;
+    this.svg.style.height = `${this.size[1] * this.scale}px`;
+    this.svg.style.transform = `translate(${-this.x * this.scale}px, ${-this.y * this.scale}px)`;
   },
 };
 

@@ -66,14 +66,14 @@ def _digest(content: str) -> str:
 
 def _summary(made: Made) -> str:
     totals, explained = made.explanation["totals"], made.explanation
-    facts = {
-        "levels": len(explained["levels"]),
-        "learners": len(explained["learners"]),
-        "flows": len(made.after.flows),
-        "parameters": totals["parameters"],
-        "multiply-adds a token": totals["multiply_adds_per_token"],
-    }
-    return "".join(tag("li", tag("b", f"{count:,}"), f" {name}") for name, count in facts.items())
+    facts = (
+        (len(explained["levels"]), "level"),
+        (len(explained["learners"]), "learner"),
+        (len(made.after.flows), "flow"),
+        (totals["parameters"], "parameter"),
+    )
+    items = [tag("li", tag("b", f"{count:,}"), f" {noun}{'' if count == 1 else 's'}") for count, noun in facts]
+    return "".join(items) + tag("li", tag("b", f"{totals['multiply_adds_per_token']:,}"), " multiply-adds a token")
 
 
 def _graph(made: Made, marks: Marks) -> dict[str, str]:
