@@ -9,7 +9,7 @@ import typer
 
 from nlc.cli.compiling import Backend, BatchOption, ChunkOption, Form, FormOption, TokensOption
 from nlc.cli.optimizing import ExactOption, OnlyOption, PassOption, WithoutOption, choose_passes, run_passes
-from nlc.cli.session import Color, ColorOption, DebugOption, session
+from nlc.cli.session import Color, ColorOption, DebugOption, render, session
 from nlc.cli.specs import SetOption, SpecArgument, open_spec
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def view(
              nlc view ops/delta_rule -o report.html --backend inductor --force
     """
     with session(color, debug) as out:
+        from nlc.checking import unread_learners
         from nlc.cli.artefacts import inductor_files
         from nlc.cli.inspecting import build_graph
         from nlc.files import check_new, write_atomically
@@ -55,6 +56,9 @@ def view(
         check_new(output, force)
         before = build_graph(opened)
         after, stages = run_passes(passes, before)
+        warnings = unread_learners(before, stages)
+        if warnings:
+            out.message(render(warnings, before.sources, "warning"))
         program, generated, missing = _code(after)
         kernels: dict[str, str] = {}
         if missing is not None:

@@ -43,6 +43,7 @@ def report(made: Made) -> str:
         "POLICY": f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'",
         "DOC": text(made.after.doc),
         "SUMMARY": _summary(made),
+        "WARNINGS": "".join(tag("p", text(dropped["message"]), class_="warning") for dropped in made.explanation["dropped"]),
         "COSTS": "".join(tag("option", text(name), value=i) for i, name in enumerate(COSTS.values())),
         **_graph(made, marks),
         "PANES": _panes(made, marks),
@@ -101,7 +102,7 @@ def _panes(made: Made, marks: Marks) -> str:
         kernels = "".join(
             tag("div", text(name), class_="file", role="presentation") + raw_lines(code) for name, code in made.kernels.items()
         )
-        panes.append(pane("kernels", "Inductor", kernels))
+        panes.append(pane("kernels", "Inductor", kernels, role="region"))
     return "".join(panes)
 
 

@@ -25,10 +25,10 @@ CLASSES: tuple[tuple[_TokenType, str], ...] = (
 """Kinds of tokens that get a colour, and its class in report.css."""
 
 
-def pane(id: str, title: str, body: str) -> str:
-    """A pane of lines: its keys are those of a list."""
+def pane(id: str, title: str, body: str, role: str = "listbox") -> str:
+    """A pane of lines, whose keys are those of a list."""
     head = tag("h3", text(title), id=f"{id}-title")
-    lines = tag("div", body, class_="lines", role="listbox", tabindex=0, aria_labelledby=f"{id}-title")
+    lines = tag("div", body, class_="lines", role=role, tabindex=0, aria_labelledby=f"{id}-title")
     return tag("section", head, lines, class_="pane", id=f"pane-{id}")
 
 

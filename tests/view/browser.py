@@ -1,4 +1,9 @@
-"""A headless Chromium, driven over a pipe with the DevTools protocol: no driver, no port, no package."""
+"""A headless Chromium, driven over a pipe with the DevTools protocol: no driver, no port, no package.
+
+The picture in the README:
+  nlc view specs/models/gated_delta_lm.yaml -o report.html
+  python -m tests.view.browser "report.html#node=h.0.S&cost=0" docs/images/report.png
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -146,3 +153,18 @@ class Browser:
             self.messages.append(params["entry"]["text"])
         elif event.get("method") == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("file:", "about:", "data:")):
             self.messages.append(f"request to {params['request']['url']}")
+
+
+def take_picture(page: str, output: str) -> None:
+    program = find_browser()
+    assert program is not None, "needs Chromium"
+    with tempfile.TemporaryDirectory() as profile:
+        browser = Browser(program, Path(profile), (1440, 960))
+        path, _, state = page.partition("#")
+        browser.open(f"{Path(path).absolute().as_uri()}#{state}")
+        Path(output).write_bytes(browser.screenshot())
+        browser.close()
+
+
+if __name__ == "__main__":
+    take_picture(*sys.argv[1:])

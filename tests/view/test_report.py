@@ -152,6 +152,12 @@ def test_spec_without_a_program_is_shown_with_the_reason(tmp_path: Path) -> None
     assert page.all("li", data_node="S")
 
 
+def test_memory_that_nobody_reads_is_named(tmp_path: Path) -> None:
+    page = report_of(tmp_path, SMALL.replace("o: S(q)", "o: q"))
+
+    assert [e.text for e in page.all("p", class_="warning")] == ["`S` is dropped: no output and no loss reads it"]
+
+
 def test_file_that_is_there_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     out.write_text("mine", encoding="utf-8")
