@@ -85,4 +85,4 @@ def _code(graph: LevelGraph) -> tuple[str, str, BackendError | None]:
         program = schedule(graph)
         return program_text(program), generate(program).source, None
     except BackendError as error:
-        return str(error), "", error
+        return str(error), "# none, since there is no program\n", error

@@ -149,7 +149,14 @@ function showFound() {
   for (const { path, ends } of edges) path.classList.toggle("dim", wanted !== "" && !ends.every((end) => kept.has(end)));
 }
 
-const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+const isBytes = () => one("#cost").selectedOptions[0]?.textContent.includes("bytes");
+
+function short(count) {
+  if (!isBytes()) return compact.format(count);
+  const power = Math.min(3, Math.floor(Math.log2(count) / 10));
+  return `${Number((count / 1024 ** power).toPrecision(3))} ${["B", "KiB", "MiB", "GiB"][power]}`;
+}
 
 function showCosts() {
   one("#cost").value = state.cost;
@@ -163,7 +170,7 @@ function showCosts() {
       frame.classList.toggle("heat", counts);
       if (counts) {
         frame.style.setProperty("--share", `${Math.round(8 + 60 * Math.sqrt(cost / most))}%`);
-        box.append(badge(frame, short.format(cost)));
+        box.append(badge(frame, short(cost)));
       }
     }
   }
@@ -312,7 +319,7 @@ const camera = {
     this.svg = svg;
     this.size = svg.getAttribute("viewBox").split(" ").slice(2).map(Number);
     if (this.saved.has(svg)) [this.x, this.y, this.scale] = this.saved.get(svg);
-    else this.scale = Math.max(0.55, Math.min(canvas.clientWidth / this.size[0], 1.2));
+    else this.scale = Math.max(0.55, Math.min(canvas.clientWidth / this.size[0], Math.max(0.85, canvas.clientHeight / this.size[1]), 1.2));
     if (!this.saved.has(svg)) [this.x, this.y] = [0, 0];
     this.draw();
   },

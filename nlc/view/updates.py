@@ -24,7 +24,7 @@ def updates(graph: LevelGraph, shown: Picture, marks: Marks) -> str:
             if id in clocks and f"learner {id}" in shown.boxes:
                 rows.append(_row(graph, shown, marks, id, level.id, clocks[id], tokens, len(rows)))
     height = ROW * (len(rows) + 2)
-    head = _axis(tokens, ROW * (len(rows) + 1))
+    head = _axis(tokens, ROW * (len(rows) + 1), any(clock.unit == "step" for clock in clocks.values()))
     size = {"width": f"{LABEL + WIDTH + STEP:.0f}", "height": f"{height:.0f}"}
     return tag("svg", *rows, head, class_="raster", role="img", aria_label="updates over tokens", **size)
 
@@ -53,8 +53,9 @@ def _block(name: str, x: float, y: float, width: float) -> str:
     return tag("rect", class_=name, x=f"{x:.1f}", y=f"{y:.1f}", width=f"{width:.1f}", height=14)
 
 
-def _axis(tokens: int, y: float) -> str:
+def _axis(tokens: int, y: float, has_steps: bool) -> str:
     """Numbers below the columns."""
     every = max(1, tokens // 8)
-    marks = [(LABEL + t * WIDTH / tokens, str(t)) for t in range(0, tokens, every)] + [(LABEL + WIDTH + 8, "step")]
+    marks = [(LABEL + t * WIDTH / tokens, str(t)) for t in range(0, tokens, every)]
+    marks += [(LABEL + WIDTH + 8, "step")] if has_steps else []
     return tag("g", tag("text", "token", x=4, y=f"{y:.0f}"), *(tag("text", name, x=f"{x:.1f}", y=f"{y:.0f}") for x, name in marks))

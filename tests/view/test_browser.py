@@ -86,6 +86,12 @@ def test_address_restores_what_was_seen(page: Browser, model_report: Path) -> No
     assert not page.ask("[...document.querySelectorAll('#passes .same')].some(e => e.checkVisibility())")
 
 
+def test_bytes_are_shown_as_bytes(page: Browser, model_report: Path) -> None:
+    page.open(f"{model_report.as_uri()}#cost=1")
+
+    assert page.ask("document.querySelector('#collapsed [data-node=\"h.0.S\"] .badge').textContent") == "80 KiB"
+
+
 def test_unknown_address_is_harmless(page: Browser, model_report: Path) -> None:
     page.open(f"{model_report.as_uri()}#node=absent&at=9:9&view=none&pass=x&panes=y&cost=77&more=1")
 
