@@ -52,9 +52,17 @@ class FileExists(Diagnostic):
 
 
 def check_new(path: Path, force: bool = False) -> None:
-    """Raise DataError (NLC803) if there is such a file already, unless it may be replaced."""
-    if path.exists() and not force:
-        raise DataError([FileExists(f"`{path}` exists", NOWHERE, "name another file, or use --force to replace it")])
+    """Raise DataError (NLC801, NLC803) if a new file could not be written there; for use before long work."""
+    try:
+        if path.is_dir():
+            raise DataError([CannotWrite(f"`{path}` is a folder", NOWHERE, "name a file in it")])
+        if path.exists() and not force:
+            raise DataError([FileExists(f"`{path}` exists", NOWHERE, "name another file, or use --force to replace it")])
+        ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
 
 
 def write_atomically(path: Path, content: Content) -> None:

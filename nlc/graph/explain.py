@@ -158,14 +158,12 @@ def explanation_text(explanation: Mapping[str, Any]) -> str:
 
 def _lines(e: Mapping[str, Any]) -> Iterator[str]:
     yield f"{e['name']} ({e['file']}){': ' + e['doc'] if e['doc'] else ''}"
-    groups: dict[str, list[Json]] = {}
-    for learner in e["learners"]:
-        groups.setdefault(_likeness(learner), []).append(learner)
-    for copies in groups.values():
+    groups = alike(e)
+    for copies in groups:
         if copies[0]["kind"] != "parameter":
             yield ""
-            yield from _learner(copies)
-    parameters = [copies for copies in groups.values() if copies[0]["kind"] == "parameter"]
+            yield from learner_lines(copies)
+    parameters = [copies for copies in groups if copies[0]["kind"] == "parameter"]
     if parameters:
         yield ""
         yield "tensors that only outer levels write"
@@ -173,12 +171,20 @@ def _lines(e: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "in all"
     totals = e["totals"]
-    yield f"  parameters             {totals['parameters']:,} ({_bytes(BYTES * totals['parameters'])})"
-    yield f"  optimizer state        {_bytes(totals['optimizer_state_bytes'])}"
-    yield f"  state                  {_bytes(totals['state_bytes_per_sequence'])} a sequence"
+    yield f"  parameters             {totals['parameters']:,} ({bytes_text(BYTES * totals['parameters'])})"
+    yield f"  optimizer state        {bytes_text(totals['optimizer_state_bytes'])}"
+    yield f"  state                  {bytes_text(totals['state_bytes_per_sequence'])} a sequence"
     yield f"  cost                   {totals['multiply_adds_per_token']:,} multiply-adds a token"
     for dropped in e["dropped"]:
         yield f"warning: {dropped['message']} ({dropped['place']})"
+
+
+def alike(explanation: Mapping[str, Any]) -> list[list[Json]]:
+    """The learners by level, those together that are alike in the copies of a block."""
+    groups: dict[str, list[Json]] = {}
+    for learner in explanation["learners"]:
+        groups.setdefault(_likeness(learner), []).append(learner)
+    return list(groups.values())
 
 
 def _likeness(learner: Json) -> str:
@@ -188,17 +194,19 @@ def _likeness(learner: Json) -> str:
     return f"{stem.rpartition('.')[0] if stem else ''}/{name}/{learner['class']}/{learner['form']}/{learner['recurrence']}"
 
 
-def _named(copies: list[Json]) -> str:
+def named(copies: list[Json]) -> str:
+    """`h.0.S .. h.4.S (x 5)`."""
     first, last = copies[0]["id"], copies[-1]["id"]
     return first if len(copies) == 1 else f"{first} .. {last} (x {len(copies)})"
 
 
-def _learner(copies: list[Json]) -> Iterator[str]:
+def learner_lines(copies: list[Json]) -> Iterator[str]:
+    """What there is to say about a learner and its copies."""
     m = copies[0]
     span = m["span"]
-    yield f"{_named(copies)}  {span['file']}:{span['line']}" if span else _named(copies)
+    yield f"{named(copies)}  {span['file']}:{span['line']}" if span else named(copies)
     level = m["level"] if m["level"] == copies[-1]["level"] else f"{m['level']} .. {copies[-1]['level']}"
-    yield _row("level", f"{level}, every {m['every']}")
+    yield _row("level", f"{level}, every {m['every']}" if m["every"] else level)
     if m["class"] is not None:
         yield _row("class", m["general_because"] or (f"{m['class']}, n = {m['n']}" if m["n"] is not None else m["class"]))
     for i, line in enumerate(m["recurrence"]):
@@ -224,11 +232,11 @@ def _outer(m: Json) -> Iterator[str]:
 def _common(m: Json) -> Iterator[str]:
     if m["state_bytes_per_sample"]:
         yield _row("cost", f"{m['state_bytes_per_sample'] // BYTES:,} multiply-adds for each query and sample")
-        yield _row("state", f"{_bytes(m['state_bytes_per_sample'])} for each sample of the context")
+        yield _row("state", f"{bytes_text(m['state_bytes_per_sample'])} for each sample of the context")
     if m["state_bytes_per_sequence"]:
-        yield _row("state", f"{_bytes(m['state_bytes_per_sequence'])} a sequence")
+        yield _row("state", f"{bytes_text(m['state_bytes_per_sequence'])} a sequence")
     if m["optimizer_state_bytes"]:
-        yield _row("state", f"{_bytes(m['optimizer_state_bytes'])} over all tensors of `{m['host']}`")
+        yield _row("state", f"{bytes_text(m['optimizer_state_bytes'])} over all tensors of `{m['host']}`")
     if m["parameters"]:
         yield _row("parameters", f"{m['parameters']:,}")
     if m["host"]:
@@ -251,14 +259,15 @@ def _table(groups: list[list[Json]]) -> Iterator[str]:
     for copies in groups:
         m = copies[0]
         cost = f"{m['multiply_adds_per_token']:,} multiply-adds a token" if m["multiply_adds_per_token"] else ""
-        state = f"{_bytes(m['state_bytes_per_sequence'])} a sequence" if m["state_bytes_per_sequence"] else ""
-        rows.append((_named(copies), f"{m['parameters']:,}", cost, state, f"owner {m['owner']}" if m["owner"] else "no owner"))
+        state = f"{bytes_text(m['state_bytes_per_sequence'])} a sequence" if m["state_bytes_per_sequence"] else ""
+        rows.append((named(copies), f"{m['parameters']:,}", cost, state, f"owner {m['owner']}" if m["owner"] else "no owner"))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for name, numbers, cost, state, owner in rows:
         yield f"  {name:<{widths[0]}}  {numbers:>{widths[1]}}  {cost:>{widths[2]}}  {state:>{widths[3]}}  {owner}".rstrip()
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
+    """`64 KiB`."""
     for unit, size in (("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= size:
             return f"{count / size:.4g} {unit}"

@@ -64,11 +64,13 @@ class _Layouter:
         self.slots: dict[Link, int] = {}
         """The gutter of each edge: the number of the column it stands behind."""
         self.slot_x: dict[Link, float] = {}
-        self.tracks: list[Link] = []
+        self.above = 0
+        self.tracks: dict[Link, int] = {}
+        """The edges above the flows, and how high each of them runs."""
 
     def run(self) -> Layout:
         self._assign()
-        top = MARGIN + 30 + LINE + TRACK * len(self.tracks) + 2 * GAP
+        top = MARGIN + 30 + LINE + TRACK * self.above + 2 * GAP
         bottom = self._flows(top)
         self._frames(top, bottom)
         self.layout.lanes.append(("flows", MARGIN + 30, bottom + GAP))
@@ -86,9 +88,22 @@ class _Layouter:
             if self._is_flow(link.source):
                 self.slots[link] = self.column[link.source]
                 if self._is_flow(link.target) and self.column[link.target] > self.column[link.source] + 1:
-                    self.tracks.append(link)
+                    self.tracks[link] = 0
             elif self._is_flow(link.target):
                 self.slots[link] = self.column[link.target] - 1
+        self._stack()
+
+    def _stack(self) -> None:
+        """Short edges low, those that are not above each other on one track: copies of a block need no more room than one."""
+        taken: list[list[tuple[int, int]]] = []
+        ends = {link: (self.column[link.source], self.column[link.target] - 1) for link in self.tracks}
+        for link, (first, last) in sorted(ends.items(), key=lambda item: item[1][1] - item[1][0]):
+            free = (i for i, others in enumerate(taken) if all(end < first or last < start for start, end in others))
+            self.tracks[link] = next(free, len(taken))
+            if self.tracks[link] == len(taken):
+                taken.append([])
+            taken[self.tracks[link]].append((first, last))
+        self.above = len(taken)
 
     def _flows(self, top: float) -> float:
         """Columns of flows, gutters as wide as their edges need. Returns the lowest edge."""
@@ -123,7 +138,7 @@ class _Layouter:
             if inside:
                 depth = 4.0 * scope.count(".")
                 left, right = min(p.x for p in inside) - GAP / 2 + depth, max(p.right for p in inside) + GAP / 2 - depth
-                start = top - GAP / 2 - LINE - TRACK * len(self.tracks)
+                start = top - GAP / 2 - LINE - TRACK * self.above
                 self.layout.frames.append((self.shown.block_label(scope), left, start + depth, right, bottom - GAP / 4))
 
     # -- learners -------------------------------------------------------------------------------------------------------
@@ -208,7 +223,7 @@ class _Layouter:
         x = self.slot_x[link]
         if link not in self.tracks:
             return [start, (x, start[1]), (x, stop[1]), stop]
-        y = top - GAP - TRACK * self.tracks.index(link)
+        y = top - GAP - TRACK * self.tracks[link]
         end = self.slot_x[Link(link.source, link.target, "track")]
         return [start, (x, start[1]), (x, y), (end, y), (end, stop[1]), stop]
 

@@ -51,6 +51,7 @@ class Link:
 class Picture:
     """`lanes` are (sort key, label), highest frequency first; `blocks` the number of copies of each block with flows.
 
+    `members` are the nodes that a box stands for: itself, its copies, and the unnamed parts of its expression.
     `expanded`: every copy of a block is drawn, each as a block of its own.
     """
 
@@ -60,6 +61,7 @@ class Picture:
     links: dict[Link, None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], str] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
+    members: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def block_name(self, scope: str) -> str:
         """`h` of `h.0` where it stands for all copies, `h.0` where each is drawn."""
@@ -121,6 +123,7 @@ class _Collector:
         picture.lanes = dict(sorted(picture.lanes.items()))
         drawn = [f"{box.block}." for box in picture.boxes.values() if box.lane is None]
         picture.blocks = {at: n for at, n in picture.blocks.items() if any(block.startswith(f"{at}.") for block in drawn)}
+        self._members()
         return picture
 
     # -- copies ---------------------------------------------------------------------------------------------------------
@@ -145,6 +148,26 @@ class _Collector:
     def _stands(self, id: str) -> bool:
         """True for a node that stands for itself and its copies, unless only others are wanted."""
         return self.rep(id) == id and (self.part is None or id in self.wanted)
+
+    def _members(self) -> None:
+        """The box of every node that has one: `q:conv` belongs to the flow `q`, a flow of a rule or an objective to the learner."""
+        members: dict[str, list[str]] = {id: [] for id in self.picture.boxes}
+        for flow in self.graph.flows.values():
+            members.get(self._box_of(flow), []).append(flow.id)
+        for learner in self.graph.learners.values():
+            scope = self.first.get(learner.scope, learner.scope)
+            box = f"tensors {scope}" if learner.is_parameter else f"learner {self.rep(learner.id)}"
+            members.get(box, []).append(learner.id)
+        self.picture.members = {box: tuple(ids) for box, ids in members.items()}
+
+    def _box_of(self, flow: Flow) -> str:
+        name = flow.id if self._is_shown(flow) else flow.id.partition(":")[0]
+        if flow.host is None and self.rep(name) in self.picture.boxes:
+            return self.rep(name)
+        learner = flow.host or name
+        while learner and f"learner {self.rep(learner)}" not in self.picture.boxes:
+            learner = learner.rpartition(".")[0]
+        return f"learner {self.rep(learner)}"
 
     # -- boxes ----------------------------------------------------------------------------------------------------------
 

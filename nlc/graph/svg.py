@@ -10,7 +10,7 @@ The picture in the README:  nlc graph specs/models/gated_delta_lm.yaml --as svg 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from xml.sax.saxutils import escape, quoteattr
 
 from nlc.graph.layout import LINE, MARGIN, PAD, Layout, Placed, lay_out
@@ -31,14 +31,17 @@ MEANINGS = {
 DASHED = {"host": "2 3", "owns": "6 4", "tensor": "1 3"}
 
 
-def to_svg(shown: Picture) -> str:
-    """A picture as the text of an SVG file."""
-    return _Drawing(shown, lay_out(shown)).text()
+def to_svg(shown: Picture, marks: Mapping[str, str] | None = None, prefix: str = "") -> str:
+    """A picture as the text of an SVG file.
+
+    `marks` are further attributes of boxes, by id; `prefix` keeps ids apart where a page holds several.
+    """
+    return _Drawing(shown, lay_out(shown), marks or {}, prefix).text()
 
 
 class _Drawing:
-    def __init__(self, shown: Picture, layout: Layout) -> None:
-        self.shown, self.layout = shown, layout
+    def __init__(self, shown: Picture, layout: Layout, marks: Mapping[str, str], prefix: str) -> None:
+        self.shown, self.layout, self.marks, self.prefix = shown, layout, marks, prefix
         self.kinds = [kind for kind in COLORS if any(link.kind == kind for link in shown.links)]
 
     def text(self) -> str:
@@ -48,10 +51,17 @@ class _Drawing:
         head += (
             f'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="11" role="img" aria-label={quoteattr(self.shown.name)}>'
         )
-        parts = [head, f"<title>{escape(self.shown.name)}</title>", "<defs>", *map(_marker, self.kinds), "</defs>"]
+        parts = [
+            head,
+            f"<title>{escape(self.shown.name)}</title>",
+            "<defs>",
+            *(_marker(kind, self.prefix) for kind in self.kinds),
+            "</defs>",
+        ]
         parts.append(f'<rect width="{width:.0f}" height="{height:.0f}" rx="6" fill="#fbfbfc"/>')
         parts.append(_text(MARGIN, MARGIN + 12, self.shown.name, "#1c2128", "bold", 14))
-        parts += [*self._lanes(width), *self._frames(), *self._edges(), *map(_box, self.layout.boxes.values()), *legend, "</svg>"]
+        boxes = (_box(at, self.marks.get(at.box.id, "")) for at in self.layout.boxes.values())
+        parts += [*self._lanes(width), *self._frames(), *self._edges(), *boxes, *legend, "</svg>"]
         return "\n".join(parts) + "\n"
 
     def _lanes(self, width: float) -> Iterator[str]:
@@ -72,7 +82,8 @@ class _Drawing:
             dash = f' stroke-dasharray="{DASHED[link.kind]}"' if link.kind in DASHED else ""
             path = "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in corners)
             style = f'fill="none" stroke="{COLORS[link.kind]}" stroke-width="1.4"{dash} stroke-linejoin="round"'
-            yield f'<path d="{path}" {style} marker-end="url(#{link.kind})"><title>{escape(link.title)}</title></path>'
+            ends = f" data-ends={quoteattr(f'{link.source}|{link.target}')}" if self.marks else ""
+            yield f'<path d="{path}" {style} marker-end="url(#{self.prefix}{link.kind})"{ends}><title>{escape(link.title)}</title></path>'
 
     def _across(self) -> int:
         """How many entries of the legend stand beside each other."""
@@ -83,20 +94,22 @@ class _Drawing:
             x = MARGIN + ENTRY * (i % self._across())
             y = self.layout.height + 4 + LINE * (i // self._across())
             dash = f' stroke-dasharray="{DASHED[kind]}"' if kind in DASHED else ""
-            yield f'<path d="M{x:.1f},{y - 4:.1f} h22" stroke="{COLORS[kind]}" stroke-width="1.4"{dash} marker-end="url(#{kind})"/>'
+            end = f'marker-end="url(#{self.prefix}{kind})"'
+            yield f'<path d="M{x:.1f},{y - 4:.1f} h22" stroke="{COLORS[kind]}" stroke-width="1.4"{dash} {end}/>'
             meaning = f"{kind}: {MEANINGS[kind]}" if kind in MEANINGS else kind
             yield _text(x + 32, y, meaning, "#57606a")
 
 
-def _marker(kind: str) -> str:
+def _marker(kind: str, prefix: str) -> str:
     shape = f'<path d="M0,0 L8,4 L0,8 z" fill="{COLORS[kind]}"/>'
-    return f'<marker id="{kind}" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="6" markerHeight="6" orient="auto">{shape}</marker>'
+    size = 'viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="6" markerHeight="6"'
+    return f'<marker id="{prefix}{kind}" {size} orient="auto">{shape}</marker>'
 
 
-def _box(at: Placed) -> str:
+def _box(at: Placed, marks: str) -> str:
     fill, stroke = FILLS[at.box.kind]
     radius = 10 if at.box.kind == "input" else 3
-    lines = [f"<g><title>{escape(at.box.title)}</title>"]
+    lines = [f"<g{' ' if marks else ''}{marks}><title>{escape(at.box.title)}</title>"]
     size = f'width="{at.width:.1f}" height="{at.height:.1f}" rx="{radius}"'
     lines.append(f'<rect class="box" x="{at.x:.1f}" y="{at.y:.1f}" {size} fill="{fill}" stroke="{stroke}"/>')
     for i, text in enumerate(at.box.lines):

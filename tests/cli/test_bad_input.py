@@ -66,11 +66,12 @@ CASES: dict[Callable[[Path], Path], tuple[str, int]] = {
 
 
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("command", ["check", "graph", "explain", "opt", "compile", "emit"])
+@pytest.mark.parametrize("command", ["check", "graph", "explain", "opt", "compile", "emit", "view"])
 def test_bad_file_gives_a_message_and_its_exit_code(make: Callable[[Path], Path], command: str, tmp_path: Path) -> None:
     path = make(tmp_path)
     code, exit_code = CASES[make]
-    options = {"compile": ["-o", str(tmp_path / "out")], "emit": ["--as", "python"]}.get(command, [])
+    out = ["-o", str(tmp_path / "out")]
+    options = {"compile": out, "emit": ["--as", "python"], "view": out}.get(command, [])
 
     ran = nlc(command, path, *options)
 

@@ -45,6 +45,7 @@ main()
         ["explain", "choose-form"],
         ["opt", OP],
         ["emit", MODEL, "--as", "python"],
+        ["view", "--help"],
         ["passes"],
         ["schema"],
         ["list"],
@@ -73,6 +74,13 @@ def test_help_answers_at_once() -> None:
     assert min(times) < 0.6, "0.3 s on a quiet machine"
 
 
+def test_report_does_not_import_torch(tmp_path: Path) -> None:
+    ran = nlc_process("view", MODEL, "-o", tmp_path / "report.html", code=REPORT_TORCH)
+
+    assert ran.code == 0, ran.err
+    assert "torch" not in ran.err.splitlines()[-1].split()
+
+
 def test_module_is_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "nlc", "passes"], cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -80,7 +88,9 @@ def test_module_is_a_command() -> None:
     assert "choose-form" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["check", "graph", "explain", "opt", "compile", "emit", "train", "sample", "passes", "list", "schema"])
+@pytest.mark.parametrize(
+    "command", ["check", "graph", "explain", "opt", "compile", "emit", "view", "train", "sample", "passes", "list", "schema"]
+)
 def test_help_of_each_command_has_an_example(command: str) -> None:
     ran = nlc(command, "--help")
 

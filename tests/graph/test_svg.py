@@ -66,6 +66,33 @@ def test_copies_of_a_block_are_drawn_once(built: Build) -> None:
     assert "h.1." not in text
 
 
+def test_copies_of_a_block_can_all_be_drawn(built: Build) -> None:
+    whole = picture(built("models/gated_delta_lm"), expand=True)
+    text = to_svg(whole, prefix="w-")
+
+    assert text.count(">S<") == 5
+    assert all(f">h.{i}<" in text for i in range(5))
+    assert 'id="w-key"' in text and "url(#key)" not in text
+    placed = lay_out(whole).boxes.values()
+    for a, b in combinations(placed, 2):
+        assert a.right <= b.x or b.right <= a.x or a.bottom <= b.y or b.bottom <= a.y, (a.box.id, b.box.id)
+
+
+def test_every_node_belongs_to_a_box(built: Build) -> None:
+    graph = built("models/gated_delta_lm", passes=True)
+    members = [id for ids in picture(graph).members.values() for id in ids]
+
+    assert len(members) == len(set(members))
+    left_out = set(graph.learners) | {flow.id for flow in graph.flows.values() if flow.op not in ("number", "next")}
+    assert left_out - set(members) == set()
+
+
+def test_edges_side_by_side_share_a_track(built: Build) -> None:
+    one, all_copies = (lay_out(picture(built("models/gated_delta_lm"), expand)) for expand in (False, True))
+
+    assert all_copies.lanes[0][2] - all_copies.lanes[0][1] == one.lanes[0][2] - one.lanes[0][1]
+
+
 def test_places_are_shown_as_tooltips(built: Build) -> None:
     assert "<title>S\nspecs/ops/delta_rule.yaml:11</title>" in to_svg(picture(built("ops/delta_rule")))
 
