@@ -19,7 +19,7 @@ from nlc.graph.equations import local
 from nlc.graph.ir import Flow, LevelGraph
 from nlc.language.wording import did_you_mean, quoted
 
-PATTERN = re.compile(r"(?:(?P<up>[0-9]*)(?P<left>\+))?(?P<name>[^+\s]+)(?:(?P<right>\+)(?P<down>[0-9]*))?")
+PATTERN = re.compile(r"(?:(?P<up>[0-9]{0,9})(?P<left>\+))?(?P<name>[^+\s]+)(?:(?P<right>\+)(?P<down>[0-9]{0,9}))?")
 
 
 @dataclass(frozen=True)

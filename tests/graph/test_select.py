@@ -37,7 +37,7 @@ def named(graph: LevelGraph, *patterns: str) -> set[str]:
         ("0+S+0", {"S"}),
         ("1+o", {"o", "q", "S"}),
         ("2+o", {"o", "q", "S", "k", "v", "beta", "g"}),
-        ("99999999999999999999+q+", {"q", "o"}),
+        ("999999999+q+", {"q", "o"}),
     ],
 )
 def test_neighbourhood(pattern: str, expected: set[str], built: Build) -> None:
@@ -128,7 +128,7 @@ def test_a_box_of_tensors_counts_those_selected(built: Build) -> None:
     assert shown.boxes["tensors "].lines[0] == "2 tensors"
 
 
-@pytest.mark.parametrize("pattern", ["", "+", "++", "S++", "a b", "1+S+x", "S+-1", "1+2+S"])
+@pytest.mark.parametrize("pattern", ["", "+", "++", "S++", "a b", "1+S+x", "S+-1", "1+2+S", "9" * 5000 + "+S"])
 def test_other_forms_are_refused(pattern: str, built: Build) -> None:
     with pytest.raises(UsageError, match="is no selection"):
         select(built("ops/delta_rule"), [pattern])
