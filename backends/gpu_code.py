@@ -25,6 +25,8 @@ from nlc.runtime.codes import BackendFailed, MissingPackage
 
 INSTALL = "pip install 'nlc[gpu-emit]'"
 LOWERING = Path(__file__).with_name("gpu_lowering.py")
+STEP = "one chunk"
+"""How the title of a graph ends that is one step of an operator's loop."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class GpuGraph:
 
     @property
     def summary(self) -> list[str]:
-        calls = ", ".join(f"{name} x {count}" for name, count in self.calls.items())
-        kernels = f"{len(self.kernels)} Triton kernels" if self.kernels else "no Triton kernel, only library calls"
+        calls = ", ".join(f"{name} x {times}" for name, times in self.calls.items())
+        count = len(self.kernels)
+        kernels = f"{count} Triton kernel{'s' * (count > 1)}" if count else "no Triton kernel, only library calls"
         return [f"{self.title}: {kernels}, {self.bytes:,} bytes read and written", *([f"    not Triton: {calls}"] if calls else [])]
 
 
@@ -97,10 +100,12 @@ class GpuCode:
         return _comment("//", [*self._header(), "", note]) + "".join(parts)
 
     def _header(self) -> list[str]:
-        notes = (
-            "Lowered, not run. `one chunk` is an operator over chunks, traced by itself for a single one: one step of its loop, with the",
-            "solve before it and copies to where results belong. At run time it is one call, whose products are library calls each chunk.",
-        )
+        notes = ["Lowered, not run."]
+        if any(each.title.endswith(STEP) for each in self.graphs):
+            notes = [
+                f"Lowered, not run. `{STEP}`: an operator over chunks, traced by itself for a single one: one step of its loop, what it",
+                "does before, and copies to where results belong. At run time it is one call, which calls libraries for each chunk.",
+            ]
         return [*self.head, *notes, "", *(line for each in self.graphs for line in each.summary)]
 
 

@@ -5,7 +5,8 @@ process, and what torch or Triton make of it may end the process; so `gpu_code.p
 a file.
 
 Autograd on fake CUDA tensors aborts the process. So forward and backward are traced on the CPU, by the road that torch.compile takes up to
-the hand-over to Inductor; then each graph is moved to the pretended device and lowered there.
+the hand-over to Inductor; then each graph is moved to the pretended device and lowered there. Inductor's passes over forward and
+backward together still see the CPU, the later ones see the GPU.
 """
 
 from __future__ import annotations
