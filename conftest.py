@@ -22,10 +22,15 @@ def _missing_torch_mlir() -> str | None:
     return None if find_spec("torch_mlir") else "needs torch-mlir: pip install nlc[mlir]"
 
 
+def _missing_triton() -> str | None:
+    return None if find_spec("triton") else "needs triton: pip install nlc[gpu-emit]"
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "gpu": _missing_gpu,
     "inductor": _missing_compiler,
     "torch_mlir": _missing_torch_mlir,
+    "triton": _missing_triton,
 }
 
 

@@ -17,10 +17,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compile_regions(module: ModuleType, regions: tuple[str, ...]) -> None:
-    """Replace the region functions of a generated module by compiled ones. A graph break is an error, never silent."""
+def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool = False) -> None:
+    """Replace the region functions of a generated module by compiled ones. A graph break is an error, never silent.
+
+    growing: a state of the module grows with each call; the second length it is met with compiles for all further ones.
+    """
+    dynamic = None if growing else False
     for name in regions:
-        setattr(module, name, _reported(torch.compile(getattr(module, name), fullgraph=True, dynamic=False), name))
+        setattr(module, name, _reported(torch.compile(getattr(module, name), fullgraph=True, dynamic=dynamic), name))
 
 
 def _reported(region: Callable[P, R], name: str) -> Callable[P, R]:

@@ -48,6 +48,29 @@ def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     return y, rows[:, T:].to(tail.dtype)
 
 
+def attended(
+    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float, over: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean of the values of the context, weighted by exp(scale * query . key), for each query of a call.
+
+    query, key [B, T, G, K], value [B, T, G, V]; the context so far keys [B, n, G, K], values [B, n, G, V]. A token sees itself and what
+    is before it: all of it, or (over > 0) the last `over` samples. Returns the answers [B, T, G, V] and the new context.
+    """
+    T, n = query.shape[1], keys.shape[1]
+    keys, values = torch.cat([keys, key.to(keys.dtype)], 1), torch.cat([values, value.to(values.dtype)], 1)
+    q, k, v = query.transpose(1, 2), keys.transpose(1, 2).to(query.dtype), values.transpose(1, 2).to(query.dtype)
+    if n == 0 and not over:
+        answers = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    else:
+        age = torch.arange(n, n + T, device=q.device).unsqueeze(1) - torch.arange(n + T, device=q.device)  # of a sample, at a token
+        mask = (age >= 0) & (age < over) if over else age >= 0
+        answers = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if over:
+        first = max(n + T - over + 1, 0)
+        keys, values = keys[:, first:], values[:, first:]
+    return answers.transpose(1, 2), keys, values
+
+
 def _embedding_backward(d_rows: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:
     flat = d_rows.reshape(tokens.numel(), -1)
     table: Tensor = torch.ops.aten.embedding_dense_backward(flat, tokens.reshape(-1), vocabulary, -1, False)

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from nlc.backends.torch_module.expressions import INLINE, Code, Expressions, Namer, local, show
 from nlc.backends.torch_module.memories import MemoryFunction, MemoryWriter, arguments
+from nlc.diagnostics import BackendError
+from nlc.graph.codes import CannotLower
 from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm
 from nlc.graph.order import Node
+from nlc.graph.solved import softmax_scale
 from nlc.program.program import Program, Region, Sweep
 
 QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall"}
@@ -100,6 +103,8 @@ class RegionWriter:
             return
         if flow.op == "conv":
             self._conv(flow)
+        elif flow.op == "attend":
+            self._attend(flow)
         else:
             self._assign(flow, self.expressions.operator(flow).text)
 
@@ -121,6 +126,35 @@ class RegionWriter:
         tail = f"{self.namer(key + ':tail')}"
         self._line(f'{self.namer(flow.id)}, {tail} = causal_conv({x.text}, z["{local(key, self.region.scope)}"], {weight})', show(flow))
         self.states[key] = tail
+
+    def _attend(self, flow: Flow) -> None:
+        """A query of a learner that is solved exactly."""
+        learner = self.graph.learners[flow.attr("learner")]
+        scale = softmax_scale(self.graph, learner)
+        assert learner.solve is not None
+        if scale is None:
+            what = f"the weight of `{learner.id}` is not of the form exp(s * dot(query, key)); only the backend `reference` solves it"
+            raise BackendError([CannotLower(what, flow.span)], dict(self.graph.sources))
+        per, out, copies = learner.per, learner.store.out_axes, size_of(learner.per)
+        axes = self.graph.flows[flow.args[1]].axes
+        inside = tuple(axis for axis in axes if axis not in per)
+        wide = [(flow.args[0], inside), (flow.args[1], inside), (flow.args[2], out)]
+        texts = [self._normal(id, per, rest, [copies, size_of(rest)]) for id, rest in wide]
+        for part, rest in (("keys", inside), ("values", out)):
+            text = f'z["{local(f"{learner.id}.{part}", self.region.scope)}"]'
+            if (len(per), len(rest)) != (1, 1):
+                text = f"{text}.reshape(B, -1, {copies}, {size_of(rest)})"
+                self.needs_size = True
+            texts.append(text)
+        new = [self.namer(f"{learner.id}.{part}:new") for part in ("keys", "values")]
+        answer = self.namer(flow.id)
+        self.expressions.used.add("attended")
+        self.expressions.variables.add(flow.id)
+        self._line(f"{answer}, {', '.join(new)} = attended({', '.join(texts)}, {scale!r}, {learner.solve.over})", show(flow))
+        if (len(per), len(out)) != (1, 1):
+            self._line(f"{answer} = {answer}{_unflat(2, per)}{_unflat(-1, out)}")
+        for part, name, rest in (("keys", new[0], inside), ("values", new[1], out)):
+            self.states[f"{learner.id}.{part}"] = f"{name}{_unflat(2, per)}{_unflat(-1, rest)}"
 
     # -- memories -------------------------------------------------------------------------------------------------------
 
@@ -233,7 +267,7 @@ def full_flows(graph: LevelGraph) -> set[str]:
     full: set[str] = set()
     for flow in graph.flows.values():
         learner = graph.learners.get(str(flow.attr("learner")))
-        memory = flow.op == "recall" and learner is not None and bool(learner.writes)
+        memory = flow.op == "attend" or (flow.op == "recall" and learner is not None and bool(learner.writes))
         if memory or flow.op in ("input", "next", "embed") or any(arg in full for arg in flow.args):
             full.add(flow.id)
     return full

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nlc.cli import compiling, emitting, explaining, inspecting, optimizing, starting, training, viewing
+from nlc.cli import comparing, compiling, emitting, explaining, inspecting, optimizing, starting, training, viewing
 from nlc.cli.session import INTERRUPTED
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "check": (inspecting.check, "Find every mistake in specs."),
     "graph": (inspecting.graph, "Print the level graph of a spec."),
     "explain": (explaining.explain, "Explain a spec, an error code or a pass."),
+    "diff": (comparing.diff, "Show what differs between two specs."),
     "opt": (optimizing.opt, "Run passes and print the graph."),
     "compile": (compiling.compile, "Write every stage of a spec into a folder."),
     "emit": (emitting.emit, "Print one form: python, inductor, linalg, svg .."),

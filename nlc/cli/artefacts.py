@@ -24,13 +24,14 @@ def artefacts(before: LevelGraph, after: LevelGraph, stages: tuple[Stage, ...]) 
     """All that is known without torch: graph, pass dumps, program, generated source."""
     from nlc.backends.torch_module import generate
     from nlc.graph.as_json import to_json
+    from nlc.graph.picture import picture
     from nlc.graph.svg import to_svg
     from nlc.program.program import schedule
     from nlc.program.text import program_text
 
     program = schedule(after)
     return {
-        "graph.svg": to_svg(after),
+        "graph.svg": to_svg(picture(after)),
         "graph.json": json.dumps(to_json(after), indent=2, ensure_ascii=False) + "\n",
         **pass_dumps(before, stages),
         "program.txt": program_text(program),

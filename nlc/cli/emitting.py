@@ -12,7 +12,7 @@ from nlc.cli.inspecting import GraphForm, OutOption, build_graph, graph_text, wr
 from nlc.cli.optimizing import ExactOption, OnlyOption, PassOption, WithoutOption, choose_passes, run_passes
 from nlc.cli.session import Color, ColorOption, DebugOption, session
 from nlc.cli.specs import SetOption, SpecArgument, open_spec
-from nlc.diagnostics import NOWHERE, BackendError
+from nlc.diagnostics import NOWHERE, BackendError, UsageError
 
 if TYPE_CHECKING:
     from nlc.graph.ir import LevelGraph
@@ -22,14 +22,18 @@ if TYPE_CHECKING:
 class Target(enum.StrEnum):
     python = "python"
     inductor = "inductor"
+    ptx = "ptx"
     linalg = "linalg"
     program = "program"
     text = "text"
     json = "json"
     svg = "svg"
+    dot = "dot"
+    mermaid = "mermaid"
 
 
-TOKENS = {Target.inductor: 64, Target.linalg: 4}
+CPU = "cpu"
+TOKENS = {Target.inductor: 64, Target.ptx: 64, Target.linalg: 4}
 """Tokens of the example inputs, unless given: linalg writes every token out."""
 
 
@@ -44,31 +48,61 @@ def emit(
     without: WithoutOption = None,
     exact: ExactOption = False,
     settings: SetOption = None,
+    device: Annotated[
+        str, typer.Option("--target", help="Of inductor and ptx: cpu, cuda:sm_80, cuda:sm_90 or cuda:sm_100; needs no GPU.")
+    ] = "cpu",
     batch: BatchOption = 1,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Tokens of the example inputs; 64 for inductor, 4 for linalg.", show_default=False)
+        int | None,
+        typer.Option("--tokens", min=1, help="Tokens of the example inputs; 64 for inductor and ptx, 4 for linalg.", show_default=False),
     ] = None,
     color: ColorOption = Color.auto,
     debug: DebugOption = False,
 ) -> None:
-    """Print one form of a compiled spec: after all passes, as graph, program, torch module, Inductor's code or MLIR.
+    """Print one form of a compiled spec: after all passes, as graph, program, torch module, Inductor's code, PTX or MLIR.
 
-    linalg needs torch-mlir, and writes memories out token by token unless a form is chosen.
+    linalg needs torch-mlir, and writes memories out token by token unless a form is chosen. GPU code needs triton, but no GPU.
 
     \b
     Example: nlc emit ops/delta_rule --as python
              nlc emit ops/delta_rule --as linalg --tokens 8 -o delta.mlir
+             nlc emit ops/gated_delta_rule --as inductor --target cuda:sm_90
+             nlc emit ops/gated_delta_rule --as ptx --target cuda:sm_90 -o rule.ptx
     """
     with session(color, debug) as out:
         if target is Target.linalg and form is Form.auto:
             form = Form.recurrent
+        _check_device(target, device)
         passes = choose_passes(chosen, only, without, None, exact, {"choose-form": {"form": str(form), "chunk": chunk}})
         after, stages = run_passes(passes, build_graph(open_spec(spec, settings)))
-        write(out, _emitted(target, after, stages, batch, tokens or TOKENS.get(target, 1)), output)
+        tokens = tokens or TOKENS.get(target, 1)
+        text = _emitted(target, after, stages, batch, tokens) if device == CPU else _gpu(target, device, after, batch, tokens)
+        write(out, text, output)
+
+
+def _check_device(target: Target, device: str) -> None:
+    """Raises UsageError for a device that is not known, or not one for this form."""
+    if device != CPU:
+        from nlc.backends.gpu_code import chip_of
+
+        chip_of(device)
+        if target not in (Target.inductor, Target.ptx):
+            raise UsageError(f"`--as {target}` has no `--target`; only inductor and ptx have one")
+    elif target is Target.ptx:
+        from nlc.backends.gpu_code import TARGETS
+
+        raise UsageError(f"`--as ptx` needs a GPU; give `--target`: {', '.join(TARGETS)}")
+
+
+def _gpu(target: Target, device: str, after: LevelGraph, batch: int, tokens: int) -> str:
+    from nlc.backends.gpu_code import gpu_code
+
+    made = gpu_code(after, device, batch, tokens, with_ptx=target is Target.ptx)
+    return made.ptx() if target is Target.ptx else made.triton()
 
 
 def _emitted(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
-    if target in (Target.text, Target.json, Target.svg):
+    if target in (Target.text, Target.json, Target.svg, Target.dot, Target.mermaid):
         return graph_text(after, GraphForm(str(target)))
     if target is Target.inductor:
         return _inductor(after, stages, batch, tokens)

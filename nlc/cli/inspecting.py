@@ -5,21 +5,30 @@ from __future__ import annotations
 import enum
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nlc.cli.session import Color, ColorOption, DebugOption, JsonOption, Session, render, session
+from nlc.cli.session import Color, ColorOption, DebugOption, JsonOption, Session, json_text, render, session
 from nlc.cli.specs import Chosen, SetOption, SpecArgument, open_spec
 from nlc.diagnostics import SpecError, UsageError
 
 if TYPE_CHECKING:
     from nlc.checking import Report
     from nlc.graph.ir import LevelGraph
+    from nlc.graph.picture import Picture
 
 OutOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write to a file instead of stdout.", show_default=False)
+]
+
+SelectOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--select", metavar="[N+]NAME[+N]", help="Only this flow or learner, and what is N steps up- and downstream.", show_default=False
+    ),
 ]
 
 
@@ -100,6 +109,12 @@ class GraphForm(enum.StrEnum):
     text = "text"
     json = "json"
     svg = "svg"
+    dot = "dot"
+    mermaid = "mermaid"
+
+
+DRAWN = (GraphForm.svg, GraphForm.dot, GraphForm.mermaid)
+"""The forms that draw: repeated blocks once, the graph after its passes."""
 
 
 def graph(
@@ -107,6 +122,15 @@ def graph(
     form: Annotated[GraphForm, typer.Option("--as", help="The form of the output.")] = GraphForm.text,
     output: OutOption = None,
     after: Annotated[str | None, typer.Option("--after", metavar="PASS", help="The graph after this pass.", show_default=False)] = None,
+    chosen: SelectOption = None,
+    expand: Annotated[bool, typer.Option("--expand", help="Draw every copy of a repeated block.")] = False,
+    token: Annotated[
+        int | None, typer.Option("--at-token", metavar="N", min=0, help="Which levels update at token N.", show_default=False)
+    ] = None,
+    raster: Annotated[
+        int | None,
+        typer.Option("--raster", metavar="T", min=1, max=4096, help="Which levels update at the first T tokens.", show_default=False),
+    ] = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
     color: ColorOption = Color.auto,
@@ -117,17 +141,29 @@ def graph(
     \b
     Example: nlc graph ops/gated_delta_rule
              nlc graph ops/gated_delta_rule --as svg -o graph.svg
+             nlc graph models/gated_delta_lm --as dot --expand | dot -Tpdf > graph.pdf
              nlc graph ops/gated_delta_rule --after classify --set H=8
+             nlc graph models/gated_delta_lm --as svg --select 1+S+2 -o memory.svg
+             nlc graph models/gated_delta_lm --raster 32
     """
     with session(color, debug, as_json) as out:
-        if as_json and form is GraphForm.svg:
-            raise UsageError("`--json` and `--as svg` exclude each other")
+        if as_json and form in DRAWN:
+            raise UsageError(f"`--json` and `--as {form}` exclude each other")
+        if expand and form not in DRAWN:
+            raise UsageError(f"`--expand` draws copies of a block: give it with {' or '.join(f'`--as {each}`' for each in DRAWN)}")
+        if (token, raster) != (None, None) and (form in DRAWN or chosen or None not in (token, raster)):
+            raise UsageError("`--at-token` and `--raster` are forms of their own: give one of them, without `--select`, and no drawing")
         built = build_graph(open_spec(spec, settings))
         if after is not None:
             from nlc.passmanager import PassManager, pipeline
 
             built = PassManager(pipeline(stop_after=after)).run(built)[0]
-        write(out, graph_text(built, GraphForm.json if as_json else form), output)
+        if token is not None or raster is not None:
+            write(out, clocks_text(built, token, raster, as_json or form is GraphForm.json), output)
+        elif form in DRAWN:
+            write(out, draw(out, built, form, expand, chosen or ()), output)
+        else:
+            write(out, graph_text(built, GraphForm.json if as_json else form, chosen or ()), output)
 
 
 def build_graph(chosen: Chosen) -> LevelGraph:
@@ -137,18 +173,58 @@ def build_graph(chosen: Chosen) -> LevelGraph:
     return build(chosen.spec, chosen.library, chosen.dims, chosen.params)
 
 
-def graph_text(graph: LevelGraph, form: GraphForm) -> str:
+def clocks_text(graph: LevelGraph, token: int | None, raster: int | None, as_json: bool) -> str:
+    """When the levels of the graph after its passes update: at one token, or at the first tokens of a stream."""
+    from nlc.graph import clocks
+    from nlc.graph.identity import prepared
+
+    after = prepared(graph)
+    if token is not None:
+        return json_text(clocks.at_token_json(after, token)) if as_json else clocks.at_token_text(after, token)
+    assert raster is not None
+    return json_text(clocks.raster_json(after, raster)) if as_json else clocks.raster_text(after, raster)
+
+
+def draw(out: Session, graph: LevelGraph, form: GraphForm, expand: bool, chosen: Sequence[str]) -> str:
+    """A drawing of the graph; where `expand` would make it too large, a message says so."""
+    from nlc.graph.picture import LARGEST, picture
+
+    shown = picture(graph, expand, chosen)
+    if expand and not shown.expanded:
+        out.message(f"with all copies of its blocks the drawing has more than {LARGEST} boxes or edges: each block is drawn once")
+    return drawn(shown, form)
+
+
+def drawn(shown: Picture, form: GraphForm) -> str:
     if form is GraphForm.svg:
         from nlc.graph.svg import to_svg
 
-        return to_svg(graph)
+        return to_svg(shown)
+    if form is GraphForm.dot:
+        from nlc.graph.dot import to_dot
+
+        return to_dot(shown)
+    from nlc.graph.mermaid import to_mermaid
+
+    return to_mermaid(shown)
+
+
+def graph_text(graph: LevelGraph, form: GraphForm, chosen: Sequence[str] = ()) -> str:
+    """A graph in any form; of `chosen` selections, only their union."""
+    if form in DRAWN:
+        from nlc.graph.picture import picture
+
+        return drawn(picture(graph, only=chosen), form)
+    from nlc.graph.select import select
+
+    only = select(graph, chosen) if chosen else None
     if form is GraphForm.json:
         from nlc.graph.as_json import to_json
 
-        return json.dumps(to_json(graph), indent=2, ensure_ascii=False) + "\n"
+        return json_text(to_json(graph, only))
     from nlc.graph.text import to_text
 
-    return to_text(graph)
+    return to_text(graph, only)
 
 
 def write(out: Session, text: str, output: Path | None) -> None:

@@ -48,7 +48,7 @@ class Session:
 
     def json(self, document: Mapping[str, object]) -> None:
         """Print a JSON document on stdout."""
-        self.result(json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, ensure_ascii=False))
+        self.result(json_text(document))
 
     def message(self, text: str) -> None:
         """Print a message on stderr."""
@@ -75,6 +75,11 @@ class Session:
             found = []
         if self.as_json:
             self.json({"error": {"message": str(error), "exit_code": error.exit_code, "diagnostics": found}})
+
+
+def json_text(document: Mapping[str, object]) -> str:
+    """A JSON document as commands print it."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **document}, indent=2, ensure_ascii=False) + "\n"
 
 
 @contextlib.contextmanager

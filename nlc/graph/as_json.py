@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
 from nlc.diagnostics import Span
 from nlc.graph.edges import Edge, edges
 from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, NotLinear
 from nlc.graph.order import DerivedLevel, levels
+from nlc.graph.select import Selection
 from nlc.graph.state import optimizer_keys, state_tensors
 from nlc.language.expression import to_text as expression_text
 
@@ -15,30 +19,47 @@ SCHEMA_VERSION = 1
 Json = dict[str, object]
 
 
-def to_json(graph: LevelGraph) -> Json:
-    """Nodes with their places, typed edges, levels with frequencies, and the interface. Lines and columns count from 1."""
-    return {"schema_version": SCHEMA_VERSION, **_graph(graph)}
+def to_json(graph: LevelGraph, only: Selection | None = None) -> Json:
+    """Nodes with their places, typed edges, levels with frequencies, and the interface. Lines and columns count from 1.
+
+    `only` a part of it: what is derived (levels, states, owners of parameters) is that of the whole.
+    """
+    return {"schema_version": SCHEMA_VERSION, **_graph(graph, only)}
 
 
-def _graph(graph: LevelGraph) -> Json:
+def _graph(graph: LevelGraph, only: Selection | None = None) -> Json:
+    shown = graph if only is None else only.part_of(graph)
     return {
         "name": graph.name,
         "file": graph.file,
         "doc": graph.doc,
         "dims": dict(graph.dims),
-        "inputs": [_input(graph.flows[id]) for id in graph.inputs],
-        "outputs": [{"name": name, "flow": id, "axes": _axes(graph.flows[id].axes)} for name, id in graph.outputs],
-        "loss": graph.loss,
-        "levels": [_level(level) for level in levels(graph)],
-        "learners": [_learner(learner) for learner in graph.learners.values()],
-        "flows": [_flow(flow) for flow in graph.flows.values()],
-        "edges": [_edge(edge) for edge in edges(graph)],
-        "buckets": [{"id": b.id, "clock": str(b.clock), "learners": list(b.learners)} for b in graph.buckets],
-        "parameters": _parameters(graph),
-        "states": _states(graph),
-        "functions": {name: _graph(function) for name, function in graph.functions.items()},
+        "inputs": [_input(shown.flows[id]) for id in shown.inputs],
+        "outputs": [{"name": name, "flow": id, "axes": _axes(shown.flows[id].axes)} for name, id in shown.outputs],
+        "loss": shown.loss,
+        "levels": [_level(level) for level in _levels(graph, shown)],
+        "learners": [learner_json(learner) for learner in shown.learners.values()],
+        "flows": [flow_json(flow) for flow in shown.flows.values()],
+        "edges": [_edge(edge) for edge in edges(graph) if only is None or _joins(shown, edge)],
+        "buckets": [{"id": b.id, "clock": str(b.clock), "learners": list(b.learners)} for b in shown.buckets],
+        "parameters": _parameters(graph, shown),
+        "states": _states(graph, shown),
+        "functions": {name: _graph(function) for name, function in shown.functions.items()},
         "span": span_json(graph.span),
     }
+
+
+def _levels(graph: LevelGraph, shown: LevelGraph) -> Iterator[DerivedLevel]:
+    """The levels that hold something shown."""
+    for level in levels(graph):
+        members = tuple(id for id in level.learners if id in shown.learners)
+        if members:
+            yield replace(level, learners=members)
+
+
+def _joins(shown: LevelGraph, edge: Edge) -> bool:
+    """True for an edge whose ends are both shown; an output, the loss or an initial state is shown with what it belongs to."""
+    return all(id in {"flow": shown.flows, "learner": shown.learners}.get(kind, {id}) for kind, id in (edge.source, edge.target))
 
 
 def span_json(span: Span) -> Json | None:
@@ -64,7 +85,7 @@ def _input(flow: Flow) -> Json:
     return {"name": flow.id, "axes": _axes(flow.axes), "dtype": flow.dtype, "size": flow.attr("size")}
 
 
-def _flow(flow: Flow) -> Json:
+def flow_json(flow: Flow) -> Json:
     return {
         "id": flow.id,
         "op": flow.op,
@@ -90,7 +111,7 @@ def _level(level: DerivedLevel) -> Json:
     }
 
 
-def _learner(learner: Learner) -> Json:
+def learner_json(learner: Learner) -> Json:
     return {
         "id": learner.id,
         "group": learner.level,
@@ -107,6 +128,7 @@ def _learner(learner: Learner) -> Json:
         "writes": [
             {"key": w.key, "value": w.value, "objective": w.loss, "pred": w.pred, "span": span_json(w.span)} for w in learner.writes
         ],
+        "solve": asdict(learner.solve) if learner.solve is not None else None,
         "at": learner.at,
         "fold": dict(learner.fold),
         "keep": learner.keep,
@@ -173,7 +195,7 @@ def _edge(edge: Edge) -> Json:
     return {"kind": edge.kind, "source": source, "target": target, **edge.details}
 
 
-def _parameters(graph: LevelGraph) -> list[Json]:
+def _parameters(graph: LevelGraph, shown: LevelGraph) -> list[Json]:
     owner = {id: learner.id for learner in graph.learners.values() for id in learner.owns}
     return [
         {
@@ -183,19 +205,21 @@ def _parameters(graph: LevelGraph) -> list[Json]:
             "owner": owner.get(m.id),
             "init": str(m.init),
         }
-        for m in graph.parameters
+        for m in shown.parameters
     ]
 
 
-def _states(graph: LevelGraph) -> list[Json]:
+def _states(graph: LevelGraph, shown: LevelGraph) -> list[Json]:
     """What a call carries to the next (shapes after the batch axis), then what a training step carries."""
     carried: list[Json] = [
         {"key": item.key, "shape": [axis.size for axis in item.axes], "kind": item.kind, "learner": item.learner, "init": str(item.init)}
         for item in state_tensors(graph)
+        if shown is graph or item.learner in shown.learners
     ]
     shapes = {graph.parameter_name(m): [axis.size for axis in m.axes] for m in graph.parameters}
     outer: list[Json] = [
         {"key": key, "shape": shapes[name], "kind": "optimizer", "learner": id, "init": str(graph.learners[id].init)}
         for key, id, name in optimizer_keys(graph)
+        if id in shown.learners
     ]
     return carried + outer

@@ -74,6 +74,7 @@ class Builder:
         self._stack: list[str] = []
         self._loss: dict[str, str] = {}
         self.broken: set[str] = set()
+        self.solving: dict[str, bool] = into.solving if into else {}
         self.numbers: dict[str, Number_] = dict(numbers or {})
         self._dims_and_params()
 
@@ -313,6 +314,7 @@ class Builder:
 
     def call(self, expr: Call, context: Context, name: str | None) -> str:
         from nlc.graph.operators import OPERATORS
+        from nlc.graph.solved import ask, is_solved
 
         function = expr.function
         if function == "self":
@@ -326,6 +328,9 @@ class Builder:
             state = dict(expr.kwargs).get("state")
             if state is not None:
                 self.fail(codes.NotCompiledYet, "a call that names a state is not compiled yet", expr.span, "set `read:` of the learner")
+            declared = next(learner for learner in self.spec.learners if learner.name == function)
+            if is_solved(declared):
+                return ask(self, expr, context, name, declared)
             return self.recall(expr, context, name, id, self.learners[id].read)
         if function in self.uses:
             return OPERATORS["apply"](self, expr, context, name)

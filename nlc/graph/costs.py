@@ -50,6 +50,13 @@ def state_numbers(graph: LevelGraph) -> dict[str, int]:
     return found
 
 
+def sample_numbers(graph: LevelGraph, learner: Learner) -> int:
+    """The numbers that a learner which is solved exactly keeps of a token: its key and its value."""
+    if learner.solve is None:
+        return 0
+    return size_of(graph.flows[learner.solve.key].axes) + size_of(learner.per + learner.store.out_axes)
+
+
 def optimizer_numbers(graph: LevelGraph) -> dict[str, int]:
     """For each learner in the rule of an outer level, the numbers it holds for all tensors of the level."""
     sizes = {graph.parameter_name(m): size_of(m.axes) for m in graph.parameters}

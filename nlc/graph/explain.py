@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from nlc.graph.as_json import span_json
-from nlc.graph.costs import BYTES, multiply_adds, optimizer_numbers, parameter_numbers, state_numbers
+from nlc.graph.costs import BYTES, multiply_adds, optimizer_numbers, parameter_numbers, sample_numbers, state_numbers
 from nlc.graph.equations import equations, local
 from nlc.graph.identity import equivalents, prepared
 from nlc.graph.ir import Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear
 from nlc.graph.order import levels
+from nlc.graph.solved import softmax_scale
 from nlc.graph.text import place, unit_of
 from nlc.language.expression import to_text as expression_text
 from nlc.language.library import Library
@@ -59,10 +60,11 @@ def _learners(graph: LevelGraph, library: Library) -> list[Json]:
                     "every": str(level.clock) if level.clock else None,
                     "frequency": 1 / level.clock.period if level.clock else 0.0,
                     **_meaning(graph, learner),
-                    **_running(learner),
+                    **_running(graph, learner),
                     "multiply_adds_per_token": multiply_adds(graph, learner),
                     "multiply_adds_per_token_recurrent": multiply_adds(graph, learner, "recurrent"),
                     "state_bytes_per_sequence": bytes_,
+                    "state_bytes_per_sample": BYTES * sample_numbers(graph, learner),
                     "optimizer_state_bytes": BYTES * optimizer.get(learner.id, 0),
                     "parameters": parameter_numbers(learner),
                     "defaults": dict(learner.defaults),
@@ -77,24 +79,37 @@ def _learners(graph: LevelGraph, library: Library) -> list[Json]:
 
 
 def kind_of(learner: Learner) -> str:
-    """`memory` writes its own store, `outer` other learners' tensors, `rule` belongs to the rule of another, `parameter` none."""
+    """`memory` writes its own store, `solved` stores its context only, `outer` writes other learners' tensors, `rule` belongs to the
+    rule of another, `parameter` writes none."""
     if learner.selector is not None:
         return "outer"
     if learner.host is not None:
         return "rule"
+    if learner.solve is not None:
+        return "solved"
     return "memory" if learner.writes else "parameter"
 
 
 def _meaning(graph: LevelGraph, learner: Learner) -> Json:
     form = learner.linear
+    if learner.solve is not None:
+        scale = softmax_scale(graph, learner)
+        weight = f"exp({scale:.6g} dot(q, k_i))" if scale is not None else "weight(q, k_i)"
+        samples = f"the last {learner.solve.over} tokens" if learner.solve.over else "all tokens so far"
+        name, key, value = (local(id, learner.scope) for id in (learner.id, learner.solve.key, learner.solve.value))
+        lines = [f"{name}(q) = sum w_i v_i / sum w_i over {samples}", f"w_i = {weight}, k = {key}, v = {value}"]
+        return {"class": "exact", "n": None, "recurrence": lines, "general_because": None}
     if isinstance(form, LinearForm):
         return {"class": form.kind, "n": form.n, "recurrence": list(equations(form, learner.scope, graph.flows)), "general_because": None}
     reason = f"{form.reason} ({place(form.span)})" if isinstance(form, NotLinear) else None
     return {"class": "general" if reason else None, "n": None, "recurrence": [], "general_because": reason}
 
 
-def _running(learner: Learner) -> Json:
+def _running(graph: LevelGraph, learner: Learner) -> Json:
     run = learner.execution
+    if learner.solve is not None and softmax_scale(graph, learner) is not None:
+        name, reason = "softmax over the context", "the weight is exp(s dot(query, key))"
+        return {"form": name, "chunk": None, "form_because": reason, "legal_forms": [name]}
     if run is None:
         return {"form": None, "chunk": None, "form_because": None, "legal_forms": []}
     return {"form": run.form, "chunk": run.chunk, "form_because": run.reason, "legal_forms": list(run.legal)}
@@ -190,16 +205,17 @@ def learner_lines(copies: list[Json]) -> Iterator[str]:
     m = copies[0]
     span = m["span"]
     yield f"{named(copies)}  {span['file']}:{span['line']}" if span else named(copies)
-    level = m["level"] if len(copies) == 1 else f"{m['level']} .. {copies[-1]['level']}"
+    level = m["level"] if m["level"] == copies[-1]["level"] else f"{m['level']} .. {copies[-1]['level']}"
     yield _row("level", f"{level}, every {m['every']}" if m["every"] else level)
     if m["class"] is not None:
-        yield _row("class", m["general_because"] or f"{m['class']}, n = {m['n']}")
+        yield _row("class", m["general_because"] or (f"{m['class']}, n = {m['n']}" if m["n"] is not None else m["class"]))
     for i, line in enumerate(m["recurrence"]):
         yield _row("recurrence" if i == 0 else "", line)
     if m["form"] is not None:
         yield _row("form", m["form"] + (f" in chunks of {m['chunk']}" if m["form"] == "chunkwise" else ""))
         yield _row("because", m["form_because"])
         yield _row("legal forms", ", ".join(m["legal_forms"]))
+    if m["form"] is not None and m["kind"] != "solved":
         yield _row("cost", f"{m['multiply_adds_per_token']:,} multiply-adds a token ({m['multiply_adds_per_token_recurrent']:,} recurrent)")
     if m["kind"] == "outer":
         yield from _outer(m)
@@ -214,6 +230,9 @@ def _outer(m: Json) -> Iterator[str]:
 
 
 def _common(m: Json) -> Iterator[str]:
+    if m["state_bytes_per_sample"]:
+        yield _row("cost", f"{m['state_bytes_per_sample'] // BYTES:,} multiply-adds for each query and sample")
+        yield _row("state", f"{bytes_text(m['state_bytes_per_sample'])} for each sample of the context")
     if m["state_bytes_per_sequence"]:
         yield _row("state", f"{bytes_text(m['state_bytes_per_sequence'])} a sequence")
     if m["optimizer_state_bytes"]:

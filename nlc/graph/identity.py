@@ -81,10 +81,11 @@ def _learner(learner: Learner, known: Mapping[str, str]) -> object:
         form = _form(learner.linear, known)
     elif isinstance(learner.linear, NotLinear):
         form = "general"
-    replaced = ("writes", "keep", "rule", "linear", "owns")
+    replaced = ("writes", "keep", "rule", "linear", "owns", "solve")
     rest = [(f.name, _plain(getattr(learner, f.name))) for f in fields(learner) if f.name not in SILENT and f.name not in replaced]
     writes = [(flow(w.key), flow(w.value), flow(w.loss), flow(w.pred)) for w in learner.writes]
-    return rest, writes, flow(learner.keep), _rule(learner.rule, known), form, sorted(learner.owns)
+    solve = learner.solve and (*(flow(id) for id in (learner.solve.key, learner.solve.value, learner.solve.weight)), learner.solve.over)
+    return rest, writes, flow(learner.keep), _rule(learner.rule, known), form, sorted(learner.owns), solve
 
 
 def _rule(rule: Rule, known: Mapping[str, str]) -> object:

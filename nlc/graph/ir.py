@@ -128,6 +128,22 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Solve:
+    """An exact solve over the context, when asked. All fields but `over` are ids of flows.
+
+    `key` and `value` are what a token adds to the context; `weight` is a flow of the leaves `query` and `sample`. `over` is the length
+    of the context in tokens, 0 for all of it.
+    """
+
+    key: str
+    value: str
+    weight: str
+    query: str
+    sample: str
+    over: int = 0
+
+
+@dataclass(frozen=True)
 class Rule:
     """How a gradient becomes a step.
 
@@ -164,6 +180,8 @@ class Learner:
     fold: Mapping[str, str] = field(default_factory=dict)
     keep: str | None = None
     rule: Rule = Rule()
+    solve: Solve | None = None
+    """For a learner that stores its context only."""
     selector: Expr | None = None
     """For a learner of tensors declared elsewhere: which ones. `owns` are the ids they resolve to."""
     owns: tuple[str, ...] = ()
@@ -264,6 +282,10 @@ class LevelGraph:
             if write.value is not None:
                 yield "value", write.value
             yield "objective", write.loss
+        if learner.solve is not None:
+            yield "key", learner.solve.key
+            yield "value", learner.solve.value
+            yield "weight", learner.solve.weight
         if learner.keep is not None:
             yield "keep", learner.keep
         yield from learner.rule.args

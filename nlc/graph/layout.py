@@ -133,14 +133,13 @@ class _Layouter:
         return x + TRACK * max(len(inside) + len(entering) - 1, 0) + (GUTTER if inside or entering else 0.0)
 
     def _frames(self, top: float, bottom: float) -> None:
-        for scope, count in self.shown.blocks.items():
+        for scope in self.shown.blocks:
             inside = [p for p in self.layout.boxes.values() if p.box.block == scope or p.box.block.startswith(f"{scope}.")]
             if inside:
-                name = ".".join(part for part in scope.split(".") if not (part.isdigit() and self.shown.collapsed))
                 depth = 4.0 * scope.count(".")
                 left, right = min(p.x for p in inside) - GAP / 2 + depth, max(p.right for p in inside) + GAP / 2 - depth
                 start = top - GAP / 2 - LINE - TRACK * self.above
-                self.layout.frames.append((f"{name} x {count}" if count > 1 else name, left, start + depth, right, bottom - GAP / 4))
+                self.layout.frames.append((self.shown.block_label(scope), left, start + depth, right, bottom - GAP / 4))
 
     # -- learners -------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.ir import ANY, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.solved import is_solved, solved_context
 from nlc.language import spec as language
 from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
 from nlc.language.parser import parse
@@ -198,6 +199,12 @@ def attach(b: Builder, learner: language.Learner) -> None:
     declared = b.learners[id]
     if not learner.learn:
         return
+    if is_solved(learner):
+        solved_context(b, learner)
+        return
+    for key in ("over", "weight"):
+        if key in learner.learn[0].spans:
+            b.fail(codes.NotCompiledYet, f"`{key}` without `solve: exact` is not compiled yet", learner.learn[0].spans[key])
     if len(learner.learn) > 1:
         b.fail(codes.NotCompiledYet, "several writes in one tick are not compiled yet", learner.learn[1].span)
     write = learner.learn[0]

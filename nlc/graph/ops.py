@@ -103,8 +103,13 @@ OPS: dict[str, Op] = {
         Op("boundary", 0, _scalar, callable=False),
         Op("project", 1, _scalar, callable=False),
         Op("part", 1, _scalar, callable=False),
+        Op("attend", 3, _scalar, callable=False),
+        Op("asked", 0, _scalar, callable=False),
+        Op("sample", 0, _scalar, callable=False),
     )
 }
+CARRYING = ("conv", "attend")
+"""Operators that carry something from tick to tick: their last inputs, their context."""
 CALLABLE = tuple(name for name, op in OPS.items() if op.callable)
 
 

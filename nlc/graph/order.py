@@ -137,7 +137,7 @@ def levels(graph: LevelGraph) -> tuple[DerivedLevel, ...]:
     ranks = _ranks(graph)
     groups: dict[tuple[int, int, int], list[str]] = {}
     for learner in graph.learners.values():
-        clock = effective_clock(graph, learner) if learner.writes else None
+        clock = effective_clock(graph, learner) if learner.writes or learner.solve is not None else None
         unit = {"token": 0, "step": 1}[clock.unit] if clock else 2
         groups.setdefault((unit, clock.period if clock else 0, ranks.get(learner.id, 0)), []).append(learner.id)
     found = []

@@ -5,7 +5,7 @@ Flows without a name are seen through: an edge between two things that are shown
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -16,8 +16,12 @@ from nlc.graph.identity import prepared
 from nlc.graph.ir import Flow, Learner, LevelGraph, show_axes, size_of
 from nlc.graph.linear import LinearForm, NotLinear
 from nlc.graph.order import effective_clock, levels
+from nlc.graph.select import Selection, select
 from nlc.graph.text import place, unit_of
 from nlc.language.expression import to_text as expression_text
+
+LARGEST = 500
+"""Boxes or edges of a picture that shows every copy of a block."""
 
 
 @dataclass(frozen=True)
@@ -38,44 +42,76 @@ class Link:
     target: str
     kind: str
 
+    @property
+    def title(self) -> str:
+        return f"{self.source.removeprefix('learner ')} -> {self.target.removeprefix('learner ')}: {self.kind}"
+
 
 @dataclass
 class Picture:
-    """`lanes` are (sort key, label), highest frequency first; `blocks` the copies of each block that is drawn.
+    """`lanes` are (sort key, label), highest frequency first; `blocks` the number of copies of each block with flows.
 
     `members` are the nodes that a box stands for: itself, its copies, and the unnamed parts of its expression.
+    `expanded`: every copy of a block is drawn, each as a block of its own.
     """
 
     name: str
-    collapsed: bool = True
+    expanded: bool = False
     boxes: dict[str, Box] = field(default_factory=dict)
     links: dict[Link, None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], str] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     members: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def block_name(self, scope: str) -> str:
+        """`h` of `h.0` where it stands for all copies, `h.0` where each is drawn."""
+        return scope if self.expanded else ".".join(part for part in scope.split(".") if not part.isdigit())
 
-def picture(graph: LevelGraph, collapse: bool = True) -> Picture:
-    """The graph after its passes, with everything in it that is worth a box; each copy of a block where `collapse` is off."""
-    return _Collector(prepared(graph), collapse).run()
+    def block_label(self, scope: str) -> str:
+        """`h x 5`: the name, and how many copies it stands for."""
+        count = self.blocks.get(scope, 1)
+        return f"{self.block_name(scope)}{f' x {count}' if count > 1 else ''}"
+
+    @property
+    def has_flows(self) -> bool:
+        return any(box.lane is None for box in self.boxes.values())
+
+    @property
+    def is_large(self) -> bool:
+        """Too large to be read, and for what draws it: Mermaid refuses more than 500 edges."""
+        return max(len(self.boxes), len(self.links)) > LARGEST
+
+
+def picture(graph: LevelGraph, expand: bool = False, only: Iterable[str] = ()) -> Picture:
+    """The graph after its passes, with everything in it that is worth a box; `only` are selections (nlc.graph.select) of it.
+
+    Copies of a block are drawn once. `expand` draws each, unless that is too large; the picture says what it did.
+    """
+    graph = prepared(graph)
+    part = select(graph, only) if only else None
+    flat = _Collector(graph, part, expand=True).run() if expand else None
+    return _Collector(graph, part).run() if flat is None or flat.is_large else flat
 
 
 class _Collector:
-    def __init__(self, graph: LevelGraph, collapse: bool) -> None:
-        self.graph = graph
-        self.picture = Picture(graph.name, collapse)
+    def __init__(self, graph: LevelGraph, part: Selection | None, expand: bool = False) -> None:
+        self.graph, self.part = graph, part
+        self.picture = Picture(graph.name, expand)
         self.level = {id: level.id for level in levels(graph) for id in level.learners}
         self.first: dict[str, str] = {}
+        self.wanted: set[str] = set()
         self.roots = set(graph.roots())
 
     def run(self) -> Picture:
         graph, picture = self.graph, self.picture
         self._copies()
+        if self.part is not None:
+            self.wanted = set(map(self.rep, self.part.flows | self.part.learners))
         for flow in graph.flows.values():
-            if self._is_shown(flow) and self.rep(flow.id) == flow.id:
+            if self._is_shown(flow) and self._stands(flow.id):
                 picture.boxes[flow.id] = self._flow(flow)
         for learner in graph.learners.values():
-            if not learner.is_parameter and self.rep(learner.id) == learner.id:
+            if not learner.is_parameter and self._stands(learner.id):
                 picture.boxes[f"learner {learner.id}"] = self._learner(learner)
         self._tensors()
         for flow in graph.flows.values():
@@ -85,17 +121,20 @@ class _Collector:
             if not learner.is_parameter:
                 self._into_learner(learner)
         picture.lanes = dict(sorted(picture.lanes.items()))
+        drawn = [f"{box.block}." for box in picture.boxes.values() if box.lane is None]
+        picture.blocks = {at: n for at, n in picture.blocks.items() if any(block.startswith(f"{at}.") for block in drawn)}
         self._members()
         return picture
 
     # -- copies ---------------------------------------------------------------------------------------------------------
 
     def _copies(self) -> None:
-        """Which block copies there are; the first of each run stands for all."""
-        scopes = {flow.scope for flow in self.graph.flows.values()} | {learner.scope for learner in self.graph.learners.values()}
-        scopes.discard("")
-        for scope in sorted(scopes):
-            self.first[scope] = ".".join("0" if part.isdigit() else part for part in scope.split(".")) if self.picture.collapsed else scope
+        """Which block copies there are; the first of each run stands for all, or each for itself."""
+        nodes: list[Flow | Learner] = [*self.graph.flows.values(), *self.graph.learners.values()]
+        scopes = [scope for scope in dict.fromkeys(node.scope for node in nodes) if scope]
+        for scope in scopes:
+            first = ".".join("0" if part.isdigit() else part for part in scope.split("."))
+            self.first[scope] = scope if self.picture.expanded else first
         for scope in scopes:
             if self.first[scope] == scope:
                 self.picture.blocks[scope] = sum(self.first[other] == scope for other in scopes)
@@ -105,6 +144,10 @@ class _Collector:
         node: Flow | Learner | None = self.graph.flows.get(id) or self.graph.learners.get(id)
         scope = node.scope if node is not None else ""
         return f"{self.first[scope]}.{local(id, scope)}" if scope in self.first and id.startswith(scope) else id
+
+    def _stands(self, id: str) -> bool:
+        """True for a node that stands for itself and its copies, unless only others are wanted."""
+        return self.rep(id) == id and (self.part is None or id in self.wanted)
 
     def _members(self) -> None:
         """The box of every node that has one: `q:conv` belongs to the flow `q`, a flow of a rule or an objective to the learner."""
@@ -173,14 +216,14 @@ class _Collector:
         """One box for the slow tensors of each block, and one for those outside."""
         groups: dict[str, list[Learner]] = {}
         for learner in self.graph.parameters:
-            if self.rep(learner.id) == learner.id and learner.is_parameter:
+            if self._stands(learner.id) and learner.is_parameter:
                 groups.setdefault(learner.scope, []).append(learner)
         for scope, members in groups.items():
             count = self.picture.blocks.get(scope, 1)
             numbers = sum(size_of(m.axes) for m in members)
             what = f"{len(members)} tensors" if len(members) > 1 else members[0].id
-            head = f"{what} of {_block_name(scope)}" if scope else what
-            lines = (f"{head}{f' x {count}' if count > 1 else ''}", f"{numbers:,} numbers{' each' if count > 1 else ''}")
+            head = f"{what} of {self.picture.block_label(scope)}" if scope else what
+            lines = (head, f"{numbers:,} numbers{' each' if count > 1 else ''}")
             title = "\n".join(f"{m.id} {show_axes(m.axes)} {place(m.span)}" for m in members)
             lane = (2, 0)
             self.picture.lanes[lane] = "never in context"
@@ -189,15 +232,14 @@ class _Collector:
     # -- links ----------------------------------------------------------------------------------------------------------
 
     def _link(self, source: str, target: str, kind: str) -> None:
-        """An edge between shown things; one from copy to copy of a block is not drawn."""
+        """An edge between shown things; one from copy to copy of a block is not drawn where one stands for all."""
         boxes = self.picture.boxes
         ends = []
         for id in (source, target):
             prefix = "learner " if id.startswith("learner ") else ""
             ends.append(prefix + self.rep(id.removeprefix(prefix)) if not id.startswith("tensors ") else id)
-        between = self._unit(source), self._unit(target)
-        copies = self.picture.collapsed and all(between) and between[0] != between[1]
-        if copies or ends[0] == ends[1]:
+        between = ("", "") if self.picture.expanded else (self._unit(source), self._unit(target))
+        if (all(between) and between[0] != between[1]) or ends[0] == ends[1]:
             return
         if ends[0] in boxes and ends[1] in boxes:
             self.picture.links[Link(ends[0], ends[1], kind)] = None
@@ -281,11 +323,6 @@ def _details(learner: Learner) -> list[str]:
     return lines
 
 
-def _block_name(scope: str) -> str:
-    """`h` of `h.0`."""
-    return ".".join(part for part in scope.split(".") if not part.isdigit())
-
-
 def columns(shown: Picture) -> dict[str, int]:
     """The column of each flow: behind everything it is made from."""
     flows: nx.DiGraph[str] = nx.DiGraph()
@@ -305,4 +342,19 @@ def columns(shown: Picture) -> dict[str, int]:
     return {id: i for i, generation in enumerate(nx.topological_generations(flows)) for id in generation}
 
 
-__all__ = ["Box", "Link", "Picture", "columns", "picture"]
+def rows(shown: Picture) -> list[list[str]]:
+    """What stands side by side in a picture that runs from top to bottom: columns of flows, then the lanes of learners."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    column = columns(shown)
+    for id, box in shown.boxes.items():
+        found.setdefault((0, column[id]) if box.lane is None else (1, *box.lane), []).append(id)
+    return [found[key] for key in sorted(found)]
+
+
+def inner_blocks(shown: Picture, block: str = "") -> list[str]:
+    """The blocks that stand directly inside a block, or in none."""
+    inside = [scope for scope in shown.blocks if scope != block and (not block or scope.startswith(f"{block}."))]
+    return [scope for scope in inside if not any(scope.startswith(f"{other}.") for other in inside)]
+
+
+__all__ = ["LARGEST", "Box", "Link", "Picture", "columns", "inner_blocks", "picture", "rows"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from nlc.graph.ir import Learner, LevelGraph, Rule, Write
+from nlc.graph.ir import Learner, LevelGraph, Rule, Solve, Write
 from nlc.graph.linear import LinearForm
 
 
@@ -36,9 +36,15 @@ def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
         learner,
         writes=tuple(Write(maybe(w.key), maybe(w.value), ids(w.loss), maybe(w.pred), w.span) for w in learner.writes),
         keep=maybe(learner.keep),
+        solve=None if learner.solve is None else rewire_solve(learner.solve, ids),
         rule=Rule(rule.call, rule.spec, tuple((n, ids(f)) for n, f in rule.args), maybe(rule.gradient), maybe(rule.step), maybe(rule.keep)),
         linear=rewire_form(learner.linear, ids) if isinstance(learner.linear, LinearForm) else learner.linear,
     )
+
+
+def rewire_solve(solve: Solve, ids: Callable[[str], str]) -> Solve:
+    key, value, weight, query, sample = map(ids, (solve.key, solve.value, solve.weight, solve.query, solve.sample))
+    return Solve(key, value, weight, query, sample, solve.over)
 
 
 def rewire_form(form: LinearForm, ids: Callable[[str], str]) -> LinearForm:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from nlc.graph.ir import Axes, Axis, Init, Learner, LevelGraph
 
 ZEROS = Init("zeros")
+CONTEXT = Axis("context", 0)
+"""The axis of stored samples: none in a new stream, one more with each token."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def needs_position(graph: LevelGraph) -> bool:
 
 
 def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
-    """The state of `forward` and `step`: memories, the learners of their rules, anchors, convolution tails, the position."""
+    """The state of `forward` and `step`: memories, the learners of their rules, anchors, convolution tails, contexts, the position."""
     found: list[StateTensor] = []
     for learner in graph.learners.values():
         if learner.sharing == "sequence" and learner.writes:
@@ -46,6 +48,11 @@ def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
         if flow.op == "conv" and flow.attr("width") > 1:
             tail = Axis("tail", flow.attr("width") - 1)
             found.append(StateTensor(flow.attr("learner"), (tail, *flow.axes), "tail"))
+    for learner in graph.learners.values():
+        if learner.solve is not None:
+            for part, id in (("keys", learner.solve.key), ("values", learner.solve.value)):
+                axes = graph.flows[id].axes if part == "keys" else learner.per + learner.store.out_axes
+                found.append(StateTensor(f"{learner.id}.{part}", (CONTEXT, *axes), "context", learner.id))
     if needs_position(graph):
         found.append(StateTensor("position", (), "position"))
     return tuple(found)

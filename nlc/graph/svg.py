@@ -13,28 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from xml.sax.saxutils import escape, quoteattr
 
-from nlc.graph.ir import LevelGraph
 from nlc.graph.layout import LINE, MARGIN, PAD, Layout, Placed, lay_out
-from nlc.graph.picture import Picture, picture
+from nlc.graph.palette import COLORS, FILLS
+from nlc.graph.picture import Picture
 
 ENTRY = 252.0
 """Width of an entry of the legend."""
 
-COLORS = {
-    "argument": "#8b949e",
-    "recall": "#c0392b",
-    "query": "#8e44ad",
-    "key": "#1f6fb4",
-    "probe": "#0e8f9b",
-    "value": "#1e8449",
-    "rate": "#d68910",
-    "keep": "#935116",
-    "rule": "#b03a7b",
-    "gradient": "#2c3e50",
-    "host": "#5d6d7e",
-    "owns": "#5d6d7e",
-    "tensor": "#a6acb3",
-}
 MEANINGS = {
     "argument": "flow to flow",
     "recall": "what a learner answers",
@@ -44,25 +29,13 @@ MEANINGS = {
     "tensor": "slow tensors in use",
 }
 DASHED = {"host": "2 3", "owns": "6 4", "tensor": "1 3"}
-FILLS = {
-    "input": ("#e8f1fb", "#1f6fb4"),
-    "flow": ("#ffffff", "#8b949e"),
-    "output": ("#e6f4ea", "#1e8449"),
-    "loss": ("#fdeceb", "#c0392b"),
-    "memory": ("#fff4e0", "#d68910"),
-    "rule": ("#fdf3f8", "#b03a7b"),
-    "outer": ("#eef0f3", "#2c3e50"),
-    "tensors": ("#f6f7f8", "#8b949e"),
-}
 
 
-def to_svg(graph: LevelGraph) -> str:
-    """The picture of a graph; one before its passes is put through them first."""
-    return draw(picture(graph))
+def to_svg(shown: Picture, marks: Mapping[str, str] | None = None, prefix: str = "") -> str:
+    """A picture as the text of an SVG file.
 
-
-def draw(shown: Picture, marks: Mapping[str, str] | None = None, prefix: str = "") -> str:
-    """A picture as SVG. `marks` are further attributes of boxes, by id; `prefix` keeps ids apart where a page holds several."""
+    `marks` are further attributes of boxes, by id; `prefix` keeps ids apart where a page holds several.
+    """
     return _Drawing(shown, lay_out(shown), marks or {}, prefix).text()
 
 
@@ -109,9 +82,8 @@ class _Drawing:
             dash = f' stroke-dasharray="{DASHED[link.kind]}"' if link.kind in DASHED else ""
             path = "M" + " L".join(f"{x:.1f},{y:.1f}" for x, y in corners)
             style = f'fill="none" stroke="{COLORS[link.kind]}" stroke-width="1.4"{dash} stroke-linejoin="round"'
-            title = f"{link.source.removeprefix('learner ')} -> {link.target.removeprefix('learner ')}: {link.kind}"
             ends = f" data-ends={quoteattr(f'{link.source}|{link.target}')}" if self.marks else ""
-            yield f'<path d="{path}" {style} marker-end="url(#{self.prefix}{link.kind})"{ends}><title>{escape(title)}</title></path>'
+            yield f'<path d="{path}" {style} marker-end="url(#{self.prefix}{link.kind})"{ends}><title>{escape(link.title)}</title></path>'
 
     def _across(self) -> int:
         """How many entries of the legend stand beside each other."""

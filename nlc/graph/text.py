@@ -13,7 +13,8 @@ from itertools import groupby
 from nlc.diagnostics import Span
 from nlc.graph.ir import Attribute, Axis, Flow, Init, Learner, LevelGraph, Rule, show_axes
 from nlc.graph.linear import LinearForm, NotLinear
-from nlc.graph.order import levels
+from nlc.graph.order import DerivedLevel, levels
+from nlc.graph.select import Selection
 from nlc.language.expression import to_text as expression_text
 
 COMMENT_COLUMN = 88
@@ -28,9 +29,10 @@ class Line:
     place: str = ""
 
 
-def to_text(graph: LevelGraph) -> str:
-    """The printed graph; ends with a newline."""
-    return lines_of(_graph(graph, 0, f"graph {graph.name}"))
+def to_text(graph: LevelGraph, only: Selection | None = None) -> str:
+    """The printed graph, or a part of it, with the levels of the whole; ends with a newline."""
+    shown = graph if only is None else only.part_of(graph)
+    return lines_of(_graph(shown, 0, f"graph {graph.name}", levels(graph)))
 
 
 def lines_of(lines: Iterable[Line]) -> str:
@@ -55,17 +57,19 @@ def _render(line: Line) -> str:
     return f"{text:<{COMMENT_COLUMN}}  # {line.place}" if line.place else text
 
 
-def _graph(graph: LevelGraph, depth: int, head: str) -> Iterator[Line]:
+def _graph(graph: LevelGraph, depth: int, head: str, found: Iterable[DerivedLevel]) -> Iterator[Line]:
     yield Line(depth, f"{head} {{", place(graph.span))
     if graph.dims:
         yield Line(depth + 1, f"dims {' '.join(f'{name}={size}' for name, size in graph.dims)}")
     for name, function in graph.functions.items():
-        yield from _graph(function, depth + 1, f"function {name}: {function.name}")
-    for level in levels(graph):
-        yield Line(depth + 1, f"level {level.id} every {level.clock} {{" if level.clock else f"level {level.id} {{")
-        for id in level.learners:
-            yield from _learner(graph, graph.learners[id], depth + 2)
-        yield Line(depth + 1, "}")
+        yield from _graph(function, depth + 1, f"function {name}: {function.name}", levels(function))
+    for level in found:
+        members = [graph.learners[id] for id in level.learners if id in graph.learners]
+        if members:
+            yield Line(depth + 1, f"level {level.id} every {level.clock} {{" if level.clock else f"level {level.id} {{")
+            for learner in members:
+                yield from _learner(graph, learner, depth + 2)
+            yield Line(depth + 1, "}")
     yield from _values(graph, depth + 1)
     yield Line(depth, "}")
 
@@ -120,7 +124,7 @@ def type_of(flow: Flow) -> str:
 
 def _learner(graph: LevelGraph, learner: Learner, depth: int) -> Iterator[Line]:
     """One line for a tensor that nothing writes in context, a block of lines for the others."""
-    head = f"learner {learner.id}: {_store(learner)}{_where(learner)}"
+    head = f"learner {learner.id}: {store_text(learner)}{_where(learner)}"
     details = list(_details(learner, depth + 1))
     if details:
         yield Line(depth, f"{head} {{", place(learner.span))
@@ -131,7 +135,7 @@ def _learner(graph: LevelGraph, learner: Learner, depth: int) -> Iterator[Line]:
         yield Line(depth, f"{head} {_state(learner)}", place(learner.span))
 
 
-def _store(learner: Learner) -> str:
+def store_text(learner: Learner) -> str:
     """`map W [K=64] -> [V=64] per [H=4]`; the tensor's own axes only where they are not those of query and answer."""
     store = learner.store
     plain = len(store.tensors) == 1 and store.tensors[0].axes == store.in_axes + store.out_axes
@@ -175,6 +179,9 @@ def _details(learner: Learner, depth: int) -> Iterator[Line]:
         text = " ".join(f"{role} {flow}" for role, flow in named if flow is not None)
         default = f" (by default {given['minimize']})" if "minimize" in given else ""
         yield Line(depth, f"write {text}{default}", place(write.span))
+    if learner.solve is not None:
+        over = f"{learner.solve.over} tokens" if learner.solve.over else "all"
+        yield Line(depth, f"solve exact over {over} key {learner.solve.key} value {learner.solve.value} weight {learner.solve.weight}")
     if learner.writes:
         at = f"at {learner.at}{_by_default(given, 'at', learner.at)}"
         keep = f"keep {learner.keep or '1'}{' (by default)' if 'keep' in given else ''}"
@@ -188,9 +195,15 @@ def _owned(learner: Learner, depth: int) -> Iterator[Line]:
     """The tensors an outer learner owns, a line for each block copy."""
     selector = f" {expression_text(learner.selector)}" if learner.selector is not None else ""
     yield Line(depth, f"owns{selector}: {len(learner.owns)} learners")
-    for stem, ids in groupby(learner.owns, key=unit_of):
-        names = ", ".join(id.removeprefix(f"{stem}.") for id in ids)
-        yield Line(depth + 1, f"{stem}: {names}" if stem else names)
+    for text in by_copy(learner.owns):
+        yield Line(depth + 1, text)
+
+
+def by_copy(ids: Iterable[str]) -> Iterator[str]:
+    """`h.3: q.linear, k.linear`: ids of nodes, a line for each block copy."""
+    for stem, group in groupby(ids, key=unit_of):
+        names = ", ".join(id.removeprefix(f"{stem}.") for id in group)
+        yield f"{stem}: {names}" if stem else names
 
 
 def unit_of(id: str) -> str:

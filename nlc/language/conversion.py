@@ -8,7 +8,7 @@ from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.language.expression import Expr, Lambda, ListOf, Name, Number
 from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, not_yet, unknown_word
 from nlc.language.schema import FOLDS, INPUT_WORDS, STATES
-from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Spec, Store, Use, Write
+from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Spec, Store, Use, Write
 from nlc.language.templates import Templates, is_inline
 from nlc.language.values import Problems, axes, axis_names, call, check_name, expression, function, period, size
 from nlc.language.wording import closest, did_you_mean, listed, orderly
@@ -284,7 +284,17 @@ class _Conversion:
         at = self.state(form.entries["at"].value) if "at" in form.entries else None
         rule = call(form.entries["rule"].value, "rule", self.problems) if "rule" in form.entries else None
         key, value, minimize = optional("key"), optional("value"), optional("minimize")
-        return Write(key, value, minimize, fold, at, self.keep(form), optional("rate"), rule, span, _spans(form))
+        solve, over = self.word(form.get("solve")), self.over(form.get("over"))
+        weight = optional("weight")
+        return Write(key, value, minimize, fold, at, self.keep(form), optional("rate"), rule, span, _spans(form), solve, over, weight)
+
+    def over(self, node: Node | None) -> Period | None:
+        """`all`, or a number of tokens."""
+        if node is None:
+            return None
+        if isinstance(node, Scalar) and node.text.strip() == "all":
+            return Period(Number(0, node.span), "all", node.span)
+        return period(node, self.problems)
 
     def keep(self, form: Mapping) -> Expr | None:
         entry = form.entries.get("keep")

@@ -95,6 +95,10 @@ class Write:
     span: Span
     spans: dict[str, Span] = field(default_factory=dict, compare=False)
     """The place of each key that is written."""
+    solve: str | None = None
+    over: Period | None = None
+    """The context of an exact solve; the clock `all` with count 0 stands for `all`."""
+    weight: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from nlc.diagnostics import BackendError, Diagnostic
 from nlc.graph import codes
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, roles
+from nlc.graph.ops import CARRYING
 from nlc.graph.order import Node
 from nlc.passes.classify import is_memory
 
@@ -97,7 +98,7 @@ def _dependencies(graph: LevelGraph, sweeps: dict[str, Sweep]) -> nx.DiGraph[Nod
     answers = {flow.id: sweep.id for sweep in sweeps.values() for flows in sweep.recalls for flow in flows}
     needs: nx.DiGraph[Node] = nx.DiGraph()
     todo: list[Node] = [("flow", root) for root in graph.roots()] + [("sweep", id) for id in sweeps]
-    todo += [("flow", flow.id) for flow in graph.flows.values() if flow.op == "conv" and flow.host is None]
+    todo += [("flow", flow.id) for flow in graph.flows.values() if flow.op in CARRYING and flow.host is None]
     while todo:
         node = todo.pop()
         if needs.has_node(node) and needs.nodes[node].get("done"):
@@ -180,7 +181,7 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
 def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
     """What neither an output nor a state needs."""
     roots: set[Node] = {("flow", id) for _, id in graph.outputs} | {node for node in needs if node[0] == "sweep"}
-    roots |= {node for node in needs if node[0] == "flow" and graph.flows[node[1]].op == "conv"}
+    roots |= {node for node in needs if node[0] == "flow" and graph.flows[node[1]].op in CARRYING}
     needed = roots.union(*(nx.ancestors(needs, root) for root in roots if root in needs)) if roots else set()
     # a sweep makes all that is recalled from its memories, together
     needed |= {node for node in needs if node[0] == "flow" and any(before[0] == "sweep" for before in needs.predecessors(node))}

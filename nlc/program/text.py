@@ -84,6 +84,9 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
 
 def _flow(flow: Flow, name: Namer, depth: int) -> Line:
     carries = " carries its last inputs" if flow.op == "conv" and flow.attr("width") > 1 else ""
+    if flow.op == "attend":
+        over = flow.attr("over")
+        carries = f" carries its last {over - 1} samples" if over else " carries all samples"
     return Line(depth, f"{name(flow.id)} = {operation(flow, name)}{_axes(flow)}{carries}", place(flow.span))
 
 

@@ -155,6 +155,8 @@ class Tick:
                 return self.gradient(graph.learners[flow.attr("learner")])
             case "conv":
                 return self._conv(flow, args[0])
+            case "attend":
+                return self._attend(graph.learners[flow.attr("learner")], *args)
             case "embed":
                 return self.parameter(flow)[args[0]]
             case "project":
@@ -202,6 +204,42 @@ class Tick:
         rows = torch.cat([self.old[key], x[:, None]], 1)
         self.new[key] = rows[:, 1:]
         return (rows * W).sum(1)
+
+    def _attend(self, learner: Learner, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The minimum over w of sum_i weight(q, k_i) * 0.5 |w - v_i|^2: the weighted mean of the values, sample by sample."""
+        solve = learner.solve
+        assert solve is not None
+        out = (*learner.per, *learner.store.out_axes)
+        spread = elementwise("mul", [torch.ones(1, *(a.size for a in out), dtype=value.dtype), value], [out, self._axes(solve.value)], out)
+        keys = torch.cat([self.old[f"{learner.id}.keys"], key[:, None]], 1)
+        values = torch.cat([self.old[f"{learner.id}.values"], spread[:, None].expand(len(key), -1, *spread.shape[1:])], 1)
+        if solve.over:
+            keys, values = keys[:, -solve.over :], values[:, -solve.over :]
+        weights = [self._weight(learner, query, keys[:, i]) for i in range(keys.shape[1])]
+        total = torch.stack(weights).sum(0)
+        answer = torch.stack([w * values[:, i] for i, w in enumerate(weights)]).sum(0) / total
+        first = 1 if solve.over and keys.shape[1] == solve.over else 0
+        self.new[f"{learner.id}.keys"], self.new[f"{learner.id}.values"] = keys[:, first:], values[:, first:]
+        return answer
+
+    def _weight(self, learner: Learner, query: Tensor, key: Tensor) -> Tensor:
+        """The weight of one sample [B, per, 1 for each axis of the value]."""
+        solve = learner.solve
+        assert solve is not None
+        known: dict[str, Tensor] = {solve.query: query, solve.sample: key}
+
+        def value(id: str) -> Tensor:
+            if id not in known:
+                flow = self.graph.flows[id]
+                known[id] = self.compute(flow, [value(arg) for arg in flow.args])
+            return known[id]
+
+        axes = (*learner.per, *learner.store.out_axes)
+        ones = torch.ones(1, *(1 if a in learner.store.out_axes else a.size for a in axes), dtype=query.dtype)
+        return elementwise("mul", [ones, value(solve.weight)], [axes, self._axes(solve.weight)], axes)
+
+    def _axes(self, id: str) -> Any:
+        return self.graph.flows[id].axes
 
     # -- learners ---------------------------------------------------------------------------------------------------
 
@@ -274,7 +312,7 @@ class Tick:
             elif item.kind == "position":
                 self.new[item.key] = self.old[item.key] + 1
         for flow in self.graph.flows.values():
-            if flow.op == "conv" and flow.attr("width") > 1:
+            if (flow.op == "conv" and flow.attr("width") > 1) or flow.op == "attend":
                 self.flow(flow.id)
         return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
 

@@ -52,9 +52,9 @@ class BackendFailed(Diagnostic):
 class MissingPackage(Diagnostic):
     """An optional package that a backend needs is not installed.
 
-    Why: torch-mlir is large, and only the linalg target uses it.
+    Why: only `--as linalg` uses torch-mlir, and only GPU code uses triton.
     Wrong:  nlc emit ops/delta_rule --as linalg      without torch-mlir
-    Right:  pip install 'nlc[mlir]', then the same command
+    Right:  pip install 'nlc[mlir]', then the same command; 'nlc[gpu-emit]' for triton
     """
 
     code = "NLC705"

@@ -96,6 +96,11 @@ class CompiledSpec(nn.Module):
             shape = [] if item.kind == "position" else [batch, *(axis.size for axis in item.axes)]
             if key not in state:
                 problems.append(codes.BadState(f"the state has no `{key}` {shape}", span, "start from `initial_state(batch)`"))
+            elif item.kind == "context" and state[key].dim() == len(shape):
+                rest = [*state[key].shape[:1], *state[key].shape[2:]]
+                if rest != [*shape[:1], *shape[2:]]:
+                    wanted = f"[{', '.join(map(str, [shape[0], 'samples', *shape[2:]]))}]"
+                    problems.append(codes.BadState(f"the state `{key}` has shape {list(state[key].shape)}; {wanted} is needed", span))
             elif list(state[key].shape) != shape:
                 problems.append(codes.BadState(f"the state `{key}` has shape {list(state[key].shape)}; {shape} is needed", span))
         problems += [

@@ -26,7 +26,7 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
     if backend == "inductor":
         from nlc.backends.inductor import compile_regions
 
-        compile_regions(module, generated.regions)
+        compile_regions(module, generated.regions, any(learner.solve is not None for learner in graph.learners.values()))
     known |= {"program": program, "source": generated.source}
     base = getattr(module, generated.class_name)
     result: CompiledSpec = type(f"Compiled{generated.class_name}", (Checked, base), known)(seed)

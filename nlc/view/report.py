@@ -10,7 +10,7 @@ from importlib.resources import files
 
 from nlc.graph.ir import LevelGraph
 from nlc.graph.picture import picture
-from nlc.graph.svg import draw
+from nlc.graph.svg import to_svg
 from nlc.graph.text import to_text
 from nlc.passmanager import Stage, find_pass
 from nlc.view.changes import changes, counts
@@ -79,11 +79,11 @@ def _summary(made: Made) -> str:
 
 def _graph(made: Made, marks: Marks) -> dict[str, str]:
     """The picture twice, copies of blocks once and all of them; the list of nodes; the raster, whose rows are those of the first."""
-    collapsed, whole = picture(made.after), picture(made.after, collapse=False)
+    collapsed, whole = picture(made.after), picture(made.after, expand=True)
     has_copies = len(whole.boxes) > len(collapsed.boxes)
     return {
-        "COLLAPSED": draw(collapsed, box_marks(collapsed, made.after, made.explanation, marks), "c-"),
-        "WHOLE": draw(whole, box_marks(whole, made.after, made.explanation, marks), "w-") if has_copies else "",
+        "COLLAPSED": to_svg(collapsed, box_marks(collapsed, made.after, made.explanation, marks), "c-"),
+        "WHOLE": to_svg(whole, box_marks(whole, made.after, made.explanation, marks), "w-") if has_copies else "",
         "COPIES": "" if has_copies else "hidden",
         "NODES": node_list(made.after, collapsed, whole, made.explanation, marks),
         "UPDATES": updates(made.after, collapsed, marks),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -187,3 +188,42 @@ def test_emit_prints_the_code_of_inductor(tmp_path: Path) -> None:
 
     assert ran.code == 0, ran.err
     assert ran.out.startswith("# inductor-00-forward.py\n")
+
+
+@pytest.mark.slow
+@pytest.mark.triton
+def test_emit_prints_the_code_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    spec = spec_file(tmp_path)
+
+    ran = nlc("emit", spec, "--as", "inductor", "--target", "cuda:sm_80", "--tokens", "4", "--form", "recurrent")
+
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("# small for cuda:sm_80 (NVIDIA A100)")
+    assert "# ---- stage_0 forward ----" in ran.out and "# ---- stage_0 backward ----" in ran.out
+    assert "async_compile.triton(" in ran.out
+
+
+def test_emit_names_the_package_that_gpu_code_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+
+    ran = nlc("emit", OP, "--as", "ptx", "--target", "cuda:sm_90", "-o", tmp_path / "rule.ptx")
+
+    assert ran.code == 3
+    assert "error[NLC705]: triton is not installed" in ran.err
+    assert "pip install 'nlc[gpu-emit]'" in ran.err
+    assert files_in(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("inductor", "--target", "cuda:sm_91"), "there is no target `cuda:sm_91`; targets: cpu, cuda:sm_80, cuda:sm_90, cuda:sm_100"),
+        (("ptx",), "`--as ptx` needs a GPU; give `--target`: cuda:sm_80, cuda:sm_90, cuda:sm_100"),
+        (("svg", "--target", "cuda:sm_90"), "`--as svg` has no `--target`; only inductor and ptx have one"),
+    ],
+)
+def test_emit_refuses_a_target_that_does_not_fit(options: tuple[str, ...], message: str) -> None:
+    ran = nlc("emit", OP, "--as", *options)
+
+    assert ran.code == 2
+    assert message in ran.err

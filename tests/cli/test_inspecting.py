@@ -96,6 +96,86 @@ def test_graph_prints_json_and_svg() -> None:
     assert nlc("graph", OP, "--as", "svg", "--json").code == 2
 
 
+@pytest.mark.parametrize(("form", "head"), [("svg", "<svg"), ("dot", "digraph"), ("mermaid", "---")])
+def test_graph_is_drawn(form: str, head: str) -> None:
+    folded, flat = nlc("graph", MODEL, "--as", form), nlc("graph", MODEL, "--as", form, "--expand")
+
+    assert folded.out.startswith(head)
+    assert len(flat.out) > len(folded.out)
+    assert (folded.err, flat.err) == ("", "")
+    assert nlc("emit", MODEL, "--as", form).out == folded.out
+    assert nlc("graph", MODEL, "--as", form, "--json").code == 2
+
+
+def test_graph_too_large_to_draw_flat_is_folded_with_a_message() -> None:
+    many = ["--set", "layers=60", "--as", "dot"]
+
+    ran = nlc("graph", MODEL, *many, "--expand")
+
+    assert ran.code == 0
+    assert ran.out == nlc("graph", MODEL, *many).out
+    assert "more than 500 boxes or edges: each block is drawn once" in ran.err
+
+
+@pytest.mark.parametrize("form", ["text", "json", "svg", "dot", "mermaid"])
+def test_graph_shows_a_neighbourhood_in_every_form(form: str, tmp_path: Path) -> None:
+    spec = spec_file(tmp_path)
+
+    whole, part = nlc("graph", spec, "--as", form), nlc("graph", spec, "--as", form, "--select", "S+1")
+
+    assert part.code == 0, part.err
+    assert len(part.out) < len(whole.out)
+    assert nlc("graph", spec, "--as", form, "--select", "S", "--select", "S+1").out == part.out
+
+
+@pytest.mark.parametrize("form", ["text", "json", "svg", "dot", "mermaid"])
+@pytest.mark.parametrize(("pattern", "message"), [("bta", "did you mean `beta`?"), ("1+", "no flow or learner `1`"), ("a b", "write `S`")])
+def test_graph_refuses_other_selections(form: str, pattern: str, message: str, tmp_path: Path) -> None:
+    ran = nlc("graph", spec_file(tmp_path), "--as", form, "--select", pattern)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+
+
+def test_graph_shows_when_levels_update(tmp_path: Path) -> None:
+    spec = spec_file(tmp_path)
+
+    raster, token = nlc("graph", spec, "--raster", "4"), nlc("graph", spec, "--at-token", "3", "--after", "classify")
+
+    assert "token/1.0 every 1 token  ####\n" in raster.out
+    assert "level token/1.0 every 1 token: updates\n    S\n" in token.out
+    assert nlc("graph", spec, "--raster", "4", "--json").json["levels"][0]["marks"] == "####"
+    assert nlc("graph", spec, "--at-token", "0", "--as", "json").json["levels"][0]["learners"] == ["S"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--at-token", "-1"],
+        ["--at-token", "x"],
+        ["--raster", "0"],
+        ["--raster", "1000000"],
+        ["--raster", "4", "--at-token", "1"],
+        ["--raster", "4", "--select", "S"],
+        ["--at-token", "4", "--as", "svg"],
+    ],
+    ids=" ".join,
+)
+def test_graph_refuses_other_tokens(options: list[str], tmp_path: Path) -> None:
+    ran = nlc("graph", spec_file(tmp_path), *options)
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "rror" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_graph_expands_drawings_only() -> None:
+    ran = nlc("graph", MODEL, "--expand")
+
+    assert ran.code == 2
+    assert "`--as svg` or `--as dot` or `--as mermaid`" in ran.err
+
+
 def test_graph_after_a_pass_differs_from_the_graph_before() -> None:
     assert nlc("graph", OP, "--after", "classify").out != nlc("graph", OP).out
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import nlc
-from nlc.graph.ir import Axis, Bucket, Clock, Init, Learner, LevelGraph, Rule, Store, StoreTensor, Write
+from nlc.graph.ir import Axis, Bucket, Clock, Init, Learner, LevelGraph, Rule, Solve, Store, StoreTensor, Write
 from nlc.graph.linear import LinearForm
 from nlc.graph.text import to_text
 from nlc.language.parser import parse
@@ -60,6 +60,7 @@ OTHER: dict[str, object] = {
     "fold": {"token": "each"},
     "keep": "beta",
     "rule": Rule(step="v"),
+    "solve": Solve("k", "v", "beta", "q", "k", 3),
     "selector": parse("rest"),
     "owns": ("S",),
     "host": "S",
