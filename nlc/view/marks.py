@@ -15,21 +15,34 @@ from nlc.diagnostics import Span
 
 @dataclass(frozen=True)
 class Marks:
-    """The files of a graph, the spec itself first."""
+    """The files of a graph, the spec itself first, and their lines."""
 
     files: tuple[str, ...]
+    lines: Mapping[str, list[str]]
 
     @classmethod
     def of(cls, first: str, sources: Mapping[str, str]) -> Marks:
-        return cls(tuple(sorted(sources, key=lambda file: (file != first, file))))
+        files = tuple(sorted(sources, key=lambda file: (file != first, file)))
+        return cls(files, {file: sources[file].splitlines() for file in files})
 
     def at(self, span: Span) -> dict[str, str]:
         """The attributes of a node; none where no file says it."""
         if span.file not in self.files:
             return {}
-        last = span.end_line + (0 if span.end_column == 0 and span.end_line > span.line else 1)
-        more = {"data_to": str(last)} if last > span.line + 1 else {}
+        last = self._last_line(span)
+        more = {"data_to": str(last + 1)} if last > span.line else {}
         return {"data_at": f"{self.files.index(span.file)}:{span.line + 1}", **more}
+
+    def _last_line(self, span: Span) -> int:
+        """The last line of a node. A key at the begin of a line goes on for as long as lines stand deeper."""
+        lines = self.lines[span.file]
+        last = span.end_line - (span.end_column == 0 and span.end_line > span.line)  # the end is exclusive
+        if last < len(lines) and not lines[span.line][: span.column].strip():
+            for number, line in enumerate(lines[last + 1 :], last + 1):
+                if line.strip() and len(line) - len(line.lstrip()) <= span.column:
+                    break
+                last = number if line.strip() else last
+        return last
 
     def split(self, line: str) -> tuple[str, str, dict[str, str]]:
         """A line of a program or of generated code: what stands there, its comment with the place, the attributes."""

@@ -62,9 +62,10 @@ class Browser:
         self._call("Emulation.setDeviceMetricsOverride", width=size[0], height=size[1], deviceScaleFactor=1, mobile=False)
 
     def close(self) -> None:
+        self._session = ""
+        self._call("Browser.close")
         os.close(self._out)
         os.close(self._in)
-        self._process.terminate()
         self._process.wait(PATIENCE)
 
     def open(self, url: str) -> None:

@@ -51,6 +51,13 @@ def test_click_on_generated_code_leads_back_to_yaml_and_box(page: Browser) -> No
     assert page.ask("document.querySelector('#collapsed [data-box=\"h.0.mixed\"]').classList.contains('on')")
 
 
+def test_line_inside_a_node_leads_to_it(page: Browser) -> None:
+    page.click("#y0-19")
+
+    assert page.ask("[...document.querySelectorAll('#nodes li.on')].map(e => e.dataset.node)") == ["weights"]
+    assert page.ask("document.querySelector('#collapsed [data-node=weights]').classList.contains('on')")
+
+
 def test_hover_over_yaml_shows_what_comes_of_it(page: Browser) -> None:
     page.hover(f"#y{BLOCK}-16")
 
