@@ -27,10 +27,11 @@ from nlc.graph.linear import LinearForm
 
 Node = tuple[str, str]
 
-ASKED = ("recall", "project")
+ASKED = ("recall", "project", "attend")
 """Operators whose operand is a query of a learner."""
 FROM_LEARNER = {
     "recall": "recall",
+    "attend": "recall",
     "project": "recall",
     "part": "recall",
     "pred": "pred",
@@ -79,7 +80,8 @@ def edges(graph: LevelGraph) -> Iterator[Edge]:
 
 def _into_flow(graph: LevelGraph, flow: Flow) -> Iterator[Edge]:
     here = ("flow", flow.id)
-    for index, arg in enumerate(flow.args):
+    operands = flow.args[:1] if flow.op == "attend" else flow.args  # a context reaches its query through the learner
+    for index, arg in enumerate(operands):
         yield Edge(("flow", arg), here, "query" if flow.op in ASKED else "argument", {"index": index})
     for id in learners_of(flow):
         if id in graph.learners:
