@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nlc.graph.ir import Clock, LevelGraph
-from nlc.graph.order import effective_clock, levels
+from nlc.graph.order import levels
 from nlc.graph.picture import Picture
 from nlc.view.html import tag, text
 from nlc.view.marks import Marks
@@ -15,7 +15,7 @@ WIDTH, ROW, LABEL, STEP = 760.0, 22.0, 330.0, 46.0
 
 def updates(graph: LevelGraph, shown: Picture, marks: Marks) -> str:
     """The raster as SVG. With a period above 1 a learner still writes at each token; at the begin of a period its anchor is renewed."""
-    clocks = {m.id: clock for m in graph.learners.values() if m.writes and (clock := effective_clock(graph, m)) is not None}
+    clocks = {id: level.clock for level in levels(graph) if level.clock is not None for id in level.learners}
     periods = [clock.period for clock in clocks.values() if clock.unit == "token"]
     tokens = min(max(LEAST, 2 * max(periods, default=1)), MOST)
     rows: list[str] = []

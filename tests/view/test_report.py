@@ -92,6 +92,13 @@ def test_raster_has_a_row_for_each_learner_that_writes(page: Page) -> None:
     assert rows == ["h.0.S", "weights.m", "weights.s", "weights"]
 
 
+def test_raster_shows_learners_that_are_solved_anew(tmp_path: Path) -> None:
+    assert nlc("view", "ops/softmax_attention", "-o", tmp_path / "report.html").code == 0
+
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert len(page.all("rect", class_="write")) == 1
+
+
 def test_period_is_marked_where_it_begins(tmp_path: Path) -> None:
     page = report_of(tmp_path, SMALL.replace("every: 1 token", "every: 16 tokens").replace("learn: {", "learn: {fold: each, "))
 
