@@ -22,9 +22,15 @@ def _missing_torch_mlir() -> str | None:
     return None if find_spec("torch_mlir") else "needs torch-mlir: pip install nlc[mlir]"
 
 
+def _missing_iree() -> str | None:
+    known = all(find_spec(package) for package in ("torch_mlir", "iree"))
+    return None if known else "needs torch-mlir and IREE: pip install nlc[mlir]"
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "gpu": _missing_gpu,
     "inductor": _missing_compiler,
+    "iree": _missing_iree,
     "torch_mlir": _missing_torch_mlir,
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nlc.cli.compiling import BatchOption, ChunkOption, Form, FormOption
+from nlc.cli.compiling import BatchOption, ChunkOption, Form, FormOption, TokensOption
 from nlc.cli.inspecting import GraphForm, OutOption, build_graph, graph_text, write
 from nlc.cli.optimizing import ExactOption, OnlyOption, PassOption, WithoutOption, choose_passes, run_passes
 from nlc.cli.session import Color, ColorOption, DebugOption, session
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
 class Target(enum.StrEnum):
     python = "python"
     inductor = "inductor"
+    torch_mlir = "torch-mlir"
     linalg = "linalg"
+    tosa = "tosa"
+    stablehlo = "stablehlo"
     program = "program"
     text = "text"
     json = "json"
     svg = "svg"
 
 
-TOKENS = {Target.inductor: 64, Target.linalg: 4}
-"""Tokens of the example inputs, unless given: linalg writes every token out."""
+MLIR = (Target.torch_mlir, Target.linalg, Target.tosa, Target.stablehlo)
 
 
 def emit(
@@ -45,26 +47,24 @@ def emit(
     exact: ExactOption = False,
     settings: SetOption = None,
     batch: BatchOption = 1,
-    tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Tokens of the example inputs; 64 for inductor, 4 for linalg.", show_default=False)
-    ] = None,
+    tokens: TokensOption = 64,
     color: ColorOption = Color.auto,
     debug: DebugOption = False,
 ) -> None:
     """Print one form of a compiled spec: after all passes, as graph, program, torch module, Inductor's code or MLIR.
 
-    linalg needs torch-mlir, and writes memories out token by token unless a form is chosen.
+    torch-mlir, linalg, tosa and stablehlo are dialects of MLIR: one function for exactly this many rows and tokens, with parameters, inputs
+    and states as arguments. They need torch-mlir.
 
     \b
     Example: nlc emit ops/delta_rule --as python
-             nlc emit ops/delta_rule --as linalg --tokens 8 -o delta.mlir
+             nlc emit ops/delta_rule --as linalg --tokens 128 -o delta.mlir
+             nlc emit models/gated_delta_lm --as stablehlo --tokens 1
     """
     with session(color, debug) as out:
-        if target is Target.linalg and form is Form.auto:
-            form = Form.recurrent
         passes = choose_passes(chosen, only, without, None, exact, {"choose-form": {"form": str(form), "chunk": chunk}})
         after, stages = run_passes(passes, build_graph(open_spec(spec, settings)))
-        write(out, _emitted(target, after, stages, batch, tokens or TOKENS.get(target, 1)), output)
+        write(out, _emitted(target, after, stages, batch, tokens), output)
 
 
 def _emitted(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
@@ -72,8 +72,8 @@ def _emitted(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch
         return graph_text(after, GraphForm(str(target)))
     if target is Target.inductor:
         return _inductor(after, stages, batch, tokens)
-    if target is Target.linalg:
-        return _linalg(after, stages, batch, tokens)
+    if target in MLIR:
+        return _mlir(target, after, stages, batch, tokens)
     from nlc.program.program import schedule
 
     program = schedule(after)
@@ -96,12 +96,13 @@ def _inductor(after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: 
     return "\n".join(f"# {name}\n{code}" for name, code in files.items())
 
 
-def _linalg(after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
+def _mlir(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
     from nlc.program.program import schedule
 
     schedule(after)  # what has no program is said before torch is loaded
-    from nlc.backends.mlir import linalg, require_torch_mlir
+    from nlc.backends.mlir import mlir, require_packages
     from nlc.runtime.compiling import compile_graph
 
-    require_torch_mlir()
-    return linalg(compile_graph(after, stages, "eager", 0), batch, tokens)
+    require_packages("torch_mlir")
+    lowered = mlir(compile_graph(after, stages, "eager", 0, export=True), target.value, batch, tokens)
+    return lowered.commented(f"{after.name}: {batch} rows of {tokens} tokens, from {after.file}")

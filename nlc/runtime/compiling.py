@@ -11,7 +11,8 @@ from nlc.runtime.compiled import Checked, CompiledSpec
 from nlc.runtime.loader import load_source
 
 
-def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int) -> CompiledSpec:
+def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int, export: bool = False) -> CompiledSpec:
+    """`export`: the generated module is in its form for export; see `generate`."""
     known: dict[str, Any] = {"graph": graph, "stages": stages, "backend": backend, "program": None, "source": ""}
     if backend == "reference":
         from nlc.backends.reference import ReferenceModule
@@ -21,7 +22,7 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
     from nlc.backends.torch_module import generate
 
     program = schedule(graph)
-    generated = generate(program)
+    generated = generate(program, export)
     module = load_source(generated.source, graph.name)
     if backend == "inductor":
         from nlc.backends.inductor import compile_regions
