@@ -40,6 +40,30 @@ class ForeignContent(Diagnostic):
     code = "NLC802"
 
 
+class FileExists(Diagnostic):
+    """A file where a new one was to be written.
+
+    Why: what takes long to make is not overwritten by a repeated command.
+    Wrong:  nlc export ops/delta_rule --as vmfb -o delta.vmfb       (a second time)
+    Right:  nlc export ops/delta_rule --as vmfb -o delta.vmfb --force
+    """
+
+    code = "NLC803"
+
+
+def check_file(path: Path, force: bool = False) -> None:
+    """Raise DataError (NLC801, NLC803) if a new file may not be written there; for use before long work."""
+    try:
+        if path.is_dir():
+            raise DataError([CannotWrite(f"`{path}` is a folder", NOWHERE, "name a file")])
+        if path.exists() and not force:
+            raise DataError([FileExists(f"`{path}` exists", NOWHERE, "name a new file, or use --force to replace it")])
+        with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+            pass
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
+
+
 def write_atomically(path: Path, content: Content) -> None:
     """Write a file beside its place and move it there. Raises DataError (NLC801) and leaves no part of it behind."""
     beside: str | None = None

@@ -22,13 +22,21 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
     from nlc.backends.torch_module import generate
 
     program = schedule(graph)
-    generated = generate(program, export)
+    if backend == "iree":
+        from nlc.backends.mlir import require_packages
+
+        require_packages("torch_mlir", "iree.compiler", "iree.runtime")
+    generated = generate(program, export or backend == "iree")
     module = load_source(generated.source, graph.name)
     if backend == "inductor":
         from nlc.backends.inductor import compile_regions
 
         compile_regions(module, generated.regions)
     known |= {"program": program, "source": generated.source}
-    base = getattr(module, generated.class_name)
-    result: CompiledSpec = type(f"Compiled{generated.class_name}", (Checked, base), known)(seed)
+    bases: tuple[type, ...] = (getattr(module, generated.class_name),)
+    if backend == "iree":
+        from nlc.backends.iree import IreeModule
+
+        bases = (IreeModule, *bases)
+    result: CompiledSpec = type(f"Compiled{generated.class_name}", (Checked, *bases), known)(seed)
     return result
