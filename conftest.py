@@ -26,9 +26,15 @@ def _missing_triton() -> str | None:
     return None if find_spec("triton") else "needs triton: pip install nlc[gpu-emit]"
 
 
+def _missing_iree() -> str | None:
+    known = all(find_spec(package) for package in ("torch_mlir", "iree"))
+    return None if known else "needs torch-mlir and IREE: pip install nlc[mlir]"
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "gpu": _missing_gpu,
     "inductor": _missing_compiler,
+    "iree": _missing_iree,
     "torch_mlir": _missing_torch_mlir,
     "triton": _missing_triton,
 }

@@ -1,4 +1,4 @@
-"""Generated module -> MLIR in the linalg dialect, through torch.export and torch-mlir, for a fixed batch and number of tokens."""
+"""Generated module, in its form for export -> MLIR, through torch.export and torch-mlir, for a fixed batch and number of tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,24 @@ if TYPE_CHECKING:
     from nlc.runtime.compiled import CompiledSpec
 
 INSTALL = "pip install 'nlc[mlir]'"
+DIALECTS = {"torch-mlir": "torch", "linalg": "linalg-on-tensors", "tosa": "tosa", "stablehlo": "stablehlo"}
+"""Our name of a dialect -> torch-mlir's."""
 
 Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """One function in MLIR; `arguments` and `results` say what each of its values is, in order."""
+
+    text: str
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+
+    def commented(self, title: str) -> str:
+        """The text under a comment that lists arguments and results."""
+        lines = [title, "arguments:", *(f"  {x}" for x in self.arguments), "results:", *(f"  {x}" for x in self.results)]
+        return "".join(f"// {line}\n" for line in lines) + self.text
 
 
 class _Pure(nn.Module):
@@ -37,47 +54,53 @@ class _Pure(nn.Module):
         self._compiled = [compiled]  # in a list: the parameters are arguments, not parts of this module
 
     def forward(self, parameters: Tensors, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-        return torch.func.functional_call(self._compiled[0], parameters, (inputs, state))
+        outputs, new = torch.func.functional_call(self._compiled[0], parameters, (inputs, state))
+        return outputs, {key: new[key] for key in state}
 
 
-def require_torch_mlir() -> None:
-    """Raise BackendError (NLC705) unless torch-mlir is installed."""
-    if find_spec("torch_mlir") is None:
-        problem = MissingPackage("torch-mlir is not installed", NOWHERE, INSTALL)
-        raise BackendError([problem])
+def require_packages(*modules: str) -> None:
+    """Raise BackendError (NLC705) for the first of these modules that is not installed."""
+    packages = {"torch_mlir": "torch-mlir", "iree.compiler": "iree-base-compiler", "iree.runtime": "iree-base-runtime"}
+    missing = next((packages[module] for module in modules if not _is_installed(module)), None)
+    if missing is not None:
+        raise BackendError([MissingPackage(f"{missing} is not installed", NOWHERE, INSTALL)])
 
 
-def linalg(compiled: CompiledSpec, batch: int, tokens: int) -> str:
-    """The module as MLIR. Raises BackendError, naming the operator and the line of the spec, for what torch-mlir cannot lower."""
-    require_torch_mlir()
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its parent is there
+        return False
+
+
+def mlir(compiled: CompiledSpec, dialect: str, batch: int, tokens: int) -> Lowered:
+    """A module generated for export, in a dialect of `DIALECTS`: all its parameters, inputs and states are arguments.
+
+    Raises BackendError, naming the operator and the line of the spec, for what torch-mlir cannot lower.
+    """
+    require_packages("torch_mlir")
     inputs = example_inputs(compiled.graph, batch, tokens)
     parameters = {name: x.detach() for name, x in compiled.named_parameters()}
     state: Tensors = compiled.initial_state(batch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch.export and torch-mlir
         exported = torch.export.export(_Pure(compiled), (parameters, inputs, state))
-        _look_up_plainly(exported)
-        text = _lowered(compiled, exported)
-    return _header(compiled, parameters, inputs, state, batch, tokens) + text
+        text = _lowered(compiled, exported, DIALECTS[dialect])
+    kinds = (("parameter", parameters), ("input", inputs), ("state", state))
+    arguments = tuple(f"{kind} {name} {list(x.shape)}" for kind, tensors in kinds for name, x in tensors.items())
+    results = (*(f"output {name}" for name, _ in compiled.graph.outputs), *(f"state {name}" for name in state))
+    return Lowered(text, arguments, results)
 
 
-def _look_up_plainly(exported: torch.export.ExportedProgram) -> None:
-    """Our lookup differs from torch's only in its gradient, which is not exported."""
-    for node in exported.graph.nodes:
-        if str(node.target) == "nlc.embedding.default":
-            node.target = torch.ops.aten.embedding.default
-    exported.graph_module.recompile()
-
-
-def _lowered(compiled: CompiledSpec, exported: torch.export.ExportedProgram) -> str:
+def _lowered(compiled: CompiledSpec, exported: torch.export.ExportedProgram, kind: str) -> str:
     from torch_mlir import fx
 
     with _captured_stderr() as complaints:
         try:
-            return str(fx.export_and_import(exported, output_type="linalg-on-tensors", func_name=compiled.graph.name))
+            return str(fx.export_and_import(exported, output_type=kind, func_name=compiled.graph.name))
         except Exception as error:  # noqa: BLE001 - whatever torch-mlir refuses is a limit of this target
             failure = error
-    raise BackendError([_refusal(compiled, f"{complaints[0]}\n{failure}")], dict(compiled.graph.sources)) from failure
+    raise BackendError([refusal(compiled, "torch-mlir", f"{complaints[0]}\n{failure}")], dict(compiled.graph.sources)) from failure
 
 
 _OPERATOR = (
@@ -87,15 +110,14 @@ _OPERATOR = (
 )
 
 
-def _refusal(compiled: CompiledSpec, text: str) -> Diagnostic:
+def refusal(compiled: CompiledSpec, tool: str, text: str) -> Diagnostic:
+    """What a tool below nlc printed, as one diagnostic: the operator it names and the line that uses it, else its first error."""
     found = next((match[1] for pattern in _OPERATOR if (match := pattern.search(text))), None)
-    if found is None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return CannotLower(f"torch-mlir failed: {lines[-1][:200] if lines else 'without a message'}", compiled.graph.span)
-    help = (
-        "`--form recurrent` writes memories out token by token, in operators that torch-mlir lowers" if found.startswith("nlc.") else None
-    )
-    return CannotLower(f"torch-mlir cannot lower the operator `{found}`", _span_of(compiled, found), help)
+    if found is not None:
+        return CannotLower(f"{tool} cannot lower the operator `{found}`", _span_of(compiled, found))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = next((line.partition("error: ")[2] for line in lines if "error: " in line), lines[-1] if lines else "without a message")
+    return CannotLower(f"{tool} failed: {said[:200]}", compiled.graph.span)
 
 
 _PLACE = re.compile(r"#.*?(\S+):(\d+)$")
@@ -113,9 +135,8 @@ def _span_of(compiled: CompiledSpec, operator: str) -> Span:
 
 def _users(source: str, operator: str) -> set[str]:
     """The names at the top of a module through which an operator is reached, and its own."""
-    package, _, short = operator.rpartition(".")
+    found = {operator.rpartition(".")[2]}
     tops = [(names, ast.unparse(node)) for node in ast.parse(source).body if (names := _defined(node))]
-    found = {short} if package != "nlc" else {name for names, text in tops if f"nlc::{short}'" in text for name in names}
     while True:
         more = {name for names, text in tops if found & set(re.findall(r"\w+", text)) for name in names}
         if more <= found:
@@ -133,16 +154,6 @@ def _whole_line(compiled: CompiledSpec, file: str, line: int) -> Span:
     text = compiled.graph.sources.get(file, "").splitlines()[line : line + 1]
     column = len(text[0]) - len(text[0].lstrip()) if text else 0
     return Span(file, line, column, line, len(text[0]) if text else 0)
-
-
-def _header(compiled: CompiledSpec, parameters: Tensors, inputs: Tensors, state: Tensors, batch: int, tokens: int) -> str:
-    kinds = (("parameter", parameters), ("input", inputs), ("state", state))
-    arguments = [f"{kind} {name} {list(x.shape)}" for kind, tensors in kinds for name, x in tensors.items()]
-    results = [*(f"output {name}" for name, _ in compiled.graph.outputs), *(f"state {name}" for name in state)]
-    lines = [f"{compiled.graph.name}: {batch} rows of {tokens} tokens, from {compiled.graph.file}", "arguments:"]
-    lines += [f"  {text}" for text in arguments]
-    lines += ["results:", *(f"  {text}" for text in results)]
-    return "".join(f"// {line}\n" for line in lines)
 
 
 @contextmanager

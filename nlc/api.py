@@ -17,7 +17,7 @@ from nlc.passmanager import PassManager, pipeline
 if TYPE_CHECKING:
     from nlc.runtime.compiled import CompiledSpec
 
-BACKENDS = ("reference", "eager", "inductor")
+BACKENDS = ("reference", "eager", "inductor", "iree")
 
 
 def load(path: str | Path, library: Library | None = None) -> Spec:
@@ -53,7 +53,8 @@ def compile(
     """Compile a spec to a module: `outputs, state = compiled(inputs, state)`.
 
     dims, params: replace values of the spec. backend: `inductor` (the generated module, each region compiled as one
-    graph), `eager` (the generated module as it is), `reference` (the interpreter that defines the meaning).
+    graph), `eager` (the generated module as it is), `reference` (the interpreter that defines the meaning),
+    `iree` (forward and step on the CPU, in float32, without gradients; one IREE module for each shape it meets).
     form: `auto`, `chunkwise` or `recurrent` for all memories; chunk: a power of two, 0 for the cheapest.
     only, without, exact: choose passes. seed: of the parameters' first values.
     Raises SpecError for mistakes in the spec, BackendError for what a backend cannot do.

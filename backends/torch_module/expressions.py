@@ -50,7 +50,7 @@ class Namer:
 
 def reserved(name: str) -> bool:
     """True for what a generated module uses itself: no flow, state or block may be called so there."""
-    return name in RESERVED or TAKEN.fullmatch(name) is not None or any(name in piece.names for piece in quarry.pieces())
+    return name in RESERVED or TAKEN.fullmatch(name) is not None or name in quarry.names()
 
 
 def local(id: str, scope: str) -> str:

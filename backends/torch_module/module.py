@@ -23,9 +23,12 @@ class Generated:
     regions: tuple[str, ...]
 
 
-def generate(program: Program) -> Generated:
-    """The source of a module that imports torch and nothing else."""
-    return _Writer(program).write()
+def generate(program: Program, export: bool = False) -> Generated:
+    """The source of a module that imports torch and nothing else.
+
+    The form for export has no registered operator, needs a fixed number of tokens when it is traced, and is not meant to be trained.
+    """
+    return _Writer(program, export).write()
 
 
 LOCALS = (
@@ -49,8 +52,8 @@ LOCALS = (
 
 
 class _Writer:
-    def __init__(self, program: Program) -> None:
-        self.program, self.graph = program, program.graph
+    def __init__(self, program: Program, export: bool) -> None:
+        self.program, self.graph, self.export = program, program.graph, export
         self.functions: dict[str, RegionFunction] = {}
         self.memories: dict[str, MemoryFunction] = {}
         self.full = full_flows(self.graph)
@@ -70,7 +73,7 @@ class _Writer:
         cls = self._class(outer)
         for function in self.functions.values():
             self.uses |= function.uses
-        parts = [self._header(), quarry.copy(self.uses)]
+        parts = [self._header(), quarry.copy(self.uses, self.export)]
         parts += [memory.text for memory in self.memories.values()]
         parts += [function.text for function in self.functions.values()]
         parts += [text for _, text in updates]

@@ -1,4 +1,7 @@
-"""Copies functions out of `kernels.py` and `layers.py`, with everything they need, in the order of the files."""
+"""Copies functions out of `kernels.py` and `layers.py`, with everything they need, in the order of the files.
+
+For export, the functions of `export_kernels.py` stand for those of the same name.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 
 QUARRIES = ("layers.py", "kernels.py")
+EXPORT = "export_kernels.py"
 
 
 @dataclass(frozen=True)
@@ -20,19 +24,33 @@ class Piece:
 
 
 @cache
-def pieces() -> tuple[Piece, ...]:
+def pieces(export: bool = False) -> tuple[Piece, ...]:
+    found = [piece for file in QUARRIES for piece in _read(file)]
+    if not export:
+        return tuple(found)
+    plain = _read(EXPORT)
+    replaced = frozenset().union(*(piece.names for piece in plain))
+    return (*(piece for piece in found if not piece.names & replaced), *plain)
+
+
+@cache
+def names() -> frozenset[str]:
+    """All names that a function of these files may bring into a generated module, in either form."""
+    return frozenset().union(*(piece.names for export in (False, True) for piece in pieces(export)))
+
+
+def _read(file: str) -> list[Piece]:
+    text = (files("nlc.backends") / file).read_text(encoding="utf-8")
+    lines = text.splitlines()
     found: list[Piece] = []
-    for file in QUARRIES:
-        text = (files("nlc.backends") / file).read_text(encoding="utf-8")
-        lines = text.splitlines()
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.FunctionDef | ast.Assign | ast.AnnAssign | ast.ClassDef):
-                start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-                assert node.end_lineno is not None
-                body = "\n".join(lines[start - 1 : node.end_lineno])
-                uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-                found.append(Piece(body, _defined(node), uses))
-    return tuple(found)
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.Assign | ast.AnnAssign | ast.ClassDef):
+            start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+            assert node.end_lineno is not None
+            body = "\n".join(lines[start - 1 : node.end_lineno])
+            uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+            found.append(Piece(body, _defined(node), uses))
+    return found
 
 
 def _defined(node: ast.stmt) -> frozenset[str]:
@@ -42,17 +60,18 @@ def _defined(node: ast.stmt) -> frozenset[str]:
     return frozenset(target.id for target in targets if isinstance(target, ast.Name))
 
 
-def copy(wanted: set[str]) -> str:
+def copy(wanted: set[str], export: bool = False) -> str:
     """The source of these functions and of what they call."""
+    known = pieces(export)
     needed = set(wanted)
     taken: set[int] = set()
     grew = True
     while grew:
         grew = False
-        for i, piece in enumerate(pieces()):
+        for i, piece in enumerate(known):
             if i not in taken and piece.names & needed:
                 taken.add(i)
                 needed |= piece.uses
                 grew = True
-    blocks = [pieces()[i].text for i in sorted(taken)]
+    blocks = [known[i].text for i in sorted(taken)]
     return "\n\n\n".join(blocks)

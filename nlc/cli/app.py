@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nlc.cli import comparing, compiling, emitting, explaining, inspecting, optimizing, starting, training, viewing
+from nlc.cli import comparing, compiling, emitting, explaining, exporting, inspecting, optimizing, starting, training, viewing
 from nlc.cli.session import INTERRUPTED
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "opt": (optimizing.opt, "Run passes and print the graph."),
     "compile": (compiling.compile, "Write every stage of a spec into a folder."),
     "emit": (emitting.emit, "Print one form: python, inductor, linalg, svg .."),
+    "export": (exporting.export, "Write an IREE module for a device."),
     "view": (viewing.view, "Write a page that shows all of it."),
     "train": (training.train, "Train a byte language model on a text."),
     "sample": (training.sample, "Print what a trained model writes."),

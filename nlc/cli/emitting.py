@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nlc.cli.compiling import BatchOption, ChunkOption, Form, FormOption
+from nlc.cli.compiling import BatchOption, ChunkOption, Form, FormOption, TokensOption
 from nlc.cli.inspecting import GraphForm, OutOption, build_graph, graph_text, write
 from nlc.cli.optimizing import ExactOption, OnlyOption, PassOption, WithoutOption, choose_passes, run_passes
 from nlc.cli.session import Color, ColorOption, DebugOption, session
@@ -23,7 +23,10 @@ class Target(enum.StrEnum):
     python = "python"
     inductor = "inductor"
     ptx = "ptx"
+    torch_mlir = "torch-mlir"
     linalg = "linalg"
+    tosa = "tosa"
+    stablehlo = "stablehlo"
     program = "program"
     text = "text"
     json = "json"
@@ -33,8 +36,7 @@ class Target(enum.StrEnum):
 
 
 CPU = "cpu"
-TOKENS = {Target.inductor: 64, Target.ptx: 64, Target.linalg: 4}
-"""Tokens of the example inputs, unless given: linalg writes every token out."""
+MLIR = (Target.torch_mlir, Target.linalg, Target.tosa, Target.stablehlo)
 
 
 def emit(
@@ -52,30 +54,26 @@ def emit(
         str, typer.Option("--target", help="Of inductor and ptx: cpu, cuda:sm_80, cuda:sm_90 or cuda:sm_100; needs no GPU.")
     ] = "cpu",
     batch: BatchOption = 1,
-    tokens: Annotated[
-        int | None,
-        typer.Option("--tokens", min=1, help="Tokens of the example inputs; 64 for inductor and ptx, 4 for linalg.", show_default=False),
-    ] = None,
+    tokens: TokensOption = 64,
     color: ColorOption = Color.auto,
     debug: DebugOption = False,
 ) -> None:
     """Print one form of a compiled spec: after all passes, as graph, program, torch module, Inductor's code, PTX or MLIR.
 
-    linalg needs torch-mlir, and writes memories out token by token unless a form is chosen. GPU code needs triton, but no GPU.
+    torch-mlir, linalg, tosa and stablehlo are dialects of MLIR: one function for exactly this many rows and tokens, with parameters, inputs
+    and states as arguments. They need torch-mlir. GPU code needs triton, but no GPU.
 
     \b
     Example: nlc emit ops/delta_rule --as python
-             nlc emit ops/delta_rule --as linalg --tokens 8 -o delta.mlir
+             nlc emit ops/delta_rule --as linalg --tokens 128 -o delta.mlir
+             nlc emit models/gated_delta_lm --as stablehlo --tokens 1
              nlc emit ops/gated_delta_rule --as inductor --target cuda:sm_90
              nlc emit ops/gated_delta_rule --as ptx --target cuda:sm_90 -o rule.ptx
     """
     with session(color, debug) as out:
-        if target is Target.linalg and form is Form.auto:
-            form = Form.recurrent
         _check_device(target, device)
         passes = choose_passes(chosen, only, without, None, exact, {"choose-form": {"form": str(form), "chunk": chunk}})
         after, stages = run_passes(passes, build_graph(open_spec(spec, settings)))
-        tokens = tokens or TOKENS.get(target, 1)
         text = _emitted(target, after, stages, batch, tokens) if device == CPU else _gpu(target, device, after, batch, tokens)
         write(out, text, output)
 
@@ -106,8 +104,8 @@ def _emitted(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch
         return graph_text(after, GraphForm(str(target)))
     if target is Target.inductor:
         return _inductor(after, stages, batch, tokens)
-    if target is Target.linalg:
-        return _linalg(after, stages, batch, tokens)
+    if target in MLIR:
+        return _mlir(target, after, stages, batch, tokens)
     from nlc.program.program import schedule
 
     program = schedule(after)
@@ -130,12 +128,13 @@ def _inductor(after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: 
     return "\n".join(f"# {name}\n{code}" for name, code in files.items())
 
 
-def _linalg(after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
+def _mlir(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch: int, tokens: int) -> str:
     from nlc.program.program import schedule
 
     schedule(after)  # what has no program is said before torch is loaded
-    from nlc.backends.mlir import linalg, require_torch_mlir
+    from nlc.backends.mlir import mlir, require_packages
     from nlc.runtime.compiling import compile_graph
 
-    require_torch_mlir()
-    return linalg(compile_graph(after, stages, "eager", 0), batch, tokens)
+    require_packages("torch_mlir")
+    lowered = mlir(compile_graph(after, stages, "eager", 0, export=True), target.value, batch, tokens)
+    return lowered.commented(f"{after.name}: {batch} rows of {tokens} tokens, from {after.file}")

@@ -11,7 +11,8 @@ from nlc.runtime.compiled import Checked, CompiledSpec
 from nlc.runtime.loader import load_source
 
 
-def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int) -> CompiledSpec:
+def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int, export: bool = False) -> CompiledSpec:
+    """`export`: the generated module is in its form for export; see `generate`."""
     known: dict[str, Any] = {"graph": graph, "stages": stages, "backend": backend, "program": None, "source": ""}
     if backend == "reference":
         from nlc.backends.reference import ReferenceModule
@@ -21,13 +22,21 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
     from nlc.backends.torch_module import generate
 
     program = schedule(graph)
-    generated = generate(program)
+    if backend == "iree":
+        from nlc.backends.mlir import require_packages
+
+        require_packages("torch_mlir", "iree.compiler", "iree.runtime")
+    generated = generate(program, export or backend == "iree")
     module = load_source(generated.source, graph.name)
     if backend == "inductor":
         from nlc.backends.inductor import compile_regions
 
         compile_regions(module, generated.regions, any(learner.solve is not None for learner in graph.learners.values()))
     known |= {"program": program, "source": generated.source}
-    base = getattr(module, generated.class_name)
-    result: CompiledSpec = type(f"Compiled{generated.class_name}", (Checked, base), known)(seed)
+    bases: tuple[type, ...] = (getattr(module, generated.class_name),)
+    if backend == "iree":
+        from nlc.backends.iree import IreeModule
+
+        bases = (IreeModule, *bases)
+    result: CompiledSpec = type(f"Compiled{generated.class_name}", (Checked, *bases), known)(seed)
     return result

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nlc.language.library import Library
 from nlc.passmanager import DEFAULT
 from tests.cli.running import MODEL, OP, SMALL, WRONG, nlc, spec_file
 
@@ -165,21 +166,47 @@ def test_emit_linalg_names_the_package_that_is_missing() -> None:
 
 
 @pytest.mark.torch_mlir
-def test_emit_linalg_lowers_an_op_token_by_token() -> None:
-    ran = nlc("emit", OP, "--as", "linalg", "--tokens", "2")
+@pytest.mark.parametrize(
+    ("dialect", "word"), [("torch-mlir", "torch.aten."), ("linalg", "linalg."), ("tosa", "tosa."), ("stablehlo", "stablehlo.")]
+)
+def test_emit_lowers_chunks_to_each_dialect(tmp_path: Path, dialect: str, word: str) -> None:
+    ran = nlc("emit", spec_file(tmp_path), "--as", dialect, "--tokens", "6", "--form", "chunkwise", "--chunk", "4")
 
     assert ran.code == 0, ran.err
-    assert "linalg." in ran.out
-    assert "//   output o" in ran.out
+    assert word in ran.out
+    assert "//   input q [1, 6, 2, 4]\n" in ran.out
+    assert "//   output o\n//   state S\n" in ran.out
 
 
 @pytest.mark.torch_mlir
-def test_emit_linalg_names_the_operator_and_the_line_it_cannot_lower(tmp_path: Path) -> None:
-    ran = nlc("emit", spec_file(tmp_path), "--as", "linalg", "--form", "chunkwise")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", Library().names("ops"))
+def test_emit_lowers_every_op_of_the_library(name: str) -> None:
+    ran = nlc("emit", f"ops/{name}", "--as", "linalg", "--tokens", "40")
 
-    assert ran.code == 3
-    assert "torch-mlir cannot lower the operator `nlc." in ran.err
-    assert "small.yaml:10:7" in ran.err
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.torch_mlir
+@pytest.mark.slow
+@pytest.mark.parametrize("dialect", ["torch-mlir", "linalg", "tosa", "stablehlo"])
+def test_emit_lowers_a_step_of_the_model(dialect: str) -> None:
+    ran = nlc("emit", MODEL, "--as", dialect, "--tokens", "1")
+
+    assert ran.code == 0, ran.err
+
+
+@pytest.mark.torch_mlir
+def test_a_refusal_names_the_operator_and_the_line_that_uses_it(tmp_path: Path) -> None:
+    from nlc.api import compile
+    from nlc.backends.mlir import refusal
+
+    compiled = compile(spec_file(tmp_path, SMALL.replace("o: S(q)", "o: tanh(S(q))")), backend="eager")
+
+    problem = refusal(compiled, "torch-mlir", "error: failed to legalize operation 'torch.aten.tanh' that was explicitly marked illegal")
+
+    assert problem.message == "torch-mlir cannot lower the operator `aten.tanh`"
+    assert str(problem.span).endswith("small.yaml:11:1")
 
 
 @pytest.mark.inductor

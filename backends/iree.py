@@ -1,0 +1,121 @@
+"""IREE: modules for a named device as bytes, and the backend that runs them on the CPU of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from nlc.backends.mlir import Lowered, mlir, refusal, require_packages
+from nlc.diagnostics import NOWHERE, BackendError, UsageError
+from nlc.runtime.codes import BackendFailed
+from nlc.runtime.compiled import CompiledSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device: the flags of the compiler, the flag that takes a chip, and what is said where no chip is named."""
+
+    flags: tuple[str, ...]
+    chip: str = ""
+    default: tuple[str, ...] | None = ()
+
+
+DEVICES = {
+    "cpu": Device(
+        ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu"),
+        "--iree-llvmcpu-target-cpu",
+        ("--iree-llvmcpu-target-cpu=generic",),
+    ),
+    # A Vulkan of no particular chip has no 64-bit integers: indices become int32.
+    "vulkan": Device(("--iree-hal-target-device=vulkan",), "--iree-vulkan-target", ("--iree-input-demote-i64-to-i32",)),
+    "metal": Device(("--iree-hal-target-device=metal",)),
+    "rocm": Device(("--iree-hal-target-device=hip",), "--iree-rocm-target", None),
+    "cuda": Device(("--iree-hal-target-device=cuda",), "--iree-cuda-target", None),
+}
+TARGETS = ("cpu", "cpu:CHIP", "vulkan", "vulkan:CHIP", "metal", "rocm:CHIP", "cuda:CHIP")
+
+
+def target_flags(target: str) -> tuple[str, ...]:
+    """The compiler's flags for `cpu`, `rocm:gfx942` .. Raises UsageError for a target that is not one of `TARGETS`."""
+    name, colon, chip = target.partition(":")
+    device = DEVICES.get(name)
+    if device is None or bool(colon) != bool(chip) or (chip and not device.chip) or (not chip and device.default is None):
+        chips = "CHIP as in rocm:gfx942, vulkan:ampere, cuda:sm_80"
+        raise UsageError(f"there is no target `{target}`; targets: {', '.join(TARGETS)} ({chips})")
+    return (*device.flags, f"{device.chip}={chip}") if chip else (*device.flags, *(device.default or ()))
+
+
+def module_bytes(compiled: CompiledSpec, lowered: Lowered, target: str) -> bytes:
+    """An IREE module with one function, named like the spec. Raises BackendError (NLC601) for what IREE cannot lower."""
+    flags = target_flags(target)
+    require_packages("iree.compiler")
+    from iree.compiler import compile_str
+    from iree.compiler.tools import CompilerToolError
+
+    try:
+        return bytes(compile_str(lowered.text, extra_args=list(flags)))
+    except CompilerToolError as error:
+        raise BackendError([refusal(compiled, f"IREE for {target}", str(error))], dict(compiled.graph.sources)) from error
+
+
+class IreeModule(CompiledSpec):
+    """Stands before a class generated for export: `forward`, and so `step`, run as IREE modules, one for each shape they meet.
+
+    Only on the CPU, in float32, without gradients: parameters are arguments of the modules, results are new tensors. Over a stream of steps
+    of a deep model, IREE's rounding is some times coarser than torch's: 5e-5 of the largest logit after three tokens.
+    """
+
+    DTYPES: ClassVar = (torch.float32, torch.int64)
+
+    def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
+        if torch.compiler.is_compiling():  # while it is exported
+            return super().forward(inputs, state)
+        batch, tokens = next(iter(inputs.values())).shape[:2]
+        state = self.initial_state(batch, inputs) if state is None else state
+        inputs = {name: inputs[name] if inputs[name].is_floating_point() else inputs[name].long() for name in self.graph.inputs}
+        arguments = [*self.parameters(), *inputs.values(), *(state[key] for key in self.initial_state(batch))]
+        self._check_kinds(arguments)
+        results = iter(self._run(batch, tokens)(arguments))
+        return {name: next(results) for name, _ in self.graph.outputs}, {key: next(results) for key in self.initial_state(batch)}
+
+    def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
+        raise UsageError("the backend `iree` has `forward` and `step`; `loss` and `train_step` are those of `inductor` and `eager`")
+
+    def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
+        raise UsageError("the backend `iree` has no gradients; `train_step` is one of `inductor` and `eager`")
+
+    def _check_kinds(self, arguments: list[Tensor]) -> None:
+        wrong = next((x for x in arguments if x.device.type != "cpu" or x.dtype not in self.DTYPES), None)
+        if wrong is not None:
+            text = f"the backend `iree` runs float32 on the CPU, not {wrong.dtype} on {wrong.device}"
+            raise BackendError([BackendFailed(text, NOWHERE, "use `inductor` or `eager`")])
+
+    def _run(self, batch: int, tokens: int) -> Callable[[list[Tensor]], list[Tensor]]:
+        """The module for a shape, compiled when the shape is first met."""
+        known: dict[tuple[int, int], Callable[[list[Tensor]], list[Tensor]]] = self.__dict__.setdefault("_modules_by_shape", {})
+        if (batch, tokens) not in known:
+            require_packages("torch_mlir", "iree.compiler", "iree.runtime")
+            content = module_bytes(self, mlir(self, "linalg", batch, tokens), "cpu:host")
+            known[batch, tokens] = _loaded(content, self.graph.name)
+        return known[batch, tokens]
+
+
+def _loaded(content: bytes, name: str) -> Callable[[list[Tensor]], list[Tensor]]:
+    from iree.runtime import load_vm_flatbuffer
+
+    function = load_vm_flatbuffer(content, driver="local-task")[name]
+
+    def run(arguments: list[Tensor]) -> list[Tensor]:
+        made = function(*(x.detach().contiguous().numpy() for x in arguments))
+        results = made if isinstance(made, tuple) else (made,)
+        return [torch.from_numpy(x.to_host().copy()) for x in results]
+
+    return run

@@ -1,0 +1,92 @@
+"""The backend `iree` agrees with the reference, and says what it cannot do."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import nlc
+from nlc.backends.inductor_code import example_inputs
+from nlc.backends.iree import TARGETS, target_flags
+from nlc.diagnostics import BackendError, UsageError
+
+Tensors = dict[str, Tensor]
+OP = "ops/gated_delta_rule"
+SMALL = {"H": 2, "K": 8, "V": 8}
+
+
+def assert_close(made: Tensors, wanted: Tensors, tolerance: float = 2e-5) -> None:
+    """Equal to a tolerance in units of the largest value, at least 1."""
+    assert made.keys() == wanted.keys()
+    for name, x in made.items():
+        right = wanted[name].detach()
+        assert (x - right).abs().max() <= tolerance * max(1.0, float(right.abs().max())), name
+
+
+@pytest.mark.iree
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [64, 256])
+def test_forward_agrees_with_the_reference(tokens: int) -> None:
+    compiled, reference = (nlc.compile(OP, backend=backend) for backend in ("iree", "reference"))
+    inputs = example_inputs(compiled.graph, 1, tokens)
+
+    outputs, state = compiled(inputs)
+
+    wanted, wanted_state = reference(inputs)
+    assert_close(outputs, wanted)
+    assert_close(state, wanted_state)
+
+
+@pytest.mark.iree
+@pytest.mark.slow
+def test_steps_of_the_model_agree_with_the_reference() -> None:
+    compiled, reference = (nlc.compile("models/gated_delta_lm", backend=backend) for backend in ("iree", "reference"))
+    state, wanted_state = compiled.initial_state(1), reference.initial_state(1)
+    for token, tolerance in ((5, 2e-5), (3, 1e-4), (200, 1e-4)):  # the float32 of IREE is a few times coarser here than torch's
+        outputs, state = compiled.step({"tokens": torch.tensor([token])}, state)
+        wanted, wanted_state = reference.step({"tokens": torch.tensor([token])}, wanted_state)
+
+        assert_close(outputs, wanted, tolerance)
+        assert_close(state, wanted_state, tolerance)
+
+
+@pytest.mark.iree
+@pytest.mark.slow
+def test_a_stream_goes_on_and_each_shape_is_compiled_once() -> None:
+    compiled, reference = (nlc.compile(OP, SMALL, backend=backend) for backend in ("iree", "reference"))
+    inputs = example_inputs(compiled.graph, 2, 3)
+
+    outputs, state = compiled(inputs, compiled(inputs)[1])
+
+    wanted, wanted_state = reference(inputs, reference(inputs)[1])
+    assert_close(outputs, wanted)
+    assert_close(state, wanted_state)
+    assert compiled.__dict__["_modules_by_shape"].keys() == {(2, 3)}
+
+
+@pytest.mark.iree
+def test_only_float32_runs() -> None:
+    compiled = nlc.compile(OP, SMALL, backend="iree")
+    inputs = {name: x.double() for name, x in example_inputs(compiled.graph, 1, 1).items()}
+
+    with pytest.raises(BackendError, match=r"runs float32 on the CPU, not torch\.float64"):
+        compiled(inputs)
+
+
+@pytest.mark.iree
+def test_there_are_no_gradients() -> None:
+    compiled = nlc.compile("models/gated_delta_lm", backend="iree")
+
+    with pytest.raises(UsageError, match="has no gradients"):
+        compiled.train_step({"tokens": torch.zeros(1, 4, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("target", ["", "tpu", "rocm", "cuda:", "metal:m1", "cpu:"])
+def test_an_unknown_target_lists_the_targets(target: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        target_flags(target)
+
+    assert all(known in str(caught.value) for known in TARGETS)
+
+
+def test_a_target_may_name_a_chip() -> None:
+    assert target_flags("rocm:gfx942") == ("--iree-hal-target-device=hip", "--iree-rocm-target=gfx942")
