@@ -196,7 +196,6 @@ def test_emit_lowers_a_step_of_the_model(dialect: str) -> None:
     assert ran.code == 0, ran.err
 
 
-@pytest.mark.torch_mlir
 def test_a_refusal_names_the_operator_and_the_line_that_uses_it(tmp_path: Path) -> None:
     from nlc.api import compile
     from nlc.backends.mlir import refusal
