@@ -41,24 +41,25 @@ class ForeignContent(Diagnostic):
 
 
 class FileExists(Diagnostic):
-    """A file where a new one was to be written.
+    """A file that exists, where a new one was to be written.
 
-    Why: what takes long to make is not overwritten by a repeated command.
-    Wrong:  nlc export ops/delta_rule --as vmfb -o delta.vmfb       (a second time)
-    Right:  nlc export ops/delta_rule --as vmfb -o delta.vmfb --force
+    Why: it may be yours.
+    Wrong:  nlc export ops/delta_rule --as vmfb -o delta.vmfb      a second time
+    Right:  nlc export ops/delta_rule --as vmfb -o other.vmfb      (--force replaces the file)
     """
 
     code = "NLC803"
 
 
-def check_file(path: Path, force: bool = False) -> None:
-    """Raise DataError (NLC801, NLC803) if a new file may not be written there; for use before long work."""
+def check_new(path: Path, force: bool = False) -> None:
+    """Raise DataError (NLC801, NLC803) if a new file could not be written there; for use before long work."""
     try:
         if path.is_dir():
-            raise DataError([CannotWrite(f"`{path}` is a folder", NOWHERE, "name a file")])
+            raise DataError([CannotWrite(f"`{path}` is a folder", NOWHERE, "name a file in it")])
         if path.exists() and not force:
-            raise DataError([FileExists(f"`{path}` exists", NOWHERE, "name a new file, or use --force to replace it")])
-        with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+            raise DataError([FileExists(f"`{path}` exists", NOWHERE, "name another file, or use --force to replace it")])
+        ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=ancestor):
             pass
     except (OSError, ValueError) as error:
         raise _cannot_write(path, error) from None

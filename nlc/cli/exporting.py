@@ -48,12 +48,12 @@ def export(
              nlc export ops/gated_delta_rule --as vmfb --target rocm:gfx942 --tokens 64 -o delta.vmfb
     """
     with session(color, debug, as_json) as out:
-        from nlc.files import check_file, write_atomically
+        from nlc.files import check_new, write_atomically
         from nlc.program.program import schedule
 
         passes = choose_passes(chosen, only, without, None, exact, {"choose-form": {"form": str(form), "chunk": chunk}})
         opened = open_spec(spec, settings)
-        check_file(output, force)
+        check_new(output, force)
         after, stages = run_passes(passes, build_graph(opened))
         schedule(after)  # what has no program is said before torch is loaded
         from nlc.backends.iree import module_bytes, target_flags
