@@ -38,6 +38,11 @@ def draw(init: Init, shape: tuple[int, ...], generator: torch.Generator | None, 
     raise AssertionError(init)
 
 
+def _plain(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Without tensors of the inference mode, which autograd cannot use."""
+    return {name: x.clone() if x.is_inference() else x for name, x in tensors.items()}
+
+
 class Reference:
     """Interprets a graph after `expand-templates`, with these parameters (names as in `graph.parameter_name`)."""
 
@@ -65,7 +70,17 @@ class Reference:
         return state
 
     def run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None) -> tuple[Tensors, Tensors]:
-        """inputs [B, T, *axes] -> outputs [B, T, *axes], state. With a loss, outputs also hold `loss` [B, T] and `scored`."""
+        """inputs [B, T, *axes] -> outputs [B, T, *axes], state. With a loss, outputs also hold `loss` [B, T] and `scored`.
+
+        Inner gradients are taken by autograd, so it is on here whatever the caller's mode; then results are detached.
+        """
+        if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            return self._run(inputs, state)
+        with torch.inference_mode(False), torch.enable_grad():
+            made = self._run(_plain(inputs), None if state is None else _plain(state))
+            return tuple({name: x.detach() for name, x in part.items()} for part in made)  # type: ignore[return-value]
+
+    def _run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None) -> tuple[Tensors, Tensors]:
         batch, tokens = next(iter(inputs.values())).shape[:2]
         state = dict(state) if state is not None else self.initial_state(batch)
         rows: dict[str, list[Tensor]] = {}

@@ -1,6 +1,7 @@
 """Known equalities: rules against torch.optim and memories against their published recurrences, written out here."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -103,3 +104,20 @@ def test_memory_is_its_recurrence(name: str, form: str) -> None:
         rows.append(M @ q[t])
     torch.testing.assert_close(outputs["o"][0], torch.stack(rows), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(state["S"][0].T, M, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_memories_learn_whatever_the_mode_of_autograd(mode: Callable[[], AbstractContextManager[None]], backend: str) -> None:
+    memory = nlc.compile("ops/delta_rule", dims={"H": 1, "K": 3, "V": 2}, backend=backend)
+    shapes = [(name, [axis.size for axis in memory.graph.flows[name].axes]) for name in memory.graph.inputs]
+    given = {name: torch.rand(1, 6, *shape, dtype=torch.float64) for name, shape in shapes}
+    outputs, state = memory(given)
+
+    with mode():
+        same, end = memory(given)
+        more, _ = memory(given, end)
+
+    torch.testing.assert_close(same["o"], outputs["o"])
+    torch.testing.assert_close(more["o"], memory(given, state)[0]["o"])
+    assert not same["o"].requires_grad
