@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nlc.backends.mlir import Lowered, mlir, refusal, require_packages
 from nlc.diagnostics import NOWHERE, BackendError, UsageError
+from nlc.graph.state import state_tensors
 from nlc.runtime.codes import BackendFailed
 from nlc.runtime.compiled import CompiledSpec
 
@@ -81,10 +82,11 @@ class IreeModule(CompiledSpec):
         batch, tokens = next(iter(inputs.values())).shape[:2]
         state = self.initial_state(batch, inputs) if state is None else state
         inputs = {name: inputs[name] if inputs[name].is_floating_point() else inputs[name].long() for name in self.graph.inputs}
-        arguments = [*self.parameters(), *inputs.values(), *(state[key] for key in self.initial_state(batch))]
+        keys = [item.key for item in state_tensors(self.graph)]
+        arguments = [*self.parameters(), *inputs.values(), *(state[key] for key in keys)]
         self._check_kinds(arguments)
         results = iter(self._run(batch, tokens)(arguments))
-        return {name: next(results) for name, _ in self.graph.outputs}, {key: next(results) for key in self.initial_state(batch)}
+        return {name: next(results) for name, _ in self.graph.outputs}, {key: next(results) for key in keys}
 
     def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
         raise UsageError("the backend `iree` has `forward` and `step`; `loss` and `train_step` are those of `inductor` and `eager`")

@@ -49,9 +49,9 @@ def machine() -> dict[str, object]:
     }
 
 
-def compiled(path: str, names: list[str], **options: object) -> Rule:
+def compiled(path: str, names: list[str]) -> Rule:
     """A spec as a function of tensors in this order, returning its first output."""
-    module = nlc.compile(path, backend="inductor", **options)  # type: ignore[arg-type]
+    module = nlc.compile(path, backend="inductor")
     return lambda *x: next(iter(module(dict(zip(names, x, strict=True)))[0].values()))
 
 

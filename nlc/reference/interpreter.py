@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nlc.graph.ir import Flow, Init, Learner, LevelGraph
+from nlc.graph.ops import CARRYING
 from nlc.graph.state import needs_anchor, optimizer_keys, state_tensors
 from nlc.reference.operators import LAST_AXIS, elementwise, recall_map
 
@@ -327,7 +328,7 @@ class Tick:
             elif item.kind == "position":
                 self.new[item.key] = self.old[item.key] + 1
         for flow in self.graph.flows.values():
-            if (flow.op == "conv" and flow.attr("width") > 1) or flow.op == "attend":
+            if flow.op in CARRYING:
                 self.flow(flow.id)
         return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
 

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.api import BACKENDS
 from nlc.api import compile as compile_spec
 from nlc.diagnostics import NOWHERE, DataError, UsageError
 from nlc.language.library import Library
@@ -34,6 +33,8 @@ from nlc.runtime.evaluate import LIMIT, bits_per_byte
 from nlc.runtime.run_folder import Record, Source
 from nlc.runtime.text import Corpus, load_text
 
+TRAINING = ("inductor", "eager")
+"""The backends that have gradients of the weights."""
 Progress = Callable[[Record], None]
 """Called with every record, logged or not; must not change it."""
 
@@ -99,8 +100,8 @@ def train(
     Raises DataError for texts, folders, checkpoints (NLC71x, NLC72x) and a loss that is not finite (NLC730).
     """
     _check_numbers(steps=steps, batch=batch, length=length, log_every=log_every)
-    if backend not in BACKENDS or backend == "reference":
-        raise UsageError(f"`{backend}` cannot train; backends: inductor, eager")
+    if backend not in TRAINING:
+        raise UsageError(f"`{backend}` cannot train; backends: {', '.join(TRAINING)}")
     run = Path(out)
     if tensorboard:
         boards.check()
