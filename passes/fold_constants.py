@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from nlc.graph.constants import NUMERIC, number_of
 from nlc.graph.ir import Flow, LevelGraph
 from nlc.graph.rewrite import substitute
 from nlc.passmanager import Numerics, Pass
-
-NUMERIC: dict[str, Callable[..., float]] = {
-    "neg": lambda x: -x,
-    "add": lambda x, y: x + y,
-    "sub": lambda x, y: x - y,
-    "mul": lambda x, y: x * y,
-    "div": lambda x, y: x / y,
-    "pow": lambda x, y: x**y,
-    "min": min,
-    "max": max,
-    "exp": math.exp,
-    "log": math.log,
-    "sqrt": math.sqrt,
-    "abs": abs,
-}
 
 
 @dataclass(frozen=True)
@@ -59,11 +43,7 @@ class FoldConstants(Pass):
 def _number(flow: Flow, flows: dict[str, Flow]) -> float | int | None:
     if flow.op not in NUMERIC or any(flows[arg].op != "number" for arg in flow.args):
         return None
-    try:
-        value = NUMERIC[flow.op](*(flows[arg].attr("value") for arg in flow.args))
-    except (ArithmeticError, ValueError):
-        return None
-    return None if isinstance(value, complex) or not math.isfinite(value) else value
+    return number_of(flow.op, [flows[arg].attr("value") for arg in flow.args])
 
 
 def _neutral(flow: Flow, flows: dict[str, Flow]) -> str | None:

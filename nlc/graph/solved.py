@@ -6,25 +6,16 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable
 from dataclasses import replace
 
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
+from nlc.graph.constants import NUMERIC, number_of
 from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, Solve
 from nlc.language import spec as language
 from nlc.language.expression import Call
 
-ARITHMETIC: dict[str, Callable[..., float]] = {
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "pow": operator.pow,
-    "neg": operator.neg,
-    "sqrt": math.sqrt,
-}
 MEANINGLESS = ("keep", "rate", "rule", "at", "fold")
 """Keys of a write that say how a step is made; an exact solve makes none."""
 
@@ -159,7 +150,7 @@ def _factor(graph: LevelGraph, id: str, solve: Solve) -> float | None:
     for product, number in ((left, right), (right, left))[: 2 if flow.op == "mul" else 1]:
         inner, value = _factor(graph, product, solve), _number(graph, number)
         if inner is not None and value is not None:
-            return inner * value if flow.op == "mul" else inner / value
+            return number_of(flow.op, [inner, value])
     return None
 
 
@@ -172,7 +163,7 @@ def _number(graph: LevelGraph, id: str) -> float | None:
     numbers = [value for value in values if value is not None]
     if not values or len(numbers) < len(values):
         return None
-    return float(ARITHMETIC[flow.op](*numbers)) if flow.op in ARITHMETIC else None
+    return number_of(flow.op, numbers) if flow.op in NUMERIC else None
 
 
 __all__ = ["ask", "is_solved", "softmax_scale", "solved_context"]

@@ -1,0 +1,30 @@
+"""What operators make of numbers, computed when compiling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+NUMERIC: dict[str, Callable[..., float]] = {
+    "neg": lambda x: -x,
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "pow": lambda x, y: x**y,
+    "min": min,
+    "max": max,
+    "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
+    "abs": abs,
+}
+
+
+def number_of(op: str, values: Sequence[float]) -> float | int | None:
+    """The value of an operator of `NUMERIC`; None where it has none that is real and finite."""
+    try:
+        value = NUMERIC[op](*values)
+    except (ArithmeticError, ValueError):
+        return None
+    return None if isinstance(value, complex) or not math.isfinite(value) else value
