@@ -168,7 +168,7 @@ class Tick:
             case "recall":
                 return self.recall(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
             case "gradient":
-                return self.gradient(graph.learners[flow.attr("learner")])
+                return self.gradient(graph.learners[flow.attr("learner")], flow.attr("write") or 0)
             case "conv":
                 return self._conv(flow, args[0])
             case "attend":
@@ -294,9 +294,9 @@ class Tick:
         ones = self.flow(keep).new_ones((1, *(axis.size for axis in learner.axes)))
         return elementwise("mul", [ones, self.flow(keep)], [learner.axes, flow.axes], learner.axes)
 
-    def gradient(self, learner: Learner) -> Tensor:
-        """d objective / d tensor at the base state. Only `pred` depends on the tensor; `self` in the context is constant."""
-        (write,) = learner.writes
+    def gradient(self, learner: Learner, number: int = 0) -> Tensor:
+        """d objective / d tensor at the base state, for one write. Only `pred` depends on the tensor; `self` in the context is constant."""
+        write = learner.writes[number]
         base = self.base(learner)
         w = (base if base.requires_grad else base.detach().requires_grad_()).clone()
         args = [self.flow(write.key)] if write.key is not None else []
@@ -359,7 +359,7 @@ class OuterUpdate(Tick):
             return {name: x.sum() for name, x in args[0].items()}
         return super().compute(flow, args)
 
-    def gradient(self, learner: Learner) -> Any:
+    def gradient(self, learner: Learner, number: int = 0) -> Any:
         """The gradient of a learner inside the rule, tensor by tensor."""
         (write,) = learner.writes
         assert write.pred is not None
