@@ -122,6 +122,7 @@ def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]
         id=own(learner.id),
         store=store,
         per=_rename(learner.per, rename),
+        samples=None if learner.samples is None else rename.get(learner.samples, learner.samples),
         host=own(learner.host) if learner.host is not None else None,
     )
 

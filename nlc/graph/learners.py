@@ -7,7 +7,8 @@ from dataclasses import replace
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
-from nlc.graph.ir import ANY, Attribute, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.ir import ANY, Attribute, Axes, Axis, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
 from nlc.language import spec as language
 from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
@@ -111,7 +112,7 @@ def _store(b: Builder, store: language.Store) -> Store:
         like = store.use.args[0] if store.use.args else None
         if not isinstance(like, Name) or like.name not in b.bound:
             b.fail(codes.NotCompiledYet, "`like` takes an input of the rule in this version", store.span)
-        copies = b.host.per if b.host else ()
+        copies = (*_axis_of(b.host), *b.host.per) if b.host else ()
         axes = tuple(axis for axis in b.flows[b.bound[like.name]].axes if axis not in copies)
         return Store((StoreTensor("like", axes),), "any")
     if store.use is None:
@@ -212,10 +213,15 @@ def attach(b: Builder, learner: language.Learner) -> None:
             b.fail(codes.NotCompiledYet, "several objectives of a learner that owns weights are not compiled yet", learner.learn[1].span)
         b.learners[id] = _owner(b, declared, learner, write, defaults)
         return
-    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else _default(defaults, "at", "start")
+    prox = is_implicit(learner)
+    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else "decayed" if prox else "start"
+    if write.at is None and not prox:
+        _default(defaults, "at", "start")
     if at not in AT:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
-    context = Context(f"{learner.name}", self_id=id, kept=declared.per, host=b.host.id if b.host else None)
+    declared = replace(declared, samples=b.host.samples if b.host else _samples(b, declared, write, at))
+    kept = (*_axis_of(declared), *declared.per)
+    context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
     for other in learner.learn[1:]:
         for key in ("keep", "at", "rule", "fold", "solve"):
             if key in other.spans:
@@ -230,9 +236,33 @@ def attach(b: Builder, learner: language.Learner) -> None:
     if len(built) > 1:
         built = tuple(_weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     declared = replace(declared, writes=built)
-    rule = _rule(b, declared, write, context, defaults)
+    rule = implicit_rule(b, declared, write, context) if prox else _rule(b, declared, write, context, defaults)
     fold = _fold(b, declared, write, defaults)
     b.learners[id] = replace(declared, at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
+
+
+def _axis_of(learner: Learner) -> Axes:
+    """The axis of the samples of a token, where there is one."""
+    return (learner.samples,) if learner.samples is not None else ()
+
+
+def _samples(b: Builder, learner: Learner, write: language.Write, at: str) -> Axis | None:
+    """The axis of `fold: {R: each}`: a token holds R samples, one after the other."""
+    if not isinstance(write.fold, dict):
+        return None
+    span = write.spans.get("fold", write.span)
+    names = [name for name in write.fold if name != "token"]
+    if not names:
+        return None
+    if len(names) > 1 or write.fold[names[0]] != "each":
+        text = f"`fold: {{{names[0]}: {write.fold[names[0]]}}}` is not compiled yet"
+        b.fail(codes.NotCompiledYet, text, span, "`fold: {R: each}` takes the samples of a token one after the other")
+    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period != 1:
+        b.fail(codes.NotCompiledYet, f"samples along an axis on the clock `{learner.clock}` are not compiled yet", span)
+    if at == "start":
+        help = "`at: decayed` or `at: running`: each sample sees those before it"
+        b.fail(codes.NotCompiledYet, "samples along an axis with gradients at `start` are not compiled yet", span, help)
+    return b.axis(Name(names[0], span))
 
 
 def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -> None:
@@ -244,7 +274,7 @@ def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -
         b.fail(codes.ShapeMismatch, text, span, "give the two axes of the store different names: `dims: {K: 64, V: K}`")
     sides = (store.in_axes, store.out_axes) if store.form != "any" else tuple((axis,) for axis in store.tensors[0].axes if axis != ANY)
     side = next((side for side in sides if set(side) & set(flow.axes)), ())
-    b.fits(gate, learner.per + side, span, what)
+    b.fits(gate, (*_axis_of(learner), *learner.per, *side), span, what)
 
 
 def _weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, context: Context) -> Write:
@@ -260,13 +290,14 @@ def _write(
     b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]], number: int = 0
 ) -> Write:
     store, name = learner.store, context.owner
-    out = learner.per + (store.out_axes or store.tensors[0].axes)
+    copies = (*_axis_of(learner), *learner.per)
+    out = copies + (store.out_axes or store.tensors[0].axes)
     key = value = None
     if write.key is not None:
         if store.form != "map":
             b.fail(codes.WrongArguments, f"`{name}` has a store without a query, so `learn` takes no `key`", write.key.span)
         key = b.expr(write.key, replace(context, owner=f"{name}.key"))
-        b.fits(key, learner.per + store.in_axes, write.key.span, "`key`", store.in_axes)
+        b.fits(key, copies + store.in_axes, write.key.span, "`key`", store.in_axes)
     elif store.form == "map":
         b.fail(codes.MissingPart, f"`{name}` maps a key to a value, so `learn` needs a `key`", write.span, "add `key: k`")
     if write.value is None:
@@ -351,12 +382,14 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
     if id in b.flows:
         return id
     if len(learner.writes) <= 1:
-        return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=learner.axes, host=learner.id, span=span))
+        axes = (*_axis_of(learner), *learner.axes)
+        return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=axes, host=learner.id, span=span))
     here = Context(learner.id, host=learner.id)
     parts: list[str] = []
     for number, write in enumerate(learner.writes):
         attrs: dict[str, Attribute] = {"learner": learner.id, "write": number}
-        leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=learner.axes, host=learner.id, span=write.span))
+        axes = (*_axis_of(learner), *learner.axes)
+        leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=axes, host=learner.id, span=write.span))
         parts.append(leaf if write.rate is None else b.node("mul", [write.rate, leaf], write.span, here, f"{leaf}:mul"))
     total = parts[0]
     for number, part in enumerate(parts[1:], 2):
@@ -365,6 +398,8 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
 
 
 def _fold(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
+    if learner.samples is not None:
+        return {learner.samples.name: "each"}
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
         if write.fold is not None:
             b.fail(

@@ -104,6 +104,8 @@ OPS: dict[str, Op] = {
         Op("project", 1, _scalar, callable=False),
         Op("part", 1, _scalar, callable=False),
         Op("attend", 3, _scalar, callable=False),
+        Op("proximal", 1, _scalar, callable=False),
+        Op("first", None, _scalar, callable=False),
         Op("asked", 0, _scalar, callable=False),
         Op("sample", 0, _scalar, callable=False),
     )
