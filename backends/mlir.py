@@ -11,21 +11,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nlc.backends.inductor_code import example_inputs
-from nlc.diagnostics import NOWHERE, BackendError, Diagnostic, Span
+from nlc.diagnostics import BackendError, Diagnostic, Span
 from nlc.graph.codes import CannotLower
-from nlc.runtime.codes import MissingPackage
+from nlc.runtime.packages import require
 
 if TYPE_CHECKING:
     from nlc.runtime.compiled import CompiledSpec
 
-INSTALL = "pip install 'nlc[mlir]'"
 DIALECTS = {"torch-mlir": "torch", "linalg": "linalg-on-tensors", "tosa": "tosa", "stablehlo": "stablehlo"}
 """Our name of a dialect -> torch-mlir's."""
 
@@ -58,30 +56,17 @@ class _Pure(nn.Module):
         return outputs, {key: new[key] for key in state}
 
 
-def require_packages(*modules: str) -> None:
-    """Raise BackendError (NLC705) for the first of these modules that is not installed."""
-    packages = {"torch_mlir": "torch-mlir", "iree.compiler": "iree-base-compiler", "iree.runtime": "iree-base-runtime"}
-    missing = next((packages[module] for module in modules if not _is_installed(module)), None)
-    if missing is not None:
-        raise BackendError([MissingPackage(f"{missing} is not installed", NOWHERE, INSTALL)])
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even its parent is there
-        return False
-
-
-def mlir(compiled: CompiledSpec, dialect: str, batch: int, tokens: int) -> Lowered:
+def mlir(compiled: CompiledSpec, dialect: str, batch: int, tokens: int, state: Tensors | None = None) -> Lowered:
     """A module generated for export, in a dialect of `DIALECTS`: all its parameters, inputs and states are arguments.
+
+    Its states have the shapes of `state`, by default those of a stream that begins: the samples of `solve: exact` are then none.
 
     Raises BackendError, naming the operator and the line of the spec, for what torch-mlir cannot lower.
     """
-    require_packages("torch_mlir")
+    require("torch_mlir")
     inputs = example_inputs(compiled.graph, batch, tokens)
     parameters = {name: x.detach() for name, x in compiled.named_parameters()}
-    state: Tensors = compiled.initial_state(batch)
+    state = compiled.initial_state(batch) if state is None else state
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch.export and torch-mlir
         exported = torch.export.export(_Pure(compiled), (parameters, inputs, state))

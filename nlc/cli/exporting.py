@@ -57,11 +57,12 @@ def export(
         after, stages = run_passes(passes, build_graph(opened))
         schedule(after)  # what has no program is said before torch is loaded
         from nlc.backends.iree import module_bytes, target_flags
-        from nlc.backends.mlir import mlir, require_packages
+        from nlc.backends.mlir import mlir
         from nlc.runtime.compiling import compile_graph
+        from nlc.runtime.packages import require
 
         target_flags(target)
-        require_packages("torch_mlir", "iree.compiler")
+        require("torch_mlir", "iree.compiler")
         compiled = compile_graph(after, stages, "eager", 0, export=True)
         out.progress(f"lowering {after.name} ..")
         lowered = mlir(compiled, "linalg", batch, tokens)

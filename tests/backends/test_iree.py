@@ -77,7 +77,39 @@ def test_a_stream_goes_on_and_each_shape_is_compiled_once() -> None:
     wanted, wanted_state = reference(inputs, reference(inputs)[1])
     assert_close(outputs, wanted)
     assert_close(state, wanted_state)
-    assert compiled.__dict__["_modules_by_shape"].keys() == {(2, 3)}
+    assert [shapes[:2] for shapes in compiled.__dict__["_modules_by_shape"]] == [(2, 3)]
+
+
+@pytest.mark.iree
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ["ops/softmax_attention", "ops/sliding_window_attention"])
+def test_a_context_that_grows_agrees_with_the_reference(op: str) -> None:
+    settings = SMALL | ({"c": 3} if op == "ops/sliding_window_attention" else {})
+    compiled, reference = (nlc.compile(op, settings, backend=backend) for backend in ("iree", "reference"))
+    inputs = example_inputs(compiled.graph, 1, 5)
+    state, wanted_state = compiled.initial_state(1), reference.initial_state(1)
+
+    for t in range(5):
+        outputs, state = compiled.step({name: x[:, t] for name, x in inputs.items()}, state)
+        wanted, wanted_state = reference.step({name: x[:, t] for name, x in inputs.items()}, wanted_state)
+
+        assert_close(outputs, wanted)
+        assert_close(state, wanted_state)
+
+
+@pytest.mark.iree
+@pytest.mark.slow
+def test_steps_of_a_transformer_agree_with_the_reference() -> None:
+    compiled, reference = (nlc.compile("models/transformer_lm", {"layers": 2}, backend=backend) for backend in ("iree", "reference"))
+    tokens = torch.tensor([[5, 3, 200]])
+
+    outputs, state = compiled({"tokens": tokens})
+    outputs["next"] = compiled.step({"tokens": tokens[:, 0]}, state)[0]["logits"]
+
+    wanted, wanted_state = reference({"tokens": tokens})
+    wanted["next"] = reference.step({"tokens": tokens[:, 0]}, wanted_state)[0]["logits"]
+    assert_close(outputs, wanted)
+    assert_close(state, wanted_state)
 
 
 @pytest.mark.iree
