@@ -90,14 +90,20 @@ def module_bytes(compiled: CompiledSpec, lowered: Lowered, target: str) -> bytes
     from iree.compiler import compile_str
     from iree.compiler.tools import CompilerToolError
 
+    def made(text: str) -> bytes:
+        return bytes(compile_str(text, extra_args=list(flags)))
+
     try:
-        return bytes(compile_str(lowered.text, extra_args=list(flags)))
+        return made(lowered.text)
     except CompilerToolError as error:
         if _UNKNOWN_CHIP.search(str(error)):
             name, _, chip = target.partition(":")
             help = f"chips: {DEVICES[name].chips}"
             raise BackendError([UnknownChip(f"IREE has no {name} chip `{chip}`", NOWHERE, help)]) from error
-        raise BackendError([refusal(compiled, f"IREE for {target}", str(error))], dict(compiled.graph.sources)) from error
+        try:
+            return made(lowered.located)  # once more, to be told the place; modules themselves are to hold no names of files
+        except CompilerToolError as placed:
+            raise BackendError([refusal(compiled, f"IREE for {target}", str(placed))], dict(compiled.graph.sources)) from placed
 
 
 class IreeModule(CompiledSpec):

@@ -1,5 +1,6 @@
 """The backend `iree` agrees with the reference, and says what it cannot do."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from torch import Tensor
 
 import nlc
 from nlc.backends.inductor_code import example_inputs
-from nlc.backends.iree import TARGETS, target_flags
+from nlc.backends.iree import TARGETS, module_bytes, target_flags
+from nlc.backends.mlir import Lowered, mlir
 from nlc.diagnostics import BackendError, UsageError
 
 Tensors = dict[str, Tensor]
@@ -110,6 +112,56 @@ def test_steps_of_a_transformer_agree_with_the_reference() -> None:
     wanted["next"] = reference.step({"tokens": tokens[:, 0]}, wanted_state)[0]["logits"]
     assert_close(outputs, wanted)
     assert_close(state, wanted_state)
+
+
+REFUSED = """nlc: 1
+name: refused
+dims: {d: 8}
+inputs: {x: [d]}
+flows:
+  a: x + 1
+  b: l2norm(a)
+outputs: {y: b}
+"""
+
+
+@pytest.mark.torch_mlir
+def test_torch_mlir_refuses_an_operator_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "refused.yaml").write_text(REFUSED, encoding="utf-8")
+    compiled = nlc.compile(tmp_path / "refused.yaml", backend="eager")
+    generated = next(each.__module__ for each in type(compiled).__mro__ if each.__module__.startswith("nlc_generated_"))
+    monkeypatch.setattr(sys.modules[generated], "l2norm", torch.special.bessel_j0)
+
+    with pytest.raises(BackendError, match=r"torch-mlir cannot lower the operator `aten\.special_bessel_j0`") as caught:
+        mlir(compiled, "linalg", 1, 2)
+
+    assert str(caught.value.diagnostics[0].span).endswith("refused.yaml:7:3")
+
+
+@pytest.mark.iree
+def test_iree_refuses_an_operator_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "refused.yaml").write_text(REFUSED, encoding="utf-8")
+    compiled = nlc.compile(tmp_path / "refused.yaml", backend="eager")
+    kind = "!torch.vtensor<[8],f32>"
+    call = f'%0 = torch.operator "torch.aten.special_bessel_j0"(%x) : ({kind}) -> {kind}'
+    text, located = (
+        f"func.func @refused(%x: {kind}) -> {kind} {{\n{call} {place}\nreturn %0 : {kind}\n}}"
+        for place in ("", f'loc("{compiled.graph.file}":7:0)')
+    )
+
+    with pytest.raises(BackendError, match="IREE for cpu cannot lower the operator `") as caught:
+        module_bytes(compiled, Lowered(text, located, (), ()), "cpu")
+
+    assert str(caught.value.diagnostics[0].span).endswith("refused.yaml:7:3")
+
+
+@pytest.mark.torch_mlir
+def test_every_operator_has_its_place_in_the_yaml() -> None:
+    lowered = mlir(nlc.compile("models/gated_delta_lm", {"layers": 1}, backend="iree"), "linalg", 1, 1)
+
+    for line in (8, 13, 19, 24):
+        assert f'loc("specs/blocks/gated_delta.yaml":{line}:0)' in lowered.located
+    assert "loc(" not in lowered.text
 
 
 @pytest.mark.iree
