@@ -41,6 +41,7 @@ def export(
     """Write an IREE module (vmfb): one function of exactly this many rows and tokens, for a device that need not be here.
 
     Parameters, inputs and states are its arguments, outputs and new states its results, in the order that is printed.
+    The samples of `solve: exact` are those of a stream that begins: none, a state of shape [rows, 0, ..].
     A target may name a chip (cpu:host, vulkan:ampere); rocm and cuda must.
 
     \b
