@@ -357,7 +357,8 @@ class Writer:
 
     def every(self, axes: tuple[str, ...], kind: str = "normal") -> str:
         """A number a copy and channel; some copies may be missing, and the axes in another order."""
-        some = [a for a in axes if a == axes[-1] or self.rng.random() < 0.75]
+        whole = self.o["learners"] == "feeds gate"  # it is multiplied with a number for each copy
+        some = [a for a in axes if a == axes[-1] or whole or self.rng.random() < 0.75]
         self.rng.shuffle(some)
         return self.raw(tuple(some), kind)
 
@@ -462,12 +463,15 @@ class Writer:
             return ""
         if self.o["solve"] == "implicit":
             return f"rate: {json.dumps(self.rng.choice(('0.3', '1 / 3')) if how == 'constant' else f'exp({self.gate(per)})')}"
-        value = {
-            "channels": lambda: f"0.5 * sigmoid({self.every((*per, key_axis))})",
-            "constant": lambda: self.rng.choice(("0.3", "1", "-0.2", "0", "1 / 3")),
-            "data": lambda: self.gate(per),
-            "function": lambda: f"0.5 * sigmoid({self.gate(per)})",
-        }[how]()
+        match how:
+            case "channels":
+                value = f"0.5 * sigmoid({self.every((*per, key_axis))})"
+            case "constant":
+                value = self.rng.choice(("0.3", "1", "-0.2", "0", "1 / 3"))
+            case "data":
+                value = self.gate(per)
+            case _:
+                value = f"0.5 * sigmoid({self.gate(per)})"
         return f"rate: {json.dumps(value)}"
 
     def rule(self, per: tuple[str, ...]) -> str:
