@@ -159,7 +159,7 @@ def _compiled(
 ) -> Any:
     """What AOTInductor makes of a function, in a folder. Raises BackendError (NLC704)."""
     lengths = tuple({axis: Dim.DYNAMIC for axis, size in enumerate(argument.shape) if size is None} for argument in arguments)
-    options = {
+    options: dict[str, Any] = {
         "aot_inductor.package": True,
         "aot_inductor.output_path": str(folder),
         "aot_inductor.metadata": metadata,
@@ -172,7 +172,7 @@ def _compiled(
             exported: ExportedProgram = torch.export.export(
                 function, given, dynamic_shapes=(lengths,), prefer_deferred_runtime_asserts_over_guards=True
             )
-            made = torch._inductor.aot_compile(exported.module(), given, options=options)
+            made: Any = torch._inductor.aot_compile(exported.module(), given, options=options)
             return [name for name in made if not str(name).endswith(".cpp")]  # the code is compiled; its comments name this machine
     except (TorchDynamoException, RuntimeError) as error:
         raise _failure(f"AOTInductor failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
