@@ -14,10 +14,11 @@ ATOM, POWER, MINUS, PRODUCT, SUM, COMPARISON = 9, 8, 7, 6, 5, 4
 INFIX = {"add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT), "pow": ("**", POWER)}
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 CALLS = {
-    **{op: f"torch.{op}" for op in ("exp", "log", "sqrt", "abs", "sigmoid", "tanh", "relu", "sin", "cos")},
+    **{op: f"torch.{op}" for op in ("exp", "log", "sqrt", "abs", "sigmoid", "tanh", "relu", "sin", "cos", "sign", "erf")},
     "silu": "F.silu",
     "gelu": "F.gelu",
     "softplus": "F.softplus",
+    "elu": "F.elu",
     "logsigmoid": "F.logsigmoid",
 }
 INLINE = {*INFIX, *COMPARE, *CALLS, "neg", "min", "max", "sg"}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
+from nlc.graph.deep import Function, attach_function, function_of, parts
 from nlc.graph.ir import ANY, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
 from nlc.graph.solved import is_solved, solved_context
 from nlc.language import spec as language
@@ -21,20 +22,29 @@ AT = ("start", "running", "decayed")
 
 def declare(b: Builder, level: language.Level, learner: language.Learner) -> None:
     """Enter a learner without its context, so that flows may call it."""
-    id = f"{b.prefix}{learner.name}"
-    defaults: list[tuple[str, str]] = []
+    id = b.id_of(learner.name)
     clock = _clock(b, level)
     per = tuple(b.axis(axis) for axis in learner.per)
     if b.host is not None:
         per = b.host.per + per
     if learner.owns is not None:
-        store = Store((StoreTensor("owned", (ANY,)),), "any")
+        stored: Store | Function = Store((StoreTensor("owned", (ANY,)),), "any")
     elif learner.store is None:
         b.fail(
             codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`"
         )
     else:
-        store = _store(b, learner.store)
+        stored = _store(b, id, learner.store)
+    for part, store in parts(b, id, stored, per, learner).items():
+        group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
+        _declare(b, level, learner, part, store, per, clock, group)
+
+
+def _declare(
+    b: Builder, level: language.Level, learner: language.Learner, id: str, store: Store, per: Axes, clock: Clock | None, group: str | None
+) -> None:
+    """One learner of the graph."""
+    defaults: list[tuple[str, str]] = []
     init = _init(b, learner, store, defaults)
     if not learner.learn and not init.learned and learner.owns is None:
         b.fail(
@@ -56,9 +66,9 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
             learner.span,
             "add `every: 1 token` to the level",
         )
-    read = learner.read or _default(defaults, "read", "after")
+    read = learner.read or default(defaults, "read", "after")
     inherited = b.host.sharing if b.host else "shared" if not learner.learn else None
-    sharing = learner.scope or inherited or _default(defaults, "scope", "sequence")
+    sharing = learner.scope or inherited or default(defaults, "scope", "sequence")
     b.learners[id] = Learner(
         id,
         store,
@@ -69,13 +79,14 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
         read,
         sharing,
         selector=learner.owns,
+        group=group,
         host=b.host.id if b.host else None,
         span=learner.span,
         defaults=tuple(defaults),
     )
 
 
-def _default(defaults: list[tuple[str, str]], key: str, value: str) -> str:
+def default(defaults: list[tuple[str, str]], key: str, value: str) -> str:
     defaults.append((key, value))
     return value
 
@@ -106,7 +117,7 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
     return Clock(every.clock, int(count))
 
 
-def _store(b: Builder, store: language.Store) -> Store:
+def _store(b: Builder, id: str, store: language.Store) -> Store | Function:
     if store.use is not None and store.use.function == "like":
         like = store.use.args[0] if store.use.args else None
         if not isinstance(like, Name) or like.name not in b.bound:
@@ -118,11 +129,12 @@ def _store(b: Builder, store: language.Store) -> Store:
         tensors = tuple(StoreTensor(name, tuple(b.axis(axis) for axis in axes)) for name, axes, _ in store.tensors)
         if store.call is None or not isinstance(store.call, Lambda):
             b.fail(codes.MissingPart, "a store with `params` needs a `call`, for example `call: z -> z @ W`", store.span)
-        return _form(b, tensors, store.call.body, store.call.parameter, store.span)
-    return _used_store(b, store.use, store.span)
+        body, query = store.call.body, store.call.parameter
+        return _form(tensors, body, query) or function_of(b, id, tensors, query, body, b, store.span, None)
+    return _used_store(b, id, store.use, store.span)
 
 
-def _used_store(b: Builder, call: Call, span: Span) -> Store:
+def _used_store(b: Builder, id: str, call: Call, span: Span) -> Store | Function:
     """A store file: its dims are the arguments, its tensor params the tensors, its output the call."""
     spec = b.used("stores", call.function, call.span)
     items = call.args[0].items if len(call.args) == 1 and isinstance(call.args[0], ListOf) else call.args
@@ -135,16 +147,20 @@ def _used_store(b: Builder, call: Call, span: Span) -> Store:
         if isinstance(param.value, ListOf)
     )
     query = spec.inputs[0].name if spec.inputs else ""
-    store = _form(b, tensors, spec.outputs[0].value, query, span)
+    body = spec.outputs[0].value
     declared = (spec.inputs[0].axes or ()) if spec.inputs else ()
+    store = _form(tensors, body, query)
+    if store is None:
+        names = Builder(spec, b.library, {name: axis.size for name, axis in bound.items()}, prefix=b.prefix, host=b.host, into=b)
+        return function_of(b, id, tensors, query, body, names, span, tuple(bound[name] for name in declared if name in bound))
     if tuple(bound.get(name) for name in declared) != store.in_axes:
         needed = f"`{query}` has axes [{', '.join(declared)}]; its tensor takes {show_axes(store.in_axes)}"
         b.fail(codes.ShapeMismatch, f"`{call.function}`: {needed}", spec.inputs[0].span if spec.inputs else spec.span)
     return store
 
 
-def _form(b: Builder, tensors: tuple[StoreTensor, ...], call: Expr, query: str, span: Span) -> Store:
-    """Recognise the structure of a call: `z @ W` or `W`."""
+def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str) -> Store | None:
+    """The store of a call `z @ W` or `W`; None for any other function."""
     if len(tensors) == 1:
         W = tensors[0]
         match call:
@@ -152,7 +168,7 @@ def _form(b: Builder, tensors: tuple[StoreTensor, ...], call: Expr, query: str, 
                 return Store(tensors, "map", W.axes[:1], W.axes[1:])
             case Name(name=name) if name == W.name:
                 return Store(tensors, "value", (), W.axes)
-    return b.fail(codes.NotCompiledYet, f"a store that computes `{to_text(call)}` is not compiled yet", span, "`z @ W` and `W` are")
+    return None
 
 
 DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
@@ -162,11 +178,11 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
     expr = learner.init
     if expr is None:
         if learner.owns is None:
-            _default(defaults, "init", "zeros")
+            default(defaults, "init", "zeros")
         return Init("zeros")
     match expr:
         case Name(name="learned"):
-            if store.form == "map":
+            if store.in_axes:
                 return Init("normal", (size_of(store.in_axes) ** -0.5,), learned=True)
             return Init("zeros", learned=True)
         case Call(function="learned", args=(inner,), kwargs=()):
@@ -195,10 +211,13 @@ def _distribution(b: Builder, expr: Expr, whole: Expr | None) -> Init:
 
 def attach(b: Builder, learner: language.Learner) -> None:
     """Give a declared learner its writes, retention and rule."""
-    id = f"{b.prefix}{learner.name}"
-    declared = b.learners[id]
+    id = b.id_of(learner.name)
     if not learner.learn:
         return
+    if id in b.written_out:
+        attach_function(b, learner, b.written_out[id])
+        return
+    declared = b.learners[id]
     if is_solved(learner):
         solved_context(b, learner)
         return
@@ -212,19 +231,22 @@ def attach(b: Builder, learner: language.Learner) -> None:
     if learner.owns is not None:
         b.learners[id] = _owner(b, declared, learner, write, defaults)
         return
-    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else _default(defaults, "at", "start")
+    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else default(defaults, "at", "start")
     if at not in AT:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
     context = Context(f"{learner.name}", self_id=id, kept=declared.per, host=b.host.id if b.host else None)
     built = _write(b, declared, write, context, defaults)
     keep = None
     if write.keep is None:
-        _default(defaults, "keep", "1")
+        default(defaults, "keep", "1")
+    elif isinstance(write.keep, dict):
+        help = "a gate for each tensor needs a store with `params` and `call`"
+        b.fail(codes.WrongArguments, f"`{learner.name}` has one tensor, so it takes one `keep`", write.spans["keep"], help)
     else:
-        keep = b.expr(write.keep, replace(context, owner=f"{learner.name}.keep"))
+        keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.per)
         b.fits(keep, declared.per, write.keep.span, "`keep`")
     rule = _rule(b, declared, write, context, defaults)
-    fold = _fold(b, declared, write, defaults)
+    fold = fold_of(b, declared, write, defaults)
     b.learners[id] = replace(declared, writes=(built,), at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
 
 
@@ -244,16 +266,18 @@ def _write(b: Builder, learner: Learner, write: language.Write, context: Context
     value = b.expr(write.value, replace(context, owner=f"{name}.value"))
     b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
     pred = b.node("pred", [], write.span, context, f"{learner.id}.pred", out, learner=learner.id)
-    loss = _objective(b, write, pred, value, context, defaults)
+    loss = objective(b, write, pred, value, context, defaults)
     return Write(key, value, loss, pred, write.span)
 
 
-def _objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
+def objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
     inner = replace(context, owner=f"{context.owner}.objective", local={"pred": pred, "value": value}, self_id=None)
     expr = write.minimize
     if expr is None:
-        _default(defaults, "minimize", DEFAULT_OBJECTIVE)
+        default(defaults, "minimize", DEFAULT_OBJECTIVE)
         return b.expr(parse(DEFAULT_OBJECTIVE), inner)
+    if isinstance(expr, Call) and (spec := b.objective_called(expr.function)) is not None:
+        return _called(b, expr, spec, inner)
     if not isinstance(expr, Name):
         return b.expr(expr, inner)
     if expr.name == "loss":
@@ -263,11 +287,18 @@ def _objective(b: Builder, write: language.Write, pred: str, value: str, context
             expr.span,
             "a learner with `owns:` may",
         )
-    spec = b.used("objectives", expr.name, expr.span)
-    bound = {i.name: {"pred": pred, "value": value}.get(i.kind) for i in spec.inputs}
+    return _called(b, Call(expr.name, (), (), expr.span), b.used("objectives", expr.name, expr.span), inner)
+
+
+def _called(b: Builder, call: Call, spec: language.Spec, inner: Context) -> str:
+    """An objective of the library, its params bound to numbers or flows: `{huber: {delta: d}}`."""
+    bound = {i.name: inner.local.get(i.kind) for i in spec.inputs}
     if None in bound.values() or not spec.outputs:
-        b.fail(codes.MissingPart, f"`{expr.name}` is no objective: its inputs must be `pred` and `value`, and it has one output", expr.span)
-    child = Builder(spec, b.library, bound={k: v for k, v in bound.items() if v is not None}, prefix=b.prefix, host=b.host, into=b)
+        message = f"`{call.function}` is no objective: its inputs must be `pred` and `value`, and it has one output"
+        b.fail(codes.MissingPart, message, call.span)
+    given = rule_args(b, call, spec, replace(inner, local={}), inner.kept)
+    known = {k: v for k, v in bound.items() if v is not None}
+    child = Builder(spec, b.library, bound={**known, **dict(given)}, prefix=b.prefix, host=b.host, into=b)
     return child.expr(spec.outputs[0].value, inner)
 
 
@@ -280,10 +311,10 @@ def _rule(b: Builder, learner: Learner, write: language.Write, context: Context,
     gradient = gradient_of(b, learner, write.span)
     here = replace(context, host=learner.id)
     if write.rate is None:
-        _default(defaults, "rate", "1")
+        default(defaults, "rate", "1")
         step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
     else:
-        rate = b.expr(write.rate, replace(context, owner=f"{name}.rate"))
+        rate = b.without_ones(b.expr(write.rate, replace(context, owner=f"{name}.rate")), learner.per)
         b.fits(rate, learner.per, write.rate.span, "`rate`")
         scaled = b.node("mul", [rate, gradient], write.rate.span, here, f"{learner.id}.step:mul")
         step = b.node("neg", [scaled], write.rate.span, here, f"{learner.id}.step")
@@ -306,7 +337,7 @@ def rule_args(b: Builder, call: Call, spec: language.Spec, context: Context, per
                 value.span,
                 b.suggest(name, names) or f"params: {', '.join(names)}",
             )
-        flow = b.expr(value, replace(context, owner=f"{context.owner}.{name}"))
+        flow = b.without_ones(b.expr(value, replace(context, owner=f"{context.owner}.{name}")), per)
         b.fits(flow, per, value.span, f"`{name}`")
         bound[name] = flow
     return tuple(bound.items())
@@ -320,7 +351,7 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
     return id
 
 
-def _fold(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
+def fold_of(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
         if write.fold is not None:
             b.fail(

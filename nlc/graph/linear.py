@@ -58,6 +58,7 @@ class NotLinear:
 
     reason: str
     span: Span
+    kind: str = "general"
 
 
 class _General(Exception):

@@ -15,7 +15,7 @@ from torch import Tensor
 from nlc.graph.ir import Flow, Init, Learner, LevelGraph
 from nlc.graph.ops import CARRYING
 from nlc.graph.state import needs_anchor, optimizer_keys, state_tensors
-from nlc.reference.operators import LAST_AXIS, elementwise, recall_map
+from nlc.reference.operators import LAST_AXIS, PRODUCTS, elementwise, recall_map
 
 Tensors = dict[str, Tensor]
 
@@ -135,6 +135,7 @@ class Tick:
         self.old = dict(old)
         self.values: dict[str, Any] = {}
         self.new: Tensors = {}
+        self.slopes: dict[str, Tensors] = {}
         self._mark_boundaries()
 
     def _mark_boundaries(self) -> None:
@@ -169,6 +170,10 @@ class Tick:
                 return self.recall(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
             case "gradient":
                 return self.gradient(graph.learners[flow.attr("learner")])
+            case "tensor":
+                return self.tensor(flow)
+            case "contract" | "outer":
+                return PRODUCTS[flow.op](*args, *axes, flow.axes[: flow.attr("copies") or 0])
             case "conv":
                 return self._conv(flow, args[0])
             case "attend":
@@ -294,8 +299,33 @@ class Tick:
         ones = self.flow(keep).new_ones((1, *(axis.size for axis in learner.axes)))
         return elementwise("mul", [ones, self.flow(keep)], [learner.axes, flow.axes], learner.axes)
 
+    def tensor(self, flow: Flow) -> Tensor:
+        """A tensor of a store that is written out in flows; `pred`: the one that gradients are taken of."""
+        learner = self.graph.learners[flow.attr("learner")]
+        if flow.attr("pred"):
+            self.gradients(learner)
+            return self.values[flow.id]  # type: ignore[no-any-return]
+        return self.state(learner, flow.attr("state"))
+
+    def gradients(self, learner: Learner) -> Tensors:
+        """d objective / d tensor at the base state, for all tensors of one function together."""
+        group = learner.base
+        if group not in self.slopes:
+            members = {m.id: self.base(m) for m in self.graph.learners.values() if m.group == group}
+            w = {id: (base if base.requires_grad else base.detach().requires_grad_()).clone() for id, base in members.items()}
+            self.values.update({f"{id}:pred": x for id, x in w.items()})
+            loss = self.flow(learner.writes[0].loss).sum()
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, list(w.values()), create_graph=True, materialize_grads=True)
+                self.slopes[group] = dict(zip(w, found, strict=True))
+            else:
+                self.slopes[group] = {id: torch.zeros_like(x) for id, x in w.items()}
+        return self.slopes[group]
+
     def gradient(self, learner: Learner) -> Tensor:
         """d objective / d tensor at the base state. Only `pred` depends on the tensor; `self` in the context is constant."""
+        if learner.store.form == "tensor":
+            return self.gradients(learner)[learner.id]
         (write,) = learner.writes
         base = self.base(learner)
         w = (base if base.requires_grad else base.detach().requires_grad_()).clone()

@@ -32,6 +32,9 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "softplus": F.softplus,
     "sin": torch.sin,
     "cos": torch.cos,
+    "sign": torch.sign,
+    "elu": F.elu,
+    "erf": torch.erf,
     "neg": torch.neg,
     "sg": torch.detach,
     "add": torch.add,
@@ -85,3 +88,32 @@ def recall_map(query: Tensor, query_axes: Axes, W: Tensor, per: Axes, inner: Axe
     copies = tuple(axis.size for axis in per)
     W = W.reshape(W.shape[0], *copies, -1, *(axis.size for axis in outer)).flatten(2 + len(per))
     return (q @ W).squeeze(-2).unflatten(-1, tuple(axis.size for axis in outer))
+
+
+def contract(left: Tensor, right: Tensor, left_axes: Axes, right_axes: Axes, copies: Axes) -> Tensor:
+    """`W @ z`: the last axis of `left` with the first of `right`, for each copy: [B, copies, A.., c], [B, copies, c, E..] -> [.., A.., E..]."""
+    n = 1 + len(copies)
+    left, right = _copies_first(left, left_axes, copies), _copies_first(right, right_axes, copies)
+    before, after = left.shape[n:-1], right.shape[n + 1 :]
+    product = left.reshape(*left.shape[:n], -1, left.shape[-1]) @ right.reshape(*right.shape[: n + 1], -1)
+    return product.reshape(*product.shape[:n], *before, *after)
+
+
+def outer(left: Tensor, right: Tensor, left_axes: Axes, right_axes: Axes, copies: Axes) -> Tensor:
+    """All products of an element of `left` and one of `right`, for each copy: [B, copies, A..], [B, copies, E..] -> [.., A.., E..]."""
+    left, right = _copies_first(left, left_axes, copies), _copies_first(right, right_axes, copies)
+    n = 1 + len(copies)
+    return left.reshape(*left.shape, *[1] * (right.dim() - n)) * right.reshape(*right.shape[:n], *[1] * (left.dim() - n), *right.shape[n:])
+
+
+def _copies_first(x: Tensor, axes: Axes, copies: Axes) -> Tensor:
+    """x [B, *copies, *others], with length 1 for each copy it does not tell apart."""
+    others = [i for i, axis in enumerate(axes) if axis not in copies]
+    x = x.permute(0, *(1 + axes.index(axis) for axis in copies if axis in axes), *(1 + i for i in others))
+    for i, axis in enumerate(copies):
+        if axis not in axes:
+            x = x.unsqueeze(1 + i)
+    return x
+
+
+PRODUCTS = {"contract": contract, "outer": outer}
