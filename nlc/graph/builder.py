@@ -283,7 +283,7 @@ class Builder:
 
     def expr(self, expr: Expr, context: Context, name: str | None = None) -> str:
         """The flow of an expression; `name` is the id its outermost operator gets."""
-        from nlc.graph.deep import product
+        from nlc.graph.deep import product, tensor_of
 
         match expr:
             case Number(value=value, span=span):
@@ -297,10 +297,10 @@ class Builder:
                 return self.node(BINARY[op], args, span, context, name)
             case Call():
                 return self.call(expr, context, name)
-            case Binary(op="@") if context.in_store:
+            case Binary(op="@"):
                 return product(self, expr, context, name)
-            case Attribute(span=span) | Binary(op="@", span=span):
-                return self.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: products of tensors are not compiled yet", span)
+            case Attribute():
+                return tensor_of(self, expr)
             case Unary() | Binary():
                 return self.fail(codes.NotAValue, f"`{expr.op}` belongs into `owns:`", expr.span)
             case ListOf() | Lambda() | Text():

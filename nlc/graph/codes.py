@@ -200,7 +200,7 @@ class UnusedTensor(Diagnostic):
     Right:  store: {params: {W: [V, K], b: [V]}, call: z -> W @ z + b}
     """
 
-    code = "NLC505"
+    code = "NLC506"
 
 
 class CannotLower(Diagnostic):

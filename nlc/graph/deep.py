@@ -15,7 +15,7 @@ from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.ir import Axes, Flow, Rule, Store, StoreTensor, Write, show_axes
 from nlc.language import spec as language
-from nlc.language.expression import Binary, Call, Expr, Name, children, to_text
+from nlc.language.expression import Attribute, Binary, Call, Expr, Name, children, to_text
 
 
 @dataclass
@@ -100,7 +100,6 @@ def parts(b: Builder, id: str, store: Store | Function, per: Axes, learner: lang
     if any(write.solve == "exact" for write in learner.learn):
         b.fail(codes.NotCompiledYet, "`solve: exact` of a function of several tensors is not compiled yet", store.span)
     store.per = per
-    b.written_out[id] = store
     return {store.tensors[name]: part for name, part in store.stores.items()}
 
 
@@ -117,7 +116,15 @@ def ask_function(b: Builder, expr: Call, context: Context, name: str | None, sto
 
 
 def write_out(
-    b: Builder, store: Function, query: str | None, what: str, span: Span, context: Context, name: str | None, state: str, pred: bool = False
+    b: Builder,
+    store: Function,
+    query: str | None,
+    what: str,
+    span: Span,
+    context: Context,
+    name: str | None,
+    state: str,
+    pred: bool = False,
 ) -> str:
     """The flows of one call. `pred`: the tensors are those that the gradient of the objective is taken of."""
     if query is not None and b.flows[query].dtype == "index":
@@ -147,10 +154,27 @@ def _leaf(b: Builder, id: str, state: str, pred: bool) -> str:
     return leaf
 
 
+def tensor_of(b: Builder, expr: Attribute) -> str:
+    """`S.W1`: a tensor of a learner, in the version that its calls see."""
+    id = b.id_of(expr.owner)
+    if id not in b.written_out:
+        message = f"`{to_text(expr)}`: a tensor of a learner whose store is no function of several tensors is not compiled yet"
+        b.fail(codes.NotCompiledYet, message, expr.span, None if id in b.learners else "call the learner")
+    tensors = b.written_out[id].tensors
+    if expr.name not in tensors:
+        help = b.suggest(expr.name, tuple(tensors)) or f"its tensors: {', '.join(tensors)}"
+        b.fail(codes.UndefinedName, f"`{expr.owner}` has no tensor `{expr.name}`", expr.span, help)
+    return _leaf(b, tensors[expr.name], b.learners[tensors[expr.name]].read, pred=False)
+
+
 def product(b: Builder, expr: Binary, context: Context, name: str | None) -> str:
     """`W @ z`: the last axis of the left operand is contracted with the first of the right; axes of copies stand aside."""
     left, right = b.all(context, expr.left, expr.right)
-    per, flows = context.kept, (b.flows[left], b.flows[right])
+    flows = (b.flows[left], b.flows[right])
+    learners = [b.learners[flow.attr("learner")] for flow in flows if flow.op == "tensor"]
+    if not context.in_store and not learners:
+        b.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: a product without a tensor of a learner is not compiled yet", expr.span)
+    per = context.kept if context.in_store else learners[0].per
     inner = [tuple(axis for axis in flow.axes if axis not in per) for flow in flows]
     notes = [(f"`{to_text(e)}` has axes {show_axes(f.axes)}", f.span) for e, f in zip((expr.left, expr.right), flows, strict=True)]
 

@@ -38,6 +38,8 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
     for part, store in parts(b, id, stored, per, learner).items():
         group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
         _declare(b, level, learner, part, store, per, clock, group)
+    if isinstance(stored, Function):
+        b.written_out[id] = stored
 
 
 def _declare(
@@ -54,7 +56,7 @@ def _declare(
             "give it `init: learned`, or `learn:`",
         )
     if init.distribution == "eye" and (store.form == "any" or len(store.tensors[0].axes) < 2):
-        b.fail(codes.NotConstant, f"`{learner.name}` is no matrix, so its `init` cannot be `eye`", learner.span)
+        b.fail(codes.NotConstant, f"`{id.removeprefix(b.prefix)}` is no matrix, so its `init` cannot be `eye`", learner.span)
     if init.learned and b.host is not None and b.host.sharing == "shared":
         b.fail(codes.NotCompiledYet, "a learned initial state in the rule of an outer level is not compiled yet", learner.span)
     if learner.learn and learner.scope == "shared" and learner.owns is None and b.host is None:

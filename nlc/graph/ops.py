@@ -63,7 +63,24 @@ def _scalar(args: Sequence[Axes]) -> Axes:
     return ()
 
 
-UNARY = ("exp", "log", "sqrt", "abs", "sigmoid", "logsigmoid", "tanh", "relu", "silu", "gelu", "softplus", "sin", "cos", "sign", "elu", "erf")
+UNARY = (
+    "exp",
+    "log",
+    "sqrt",
+    "abs",
+    "sigmoid",
+    "logsigmoid",
+    "tanh",
+    "relu",
+    "silu",
+    "gelu",
+    "softplus",
+    "sin",
+    "cos",
+    "sign",
+    "elu",
+    "erf",
+)
 BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
 
 OPS: dict[str, Op] = {

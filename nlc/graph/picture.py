@@ -316,7 +316,7 @@ def _details(learner: Learner) -> list[str]:
     if learner.rule.call is not None:
         lines.append(f"rule {expression_text(learner.rule.call)}")
     if isinstance(form, NotLinear):
-        lines.append("general recurrence")
+        lines.append(f"{form.kind} recurrence")
     elif isinstance(form, LinearForm):
         chunks = f", {run.form}{f' {run.chunk}' if run.form == 'chunkwise' else ''}" if run is not None else ""
         lines.append(f"{form.kind}, n = {form.n}{chunks}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.language.expression import Expr, Lambda, ListOf, Name, Number
-from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, not_yet, unknown_word
+from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, unknown_word
 from nlc.language.schema import FOLDS, INPUT_WORDS, STATES
 from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Spec, Store, Use, Write
 from nlc.language.templates import Templates, is_inline

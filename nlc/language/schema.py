@@ -47,6 +47,8 @@ def _words(words: tuple[str, ...]) -> JsonSchemaValue:
 
 # What `nlc.language.values` reads. To pydantic they are anything; the JSON schema says what they look like.
 Expression = Annotated[object, WithJsonSchema(_EXPRESSION)]
+_GATES: JsonSchemaValue = {"type": "object", "propertyNames": {"pattern": _NAME}, "additionalProperties": _EXPRESSION, "minProperties": 1}
+Gate = Annotated[object, WithJsonSchema(_one_of(_EXPRESSION, _GATES))]
 Axes = Annotated[object, WithJsonSchema(_AXES)]
 CallOnly = Annotated[object, WithJsonSchema(_NAMED_CALL)]
 Size = Annotated[object, WithJsonSchema({"type": ["integer", "string"], "minimum": 1})]
@@ -86,7 +88,9 @@ class WriteForm(_Strict):
     at: State = _optional(
         "The state the gradient is taken at: start of the period (default), running (before this sample), decayed (running, after keep)."
     )
-    keep: Expression = _optional("How much of the old state is kept: a scalar, or a vector on the axis it names. Default: 1.")
+    keep: Gate = _optional(
+        "How much of the old state is kept: a scalar, or a vector on the axis it names; a map gives each tensor its own. Default: 1."
+    )
     rate: Expression = _optional("The step size, short for the plain gradient rule; not together with `rule`. Default: 1.")
     rule: CallOnly = _optional("The update rule, a call of a spec: {name: {param: 0.1}}.")
     solve: Literal["gradient", "exact"] = Field(

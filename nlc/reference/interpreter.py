@@ -173,7 +173,7 @@ class Tick:
             case "tensor":
                 return self.tensor(flow)
             case "contract" | "outer":
-                return PRODUCTS[flow.op](*args, *axes, flow.axes[: flow.attr("copies") or 0])
+                return PRODUCTS[flow.op](args[0], args[1], axes, flow.axes[: flow.attr("copies")])
             case "conv":
                 return self._conv(flow, args[0])
             case "attend":
@@ -304,7 +304,7 @@ class Tick:
         learner = self.graph.learners[flow.attr("learner")]
         if flow.attr("pred"):
             self.gradients(learner)
-            return self.values[flow.id]  # type: ignore[no-any-return]
+            return self.values[flow.id]
         return self.state(learner, flow.attr("state"))
 
     def gradients(self, learner: Learner) -> Tensors:

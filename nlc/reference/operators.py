@@ -90,20 +90,24 @@ def recall_map(query: Tensor, query_axes: Axes, W: Tensor, per: Axes, inner: Axe
     return (q @ W).squeeze(-2).unflatten(-1, tuple(axis.size for axis in outer))
 
 
-def contract(left: Tensor, right: Tensor, left_axes: Axes, right_axes: Axes, copies: Axes) -> Tensor:
-    """`W @ z`: the last axis of `left` with the first of `right`, for each copy: [B, copies, A.., c], [B, copies, c, E..] -> [.., A.., E..]."""
+def contract(left: Tensor, right: Tensor, axes: list[Axes], copies: Axes) -> Tensor:
+    """`W @ z`: the last axis of `left` with the first of `right`, for each copy.
+
+    left [B, *copies, *A, c], right [B, *copies, c, *E] -> [B, *copies, *A, *E]; a copy that an operand does not tell apart is missing.
+    """
     n = 1 + len(copies)
-    left, right = _copies_first(left, left_axes, copies), _copies_first(right, right_axes, copies)
+    left, right = _copies_first(left, axes[0], copies), _copies_first(right, axes[1], copies)
     before, after = left.shape[n:-1], right.shape[n + 1 :]
     product = left.reshape(*left.shape[:n], -1, left.shape[-1]) @ right.reshape(*right.shape[: n + 1], -1)
     return product.reshape(*product.shape[:n], *before, *after)
 
 
-def outer(left: Tensor, right: Tensor, left_axes: Axes, right_axes: Axes, copies: Axes) -> Tensor:
-    """All products of an element of `left` and one of `right`, for each copy: [B, copies, A..], [B, copies, E..] -> [.., A.., E..]."""
-    left, right = _copies_first(left, left_axes, copies), _copies_first(right, right_axes, copies)
+def outer(left: Tensor, right: Tensor, axes: list[Axes], copies: Axes) -> Tensor:
+    """Products of each element of `left` and each of `right`: [B, *copies, *A], [B, *copies, *E] -> [B, *copies, *A, *E]."""
     n = 1 + len(copies)
-    return left.reshape(*left.shape, *[1] * (right.dim() - n)) * right.reshape(*right.shape[:n], *[1] * (left.dim() - n), *right.shape[n:])
+    left, right = _copies_first(left, axes[0], copies), _copies_first(right, axes[1], copies)
+    before, after = [1] * (left.dim() - n), [1] * (right.dim() - n)
+    return left.reshape(*left.shape, *after) * right.reshape(*right.shape[:n], *before, *right.shape[n:])
 
 
 def _copies_first(x: Tensor, axes: Axes, copies: Axes) -> Tensor:
@@ -116,4 +120,4 @@ def _copies_first(x: Tensor, axes: Axes, copies: Axes) -> Tensor:
     return x
 
 
-PRODUCTS = {"contract": contract, "outer": outer}
+PRODUCTS: dict[str, Callable[[Tensor, Tensor, list[Axes], Axes], Tensor]] = {"contract": contract, "outer": outer}
