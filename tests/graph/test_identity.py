@@ -66,6 +66,11 @@ HOSTS = {
     "stores": {
         "matrix": "levels: {m: {every: 1 token, learners: {S: {store: {matrix: [K, V]}, learn: {key: k, value: v}}}}}\noutputs: {o: S(k)}",
         "vector": "levels: {m: {every: 1 token, learners: {S: {store: {vector: [V]}, learn: {value: v}}}}}\noutputs: {o: S()}",
+        **{
+            name: f"levels: {{m: {{every: 1 token, learners: {{S: {{store: {{{name}: [{axes}]}}, init: learned, learn: {{key: k, value: v}}}}}}}}}}\n"
+            "outputs: {o: S(k)}"
+            for name, axes in (("mlp", "K, 5, V"), ("mlp3", "K, 5, 6, V"), ("mlp4", "K, 5, 6, 7, V"))
+        },
     },
     "objectives": "levels: {m: {every: 1 token, learners: {S: {store: {matrix: [K, V]}, "
     "learn: {key: k, value: v, minimize: NAME}}}}}\noutputs: {o: S(k)}",
