@@ -64,8 +64,10 @@ def inter_chunk_free(d: Tensor, decay: Tensor | None, z0: Tensor) -> Tensor:
 
 
 def _advanced(decay: Tensor, state: Tensor) -> Tensor:
-    """(decay kron I) state, for decay [G, n, n] and state [G, n * K, V]."""
-    n = decay.shape[-1]
+    """(decay kron I) state, for state [G, n * K, V] and decay [G, n, n], or [G, n, n, K] where channels differ."""
+    n = decay.shape[1]
+    if decay.dim() == 4:
+        return (decay.unsqueeze(-1) * state.unflatten(1, (1, n, -1))).sum(2).flatten(1, 2)
     return decay * state if n == 1 else (decay @ state.unflatten(1, (n, -1)).flatten(2)).view(state.shape)
 
 

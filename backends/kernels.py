@@ -197,17 +197,37 @@ def _by_state(x: Tensor, n: int) -> Tensor:
 
 
 def _advance(decay: Tensor, states: Tensor, out: Tensor) -> None:
-    """out = decay @ states, for decay [G, n, n] and states by row [G, n, K * V]."""
-    if decay.shape[-1] == 1:
+    """out = decay @ states, for states by row [G, n, K * V] and decay [G, n, n], or [G, n, n, K] where channels differ."""
+    if decay.dim() == 4:
+        n, channels = decay.shape[2:]
+        old, new = (x.unflatten(2, (channels, -1)) for x in (states, out))
+        for i in range(n):
+            torch.mul(old[:, 0], decay[:, i, 0].unsqueeze(-1), out=new[:, i])
+            for j in range(1, n):
+                new[:, i].addcmul_(old[:, j], decay[:, i, j].unsqueeze(-1))
+    elif decay.shape[-1] == 1:
         torch.mul(states, decay, out=out)
     else:
         torch.bmm(decay, states, out=out)
 
 
+def _transposed(decay: Tensor) -> Tensor:
+    """The gate matrices of the way back."""
+    return decay.transpose(2, 3)
+
+
+def _decay_gradient(d_states: Tensor, states: Tensor, like: Tensor) -> Tensor:
+    """d decay, shaped as `like`, of states' = decay states, for states by row [.., n, K * V]."""
+    if like.dim() < d_states.dim() + 1:
+        return d_states @ states.mT
+    rows, columns = (x.unflatten(-1, (like.shape[-1], -1)) for x in (d_states, states))
+    return torch.stack([(row.unsqueeze(-3) * columns).sum(-1) for row in rows.unbind(-3)], -3)
+
+
 def _inter_chunk_free_forward(d: Tensor, decay: Tensor, z0: Tensor) -> Tensor:
     states = z0.new_empty(d.shape[0] + 1, *z0.shape)
     states[0] = z0
-    rows, writes = (_by_state(x, decay.shape[-1]).unbind() for x in (states, d))
+    rows, writes = (_by_state(x, decay.shape[2]).unbind() for x in (states, d))
     for i, (decay_i, write) in enumerate(zip(decay.unbind(), writes, strict=True)):
         _advance(decay_i, rows[i], rows[i + 1])
         rows[i + 1].add_(write)
@@ -215,21 +235,21 @@ def _inter_chunk_free_forward(d: Tensor, decay: Tensor, z0: Tensor) -> Tensor:
 
 
 def _inter_chunk_free_backward(decay: Tensor, states: Tensor, d_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    n = decay.shape[-1]
+    n = decay.shape[2]
     d_z = torch.empty_like(states)
     d_z[-1] = d_states[-1]
-    rows, given = _by_state(d_z, n), _by_state(d_states, n)
+    rows, given, back = _by_state(d_z, n), _by_state(d_states, n), _transposed(decay)
     for i in range(decay.shape[0] - 1, -1, -1):
-        _advance(decay[i].mT, rows[i + 1], rows[i])
+        _advance(back[i], rows[i + 1], rows[i])
         rows[i].add_(given[i])
-    d_decay = rows[1:] @ _by_state(states[:-1], n).mT
+    d_decay = _decay_gradient(rows[1:], _by_state(states[:-1], n), decay)
     return d_z[1:].clone(), d_decay, d_z[0].clone()
 
 
 def _define_inter_chunk_free() -> torch._ops.OpOverload:
     """Registers the recurrence without errors and its backward, once in a process."""
-    if not hasattr(torch.ops.nlc, "inter_chunk_free_3"):
-        backward = torch.library.custom_op("nlc::inter_chunk_free_backward_3", _inter_chunk_free_backward, mutates_args=())
+    if not hasattr(torch.ops.nlc, "inter_chunk_free_4"):
+        backward = torch.library.custom_op("nlc::inter_chunk_free_backward_4", _inter_chunk_free_backward, mutates_args=())
         backward.register_fake(
             lambda decay, states, d_states: (
                 states.new_empty(decay.shape[0], *states.shape[1:]),
@@ -237,13 +257,13 @@ def _define_inter_chunk_free() -> torch._ops.OpOverload:
                 states.new_empty(states.shape[1:]),
             )
         )
-        forward = torch.library.custom_op("nlc::inter_chunk_free_3", _inter_chunk_free_forward, mutates_args=())
+        forward = torch.library.custom_op("nlc::inter_chunk_free_4", _inter_chunk_free_forward, mutates_args=())
         forward.register_fake(lambda d, decay, z0: z0.new_empty(d.shape[0] + 1, *z0.shape))
         forward.register_autograd(
             lambda ctx, d_states: backward(*ctx.saved_tensors, d_states),
             setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[1], output),
         )
-    return torch.ops.nlc.inter_chunk_free_3.default
+    return torch.ops.nlc.inter_chunk_free_4.default
 
 
 _INTER_CHUNK_FREE = _define_inter_chunk_free()
@@ -252,7 +272,7 @@ _INTER_CHUNK_FREE = _define_inter_chunk_free()
 def inter_chunk_free(d: Tensor, decay: Tensor | None, z0: Tensor) -> Tensor:
     """Chunk-start states [N + 1, G, D, V] of z_{i+1} = (decay_i kron I) z_i + d_i; a decay of None is all ones.
 
-    d [N, G, D, V], decay [N, G, n, n], z0 [G, D, V].
+    d [N, G, D, V], decay [N, G, n, n], or [N, G, n, n, K] where channels differ, z0 [G, D, V].
     """
     if decay is None:
         return torch.cat([z0.unsqueeze(0), d]).cumsum(0)
@@ -263,7 +283,7 @@ def inter_chunk_free(d: Tensor, decay: Tensor | None, z0: Tensor) -> Tensor:
 def _sweep_forward(
     scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    chunk, n, decay = v.shape[2], decay.shape[-1], decay.contiguous()
+    chunk, n, decay = v.shape[2], decay.shape[2], decay.contiguous()
     reads = scores.shape[2] - chunk
     # A row-major lower matrix is a column-major upper one: passed as such, the library makes no copy of it.
     identity = torch.eye(chunk, dtype=v.dtype, device=v.device).expand(*v.shape[:2], chunk, chunk)
@@ -298,20 +318,20 @@ def _sweep_backward(
     d_last: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of scores, v, rows, x, decay, z0. Those of scores also where a probe cannot see the write: not to be used there."""
-    reads, n = d_out.shape[2], decay.shape[-1]
+    reads, n = d_out.shape[2], decay.shape[2]
     d_scores, d_v, d_rows, d_x = (torch.empty_like(y) for y in (scores, errors, rows, x))
     d_decay, decay = decay.new_empty(decay.shape), decay.contiguous()
     d_z, scratch = d_last.clone(), torch.empty_like(d_last)
     d_by_state, scratch_by_state = _by_state(d_z, n), _by_state(scratch, n)
     d_seen, d_error = errors.new_empty(errors.shape[1], scores.shape[2], errors.shape[3]), torch.empty_like(errors[0])
     d_read, d_probed = d_seen[:, :reads], d_seen[:, reads:]
-    given = (scores[:, :, :reads].mT, rows.mT, x, decay.mT, errors, errors.mT, states[:-1].mT, _by_state(states[:-1], n).mT)
+    given = (scores[:, :, :reads].mT, rows.mT, x, _transposed(decay), errors, errors.mT, states[:-1].mT, _by_state(states[:-1], n))
     parts = (*given, inverse.mT, d_out, d_scores, d_v, d_rows, d_x, d_decay)
     for step in reversed(list(zip(*(part.unbind() for part in parts), strict=True))):
-        score_t, row_t, x_i, decay_t, error, error_t, state_t, by_state_t, inverse_t, d_out_i, *made = step
+        score_t, row_t, x_i, decay_t, error, error_t, state_t, by_state, inverse_t, d_out_i, *made = step
         d_score, d_v_i, d_row, d_x_i, d_decay_i = made
         torch.bmm(error, d_z.mT, out=d_x_i)
-        torch.bmm(d_by_state, by_state_t, out=d_decay_i)
+        d_decay_i.copy_(_decay_gradient(d_by_state, by_state, d_decay_i))
         torch.bmm(score_t, d_out_i, out=d_error)
         d_error.baddbmm_(x_i, d_z)
         torch.bmm(inverse_t, d_error, out=d_v_i)
@@ -327,8 +347,8 @@ def _sweep_backward(
 
 def _define_sweep() -> torch._ops.OpOverload:
     """Registers the sweep and its backward, once in a process."""
-    if not hasattr(torch.ops.nlc, "chunk_sweep_3"):
-        backward = torch.library.custom_op("nlc::chunk_sweep_backward_3", _sweep_backward, mutates_args=())
+    if not hasattr(torch.ops.nlc, "chunk_sweep_4"):
+        backward = torch.library.custom_op("nlc::chunk_sweep_backward_4", _sweep_backward, mutates_args=())
         backward.register_fake(
             lambda scores, rows, x, decay, errors, states, inverse, d_out, d_last: (
                 *(torch.empty_like(y) for y in (scores, errors, rows, x)),
@@ -336,7 +356,7 @@ def _define_sweep() -> torch._ops.OpOverload:
                 torch.empty_like(d_last),
             )
         )
-        forward = torch.library.custom_op("nlc::chunk_sweep_3", _sweep_forward, mutates_args=())
+        forward = torch.library.custom_op("nlc::chunk_sweep_4", _sweep_forward, mutates_args=())
         forward.register_fake(
             lambda scores, v, rows, x, decay, z0: (
                 v.new_empty(*v.shape[:2], scores.shape[2] - v.shape[2], v.shape[3]),
@@ -347,7 +367,7 @@ def _define_sweep() -> torch._ops.OpOverload:
             )
         )
         forward.register_autograd(_sweep_gradients, setup_context=_sweep_context)
-    return torch.ops.nlc.chunk_sweep_3.default
+    return torch.ops.nlc.chunk_sweep_4.default
 
 
 def _sweep_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -357,7 +377,7 @@ def _sweep_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _sweep_gradients(ctx, d_out, d_last, *_):  # type: ignore[no-untyped-def]
     scores, *others = ctx.saved_tensors
-    d_scores, *gradients = torch.ops.nlc.chunk_sweep_backward_3.default(scores, *others, d_out.contiguous(), d_last.contiguous())
+    d_scores, *gradients = torch.ops.nlc.chunk_sweep_backward_4.default(scores, *others, d_out.contiguous(), d_last.contiguous())
     token = torch.arange(scores.shape[3], device=scores.device)
     row = torch.arange(scores.shape[2], device=scores.device) - d_out.shape[2]
     unseen = (row >= 0).unsqueeze(1) & (token >= row.unsqueeze(1))  # a probe does not see the write of its own token
@@ -373,8 +393,119 @@ def sweep(scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0:
         (I + A_i) e_i = v_i - Y_i z_i ;  o_i = Q_i z_i + B_i e_i ;  z_{i+1} = (decay_i kron I) z_i + x_i^T e_i
 
     scores [N, G, R + C, C] holds B (R read rows) above A (C rows, strictly lower; what is above its diagonal is not read),
-    rows [N, G, R + C, D] holds Q above Y, v [N, G, C, V], x [N, G, C, D], decay [N, G, n, n], z0 [G, D, V].
-    Returns o [N, G, R, V] and the last state [G, D, V].
+    rows [N, G, R + C, D] holds Q above Y, v [N, G, C, V], x [N, G, C, D], z0 [G, D, V],
+    decay [N, G, n, n], or [N, G, n, n, K] where channels differ. Returns o [N, G, R, V] and the last state [G, D, V].
     """
     out, last, *_ = _SWEEP(scores, v, rows, x, decay, z0)
     return out, last
+
+
+def _seen_through(rows: Tensor, gates: Tensor) -> Tensor:
+    """Rows [.., P, n, K] before gate matrices [.., n, n, K]: row F."""
+    if gates.shape[-2] == 1:
+        return rows * gates[..., :1, 0, None, :]
+    return (rows.unsqueeze(-2) * gates.unsqueeze(-4)).sum(-3)
+
+
+def _carried_on(gates: Tensor, columns: Tensor) -> Tensor:
+    """Columns [.., W, n, K] after gate matrices [.., n, n, K]: F column."""
+    if gates.shape[-2] == 1:
+        return gates[..., :1, 0, None, :] * columns
+    return (gates.unsqueeze(-4) * columns.unsqueeze(-3)).sum(-2)
+
+
+def _joined_gates(late: Tensor, early: Tensor) -> Tensor:
+    """The product of two gate matrices [.., n, n, K]."""
+    if early.shape[-2] == 1:
+        return late * early
+    return (late.unsqueeze(-2) * early.unsqueeze(-4)).sum(-3)
+
+
+def responses(
+    rows: Tensor, columns: Tensor, gates: Tensor, after_gate: tuple[bool, ...], after_write: tuple[bool, ...]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What each row sees of the writes of its chunk and of the chunk's start, through gates that may differ between channels.
+
+    rows [N, G, C, P, n, K] are P rows a token, columns [N, G, C, W, n, K] W writes a token, gates F [N, G, C, n, n, K], C a power of two.
+    A row sees the state before its token; `after_gate`: after the gate of its token; `after_write`: its writes too. Returns
+        scores   [N, G, C, P, C, W]  row_t F_{t'} .. F_{s+1} column_s, t' = t or t - 1
+        carried  [N, G, C, P, n * K]  row_t F_{t'} .. F_1
+        x        [N, G, C, W, n * K]  F_C .. F_{s+1} column_s
+        total    [N, G, n, n, K]      F_C .. F_1
+    By halving: what the late half of a block sees of the early half is one product of rows carried back and columns carried on to the
+    middle. Only products of gates, no quotients: gates may be zero or negative.
+    """
+    tokens, kinds, writes = rows.shape[2], rows.shape[3], columns.shape[3]
+    own = rows.flatten(-2) @ columns.flatten(-2).mT
+    scores = torch.stack([x if sees else torch.zeros_like(x) for x, sees in zip(own.unbind(3), after_write, strict=True)], 3)
+    if all(after_gate):
+        rows = _seen_through(rows, gates)
+    elif any(after_gate):
+        moved = [_seen_through(rows[:, :, :, i : i + 1], gates) if gate else rows[:, :, :, i : i + 1] for i, gate in enumerate(after_gate)]
+        rows = torch.cat(moved, 3)
+    rows, columns = rows.unsqueeze(3), columns.unsqueeze(3)  # [N, G, blocks, tokens of a block, ..]
+    for _ in range(tokens.bit_length() - 1):
+        (early_row, late_row), (early, late), (first, second), (early_score, late_score) = (
+            x.unflatten(2, (-1, 2)).unbind(3) for x in (rows, columns, gates, scores)
+        )
+        between = late_row.flatten(3, 4).flatten(-2) @ early.flatten(3, 4).flatten(-2).mT
+        upper = torch.cat([early_score, torch.zeros_like(between)], -1)
+        scores = torch.cat([upper, torch.cat([between, late_score], -1)], -2)
+        rows = torch.cat([early_row, _seen_through(late_row, first.unsqueeze(3))], 3)
+        columns = torch.cat([_carried_on(second.unsqueeze(3), early), late], 3)
+        gates = _joined_gates(second, first)
+    scores = scores.squeeze(2).unflatten(3, (tokens, writes)).unflatten(2, (tokens, kinds))
+    return scores, rows.squeeze(2).flatten(-2), columns.squeeze(2).flatten(-2), gates.squeeze(2)
+
+
+def several(
+    rows: Tensor,
+    columns: Tensor,
+    gates: Tensor,
+    after_gate: tuple[bool, ...],
+    after_write: tuple[bool, ...],
+    targets: Tensor,
+    errors: int,
+    z0: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """All chunks of a memory with several writes a token, or with gates that differ between key channels, and what is read from it.
+
+    rows [N, G, C, R + D, n, K] hold R reads and the probes of the first D = `errors` writes, columns [N, G, C, W, n, K] and targets
+    [N, G, C, W, V] the writes, the others of which do not see the state; the rest as in `responses`. z0 [G, n * K, V].
+    Returns o [N, G, R * C, V], kinds of reads above each other, and the last state [G, n * K, V].
+    """
+    tokens, reads, free = rows.shape[2], rows.shape[3] - errors, columns.shape[3] - errors
+    scores, rows, x, total = responses(rows, columns, gates, after_gate, after_write)
+    scores, rows = (
+        torch.cat([y[:, :, :, :reads].transpose(2, 3).flatten(2, 3), y[:, :, :, reads:].flatten(2, 3)], 2) for y in (scores, rows)
+    )
+    if not errors:
+        u, x = targets.flatten(2, 3), x.flatten(2, 3)
+        states = inter_chunk_free(x.mT @ u, total, z0)
+        return rows @ states[:-1] + scores.flatten(3) @ u, states[-1]
+    v, x_errors, by_errors = targets[:, :, :, :errors].flatten(2, 3), x[:, :, :, :errors].flatten(2, 3), scores[..., :errors].flatten(3)
+    if not free:
+        return sweep(by_errors, v, rows, x_errors, total, z0)
+    # What the free writes put into the states is known beforehand; by linearity the errors are those of the rest.
+    u, x_free = targets[:, :, :, errors:].flatten(2, 3), x[:, :, :, errors:].flatten(2, 3)
+    states = inter_chunk_free(x_free.mT @ u, total, z0)
+    seen = rows @ states[:-1] + scores[..., errors:].flatten(3) @ u
+    count = reads * tokens
+    out, last = sweep(by_errors, v - seen[:, :, count:], rows, x_errors, total, torch.zeros_like(z0))
+    return out + seen[:, :, :count], last + states[-1]
+
+
+def channel_gates(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
+    """[N, G, C, n, n, K] from n rows of n gates: numbers, [N, G, C], or [N, G, C, K] as `like`."""
+    return torch.stack([torch.stack([_each_channel(x, like) for x in row], -2) for row in rows], -3)
+
+
+def in_states(coefficients: list[Tensor | float], vector: Tensor) -> Tensor:
+    """[N, G, C, n, K]: a vector [N, G, C, K] times the coefficient of each state: a number, [N, G, C] or [N, G, C, K]."""
+    return torch.stack([_each_channel(x, vector) * vector for x in coefficients], -2)
+
+
+def _each_channel(x: Tensor | float, like: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        return like.new_full((), x).expand(like.shape)
+    return (x.unsqueeze(-1) if x.dim() < like.dim() else x).expand(like.shape)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import networkx as nx
 
+from nlc.graph.calculus import Coefficient
 from nlc.graph.ir import Bucket, Flow, Learner, LevelGraph, size_of
-from nlc.graph.linear import LinearForm, roles
+from nlc.graph.linear import LinearForm, roles, sees_decayed
 from nlc.graph.order import Node, tick_graph
 from nlc.passes.classify import is_memory
 from nlc.passmanager import Numerics, Pass
@@ -56,23 +57,15 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     assert isinstance(form, LinearForm)
     reads = tuple(sorted((f.attr("state"), bool(f.args)) for f in _recalls(graph, learner)))
     sizes = (size_of(learner.store.in_axes), size_of(learner.store.out_axes))
-    F = tuple(tuple(isinstance(x, str) or x for x in row) for row in form.F)
-    b = tuple(isinstance(x, str) or x for x in form.b)
-    sees_new = form.c is not None and form.n == 1 and form.c[0] == form.F[0][0]
-    c = None if form.c is None else tuple(isinstance(x, str) or x for x in form.c)
-    return (
-        learner.scope,
-        learner.clock,
-        sizes,
-        F,
-        b,
-        c,
-        sees_new,
-        form.log_keep is not None,
-        form.key is None,
-        reads,
-        _pattern(graph, learner),
+
+    def kind(x: Coefficient) -> object:
+        return x if not isinstance(x, str) else "channel" if x in form.wide else "gate"
+
+    F = tuple(tuple(map(kind, row)) for row in form.F)
+    writes = tuple(
+        (tuple(map(kind, w.b)), None if w.c is None else tuple(map(kind, w.c)), sees_decayed(form, w), w.key is None) for w in form.writes
     )
+    return learner.scope, learner.clock, sizes, F, writes, form.log_keep is not None, reads, _pattern(graph, learner)
 
 
 def _pattern(graph: LevelGraph, learner: Learner) -> tuple[int, ...]:

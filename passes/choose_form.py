@@ -45,7 +45,7 @@ class ChooseForm(Pass):
 
     def _choose(self, learner: Learner, form: LinearForm) -> Execution:
         legal = ("recurrent", "chunkwise")
-        decays = "none" if not form.fades else "log" if form.log_keep is not None else "product"
+        decays = "none" if not form.fades else "log" if form.log_keep is not None and form.plain else "product"
         K, V = size_of(learner.store.in_axes), size_of(learner.store.out_axes)
         if self.form == "recurrent":
             return Execution("recurrent", 1, decays, legal, "asked for")
@@ -58,13 +58,18 @@ class ChooseForm(Pass):
 def cost_per_token(form: LinearForm, K: int, V: int, C: int) -> float:
     """Multiply-adds a token and copy of the chunk form, plus what starting a small product costs, as multiply-adds.
 
-    Scores against keys, applied to errors; with a solve its inverse and its product with the errors; three products with
-    the state of n K rows. The overhead per chunk was fitted on a 2-core CPU (bench/results).
+    Scores against keys, applied to errors; with a solve its inverse and its product with the errors; a product with the state of n K
+    rows for the read, each write and each probe. Gates that differ between channels act on rows and columns of n K numbers, in log2 C
+    rounds. The overhead per chunk was fitted on a 2-core CPU (bench/results).
     """
-    n = form.n
-    scores = C * (K + V)
-    solve = C * (K + V / 2 + C / 3) if form.c is not None else 0.0
-    state = (3 if form.c is not None else 2) * n * K * V
+    n, writes = form.n, len(form.writes)
+    probes = sum(write.c is not None for write in form.writes)
+    scores = C * writes * (K + V)
+    solve = C * probes * (K + V / 2 + C * probes / 3)
+    state = (1 + writes + probes) * n * K * V
     overhead = 180_000 / C
-    gates = 19 * n * n * C if form.fades and form.log_keep is None else 0
+    if not form.plain:
+        gates = (1 + writes + probes) * n * n * K * C.bit_length()
+    else:
+        gates = 19 * n * n * C if form.fades and form.log_keep is None else 0
     return scores + solve + state + overhead + gates

@@ -1,7 +1,7 @@
 """Sweeps -> functions: the chunk form and the recurrent form of a linear form (docs/semantics.md, "Classes").
 
-Every function works on copies: queries, keys and probes [B, T, G, K], targets [B, T, G, V], gates and rates [B, T, G],
-states [B, G, K, V]. What it computes is read off F, b, c of the learner; nothing else decides it.
+Every function works on copies: queries, keys and probes [B, T, G, K], targets [B, T, G, V], gates and rates [B, T, G] (or [B, T, G, K]
+where key channels differ), states [B, G, K, V]. What it computes is read off F, b, c of the learner; nothing else decides it.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from nlc.backends.torch_module.expressions import Namer, identifier, local
 from nlc.graph.calculus import Coefficient
 from nlc.graph.equations import equations
 from nlc.graph.ir import Flow, Learner
-from nlc.graph.linear import LinearForm, roles, sees_decayed
+from nlc.graph.linear import LinearForm, LinearWrite, roles, sees_decayed
 from nlc.program.program import Sweep
 
 Role = tuple[str, str | None]
 
 RESERVED_HERE = (
     *("B", "T", "rows", "t", "e", "keep", "states", "errors", "total", "w", "a", "x", "y", "like", "gates", "columns", "ones"),
-    *("to_end", "scores", "carried", "through", "last", "o", "seen", "between"),
+    *("to_end", "scores", "carried", "through", "last", "o", "seen", "between", "gate", *(f"e{i}" for i in range(1, 10))),
 )
 """Names that the functions below use themselves."""
 
@@ -60,6 +60,7 @@ class MemoryWriter:
             self.namer.names[f"reserved {word}"] = word
         self.states = [self.namer(state) for state in form.states]
         self.args = {flow: self.namer(flow) if flow is not None else "ones" for _, flow in arguments(self.learner, self.recalls)}
+        self.target = self.args[form.writes[0].target]
         self.uses: set[str] = set()
 
     def function(self) -> MemoryFunction:
@@ -73,6 +74,12 @@ class MemoryWriter:
     def signature(self, name: str) -> str:
         return f"def {name}({', '.join(f'{a}: Tensor' for a in [*self.args.values(), *self.states])}) -> tuple[Tensor, ...]:"
 
+    @property
+    def write(self) -> LinearWrite:
+        """The write of a form that has one."""
+        (write,) = self.form.writes
+        return write
+
     def equations(self, indent: str) -> list[str]:
         """The recurrence in the words of the spec, for the docstring."""
         return [indent + line for line in equations(self.form, self.learner.scope)]
@@ -84,26 +91,29 @@ class MemoryWriter:
         lines = [self.signature(f"{self.stem}_recurrent"), '    """One token after the other.', "", *self.equations("    "), '    """']
         names = list(self.args.values())
         lines.append(f"    {', '.join(names)}{',' * (len(names) == 1)} = (x.to({self.states[0]}.dtype) for x in ({', '.join(names)},))")
-        lines += ["    rows = []", f"    for t in range({self.args[form.target]}.shape[1]):"]
+        lines += ["    rows = []", f"    for t in range({self.target}.shape[1]):"]
         body: list[str] = []
         if form.log_keep is not None:
-            body.append(f"keep = {self.args[form.log_keep]}[:, t].exp()[..., None, None]")
+            body.append(f"keep = {self.args[form.log_keep]}[:, t].exp(){self._over_values(form.log_keep)}")
         reads = dict(enumerate(self.recalls))
         answer = {i: self._recurrent_read(flow) for i, flow in reads.items()}
         before = [i for i, flow in reads.items() if not self._sees_new(flow)]
         body += [f"before_{i} = {answer[i]}" for i in before]
-        error = f"{self.args[form.target]}[:, t]"
-        if form.c is not None:
-            self.uses.add("recalled")
-            error += f" - recalled({self._at_t(form.probe)}, {self._recurrent_sum(form.c)})"
-        body.append(f"e = {error}")
+        errors = ["e"] if len(form.writes) == 1 else [f"e{i}" for i in range(1, len(form.writes) + 1)]
+        for name, write in zip(errors, form.writes, strict=True):
+            error = f"{self.args[write.target]}[:, t]"
+            if write.c is not None:
+                self.uses.add("recalled")
+                error += f" - recalled({self._at_t(write.probe)}, {self._recurrent_sum(write.c)})"
+            body.append(f"{name} = {error}")
         new = []
         for i in range(form.n):
             value = self._recurrent_sum(form.F[i])
-            if form.b[i] != 0:
-                key = self._at_t(form.key)
-                scaled = key if form.b[i] == 1 else f"({self._recurrent_gate(form.b[i], '[..., None]')} * {key})"
-                value += f" + {scaled}[..., None] * e[..., None, :]"
+            for name, write in zip(errors, form.writes, strict=True):
+                if write.b[i] != 0:
+                    key, x = self._at_t(write.key), write.b[i]
+                    scaled = key if x == 1 else f"({self._recurrent_gate(x, '' if x in form.wide else '[..., None]')} * {key})"
+                    value += f" + {scaled}[..., None] * {name}[..., None, :]"
             new.append(value)
         body.append(f"{', '.join(self.states)} = {', '.join(new)}" if form.n > 1 else f"{self.states[0]} = {new[0]}")
         outs = [f"before_{i}" if i in before else answer[i] for i in reads]
@@ -128,8 +138,12 @@ class MemoryWriter:
             if self.form.log_keep is not None and x == self.form.F[0][0]:
                 terms.append(f"keep * {state}")
             else:
-                terms.append(state if x == 1 else f"{self._recurrent_gate(x, '[..., None, None]')} * {state}")
+                terms.append(state if x == 1 else f"{self._recurrent_gate(x, self._over_values(x))} * {state}")
         return " + ".join(terms) or f"torch.zeros_like({self.states[0]})"
+
+    def _over_values(self, x: Coefficient) -> str:
+        """The index that lets a gate scale a state [B, G, K, V]."""
+        return "[..., None]" if x in self.form.wide else "[..., None, None]"
 
     def _sees_new(self, flow: Flow) -> bool:
         return flow.attr("state") == "after" or self._row(flow) != 0
@@ -146,8 +160,7 @@ class MemoryWriter:
     # -- chunkwise ------------------------------------------------------------------------------------------------------
 
     def chunkwise(self) -> str:
-        form, C = self.form, self.execution.chunk
-        target = self.args[form.target]
+        C, target = self.execution.chunk, self.target
         self.uses |= {"chunked", "unchunked"}
         lines = [
             self.signature(f"{self.stem}_chunkwise"),
@@ -156,7 +169,8 @@ class MemoryWriter:
         ]
         lines += [*self.equations("    "), '    """', f"    B, T = {target}.shape[:2]", "    if T == 1:"]
         lines.append(f"        return {self.stem}_recurrent({', '.join([*self.args.values(), *self.states])})")
-        lines += [f"    {line}" for line in [*self._chunk_inputs(), *self._chunk_body()]]
+        body = self._chunk_body() if self.form.plain else self._general_body()
+        lines += [f"    {line}" for line in [*self._chunk_inputs(), *body]]
         return "\n".join(lines)
 
     def _chunk_inputs(self) -> list[str]:
@@ -174,9 +188,8 @@ class MemoryWriter:
         for i in range(form.n):
             for j in range(form.n):
                 if form.log_keep is None and form.fades and self._needs_padding(i, j):
-                    target = self.args[form.target]
                     fill = ", 1.0" if i == j else ""
-                    full = f"{target}.new_full((B, T, {self.states[0]}.shape[1]), {form.F[i][j]!r})"
+                    full = f"{self.target}.new_full((B, T, {self.states[0]}.shape[1]), {form.F[i][j]!r})"
                     lines.append(f"F_{i}{j} = chunked({full}, {C}, {dtype}{fill})")
         return lines
 
@@ -199,8 +212,8 @@ class MemoryWriter:
         scores = self._log_scores if form.log_keep is not None else self._product_scores if form.fades else self._plain_scores
         z0 = f"{self.states[0]}.flatten(0, 1)" if form.n == 1 else f"torch.cat([{', '.join(self.states)}], 2).flatten(0, 1)"
         lines = self._rows() + scores()
-        target, reads = self.args[form.target], len(self.recalls)
-        if form.c is not None:
+        target, reads = self.target, len(self.recalls)
+        if form.solves:
             self.uses.add("sweep")
             lines.append(f"o, last = sweep(scores, {target}, carried, x, total, {z0})")
         else:
@@ -209,25 +222,80 @@ class MemoryWriter:
             lines.append(f"# states at chunk starts [N + 1, B * G, {width}, V]")
             lines.append(f"states = inter_chunk_free(x.mT @ {target}, {'total' if form.fades else 'None'}, {z0})")
             lines += [f"o, last = carried @ states[:-1] + scores @ {target}, states[-1]"] if reads else ["last = states[-1]"]
-        final = "last.unflatten(0, (B, -1))" if form.n == 1 else f"*last.unflatten(0, (B, -1)).chunk({form.n}, 2)"
+        return [*lines, self._chunk_results()]
+
+    def _chunk_results(self) -> str:
+        n, reads = self.form.n, len(self.recalls)
+        final = "last.unflatten(0, (B, -1))" if n == 1 else f"*last.unflatten(0, (B, -1)).chunk({n}, 2)"
         outs = ["unchunked(o, B, T)"] if reads == 1 else [f"*(unchunked(y, B, T) for y in o.chunk({reads}, 2))"] if reads else []
-        lines.append(f"return ({', '.join([*outs, final])},)")
-        return lines
+        return f"return ({', '.join([*outs, final])},)"
+
+    def _general_body(self) -> list[str]:
+        """Several writes a token, or gates that differ between key channels. Writes whose errors see the state come first."""
+        form, n = self.form, self.form.n
+        self.uses |= {"several", "in_states", "channel_gates"}
+        lines = []
+        if form.log_keep is not None:
+            gates = f"{self.args[form.log_keep]}.exp()"
+            gate = "gate"
+            lines.append(f"gate = {gates}")
+            matrix = "[[gate]]"
+        else:
+            gate = ""
+            matrix = f"[{', '.join('[' + ', '.join(self._gate(i, j) for j in range(n)) + ']' for i in range(n))}]"
+        writes = sorted(form.writes, key=lambda write: write.c is None)
+        probes = [write for write in writes if write.c is not None]
+        seeing = [(self._unit(row), self.args[flow.args[0] if flow.args else None], new, new) for flow, (_, new, row) in self._reads()]
+        seeing += [self._probe_row(write) for write in probes]
+        columns = [f"in_states([{', '.join(self._shown(x, gate) for x in write.b)}], {self.args[write.key]})" for write in writes]
+        rows = [f"in_states({coefficients}, {vector})" for coefficients, vector, _, _ in seeing]
+        like = self.args[writes[0].key]
+        z0 = f"{self.states[0]}.flatten(0, 1)" if n == 1 else f"torch.cat([{', '.join(self.states)}], 2).flatten(0, 1)"
+        if not rows:
+            rows = [f"torch.zeros_like({columns[0]})"]
+            seeing = [("", "", False, False)]
+        stacks = [f"torch.stack([{', '.join(parts)}], 3)" for parts in (rows, columns, [self.args[write.target] for write in writes])]
+        flags = [tuple(flag for _, _, flag, _ in seeing), tuple(flag for _, _, _, flag in seeing)]
+        lines += [
+            f"rows = {stacks[0]}  # queries, then probes",
+            f"columns = {stacks[1]}  # writes",
+            f"gates = channel_gates({matrix}, {like})",
+            f"o, last = several(rows, columns, gates, {flags[0]!r}, {flags[1]!r}, {stacks[2]}, {len(probes)}, {z0})",
+        ]
+        return [*lines, self._chunk_results()]
+
+    def _reads(self) -> list[tuple[Flow, tuple[str, bool, int]]]:
+        return list(zip(self.recalls, self._seeing(), strict=False))
+
+    def _unit(self, row: int) -> str:
+        """The coefficients that pick one state."""
+        return f"[{', '.join(str(float(i == row)) for i in range(self.form.n))}]"
+
+    def _probe_row(self, write: LinearWrite) -> tuple[str, str, bool, bool]:
+        assert write.c is not None
+        decayed = sees_decayed(self.form, write)
+        coefficients = self._unit(0) if decayed else f"[{', '.join(self._shown(x, 'gate') for x in write.c)}]"
+        return coefficients, self.args[write.probe], decayed, False
+
+    def _shown(self, x: Coefficient, gate: str) -> str:
+        """A coefficient; the gate itself where it is known by its logarithm."""
+        return gate if self.form.log_keep is not None and x == self.form.F[0][0] else self._entry(x)
 
     def _seeing(self) -> list[tuple[str, bool, int]]:
         """The rows that see states: (vector, is it the new state, which state), the reads first and the probe last."""
         reads = [(self.args[flow.args[0] if flow.args else None], self._sees_new(flow), self._row(flow)) for flow in self.recalls]
-        return reads + ([(self.args[self.form.probe], sees_decayed(self.form), 0)] if self.form.c is not None else [])
+        (write, *_) = self.form.writes
+        return reads + ([(self.args[write.probe], sees_decayed(self.form, write), 0)] if write.c is not None else [])
 
     def _rows(self) -> list[str]:
         """The rows above each other; products of gate matrices hold the factor of a probe, elsewhere the probe takes it."""
         vectors = [vector for vector, _, _ in self._seeing()]
         if not vectors:
             return []
-        form = self.form
-        if form.c is not None and (form.log_keep is not None or not form.fades) and not sees_decayed(form):
-            vectors[-1] = self._scaled(vectors[-1], form.c[0])
-        kinds = "queries" if form.c is None else "queries above probes" if self.recalls else "probes"
+        form, write = self.form, self.write
+        if write.c is not None and (form.log_keep is not None or not form.fades) and not sees_decayed(form, write):
+            vectors[-1] = self._scaled(vectors[-1], write.c[0])
+        kinds = "queries" if write.c is None else "queries above probes" if self.recalls else "probes"
         return [f"rows = {_joined(vectors)}  # {kinds}"]
 
     def _scaled(self, vector: str, x: Coefficient) -> str:
@@ -235,7 +303,7 @@ class MemoryWriter:
 
     def _plain_scores(self) -> list[str]:
         """F = 1: no decay anywhere, scores are masked products."""
-        lines = [f"w = x = {self._scaled(self.args[self.form.key], self.form.b[0])}"]
+        lines = [f"w = x = {self._scaled(self.args[self.write.key], self.write.b[0])}"]
         if self._seeing():
             masks = _joined(["through" if sees_new else "through.tril(-1)" for _, sees_new, _ in self._seeing()])
             lines += [
@@ -244,7 +312,7 @@ class MemoryWriter:
                 f"scores = scores * {masks}",
                 "carried = rows",
             ]
-        if self.form.c is not None:
+        if self.form.solves:
             lines.append("total = w.new_ones(*w.shape[:2], 1, 1)")
         return lines
 
@@ -256,24 +324,25 @@ class MemoryWriter:
         kinds = tuple(sees_new for _, sees_new, _ in self._seeing())
         rows = "rows" if kinds else "w[:, :, :0]"
         return [
-            f"w = {self._scaled(self.args[form.key], form.b[0])}",
+            f"w = {self._scaled(self.args[self.write.key], self.write.b[0])}",
             f"scores, carried, x, total = decayed({rows}, w, {self.args[form.log_keep]}, {kinds!r})",
         ]
 
     def _product_scores(self) -> list[str]:
         """Any n: products of gate matrices, token by token; gates may be zero."""
-        form, key, n = self.form, self.args[self.form.key], self.form.n
+        form, write, n = self.form, self.write, self.form.n
+        key = self.args[write.key]
         self.uses |= {"propagated", "gate_matrix", "gate_vector"}
         matrix = ", ".join(f"[{', '.join(self._gate(i, j) for j in range(n))}]" for i in range(n))
         sights: list[list[tuple[Coefficient, tuple[int, bool]]]] = [[(1, (row, new))] for _, new, row in self._seeing()]
-        if form.c is not None and not sees_decayed(form):
-            sights[-1] = [(x, (i, False)) for i, x in enumerate(form.c) if x != 0]
+        if write.c is not None and not sees_decayed(form, write):
+            sights[-1] = [(x, (i, False)) for i, x in enumerate(write.c) if x != 0]
         looks = list(dict.fromkeys(look for sight in sights for _, look in sight))
         sums = [" + ".join(self._scaled(f"y[{looks.index(look)}]", x) for x, look in sight) for sight in sights]
         lines = [
-            f"like = {self.args[form.target]}[..., 0]",
+            f"like = {self.target}[..., 0]",
             f"gates = gate_matrix([{matrix}], like)",
-            f"columns = gate_vector([{', '.join(map(self._entry, form.b))}], like)",
+            f"columns = gate_vector([{', '.join(map(self._entry, write.b))}], like)",
             f"seen, between, to_end, total = propagated(gates, columns, {looks!r})",
             f"x = {self._lifted('to_end', key)}",
         ]

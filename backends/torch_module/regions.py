@@ -191,8 +191,9 @@ class RegionWriter:
                 self.needs_size = True
                 texts.append(f"{self._like()}.new_ones((B, T, {copies}, 1))")
                 continue
-            vector = role.startswith(("query", "key", "probe", "target"))
-            rest: Axes = () if not vector else store.out_axes if role == "target" else store.in_axes
+            assert isinstance(learner.linear, LinearForm)
+            vector = role.startswith(("query", "key", "probe", "target")) or id in learner.linear.wide
+            rest: Axes = () if not vector else store.out_axes if role.startswith("target") else store.in_axes
             sizes = [copies, *([size_of(rest)] if vector else [])]
             texts.append(self._normal(id, learner.per, rest, sizes))
         return texts

@@ -126,7 +126,8 @@ def learner_json(learner: Learner) -> Json:
         "owns": list(learner.owns),
         "selector": expression_text(learner.selector) if learner.selector is not None else None,
         "writes": [
-            {"key": w.key, "value": w.value, "objective": w.loss, "pred": w.pred, "span": span_json(w.span)} for w in learner.writes
+            {"key": w.key, "value": w.value, "objective": w.loss, "pred": w.pred, "rate": w.rate, "span": span_json(w.span)}
+            for w in learner.writes
         ],
         "solve": asdict(learner.solve) if learner.solve is not None else None,
         "at": learner.at,
@@ -174,12 +175,12 @@ def _linear(form: object) -> Json | None:
         "n": form.n,
         "states": list(form.states),
         "F": [list(row) for row in form.F],
-        "b": list(form.b),
-        "c": None if form.c is None else list(form.c),
-        "key": form.key,
-        "probe": form.probe,
-        "target": form.target,
+        "writes": [
+            {"b": list(w.b), "c": None if w.c is None else list(w.c), "key": w.key, "probe": w.probe, "target": w.target}
+            for w in form.writes
+        ],
         "log_keep": form.log_keep,
+        "per_channel": sorted(form.wide),
     }
 
 

@@ -31,13 +31,13 @@ def _memory(graph: LevelGraph, learner: Learner, form: LinearForm, chosen: str |
     """Reads, probe and write against the states; in chunks also the scores among tokens and the solve (docs/semantics.md)."""
     run = learner.execution
     K, V, n = size_of(learner.store.in_axes), size_of(learner.store.out_axes), form.n
-    reads, probes = asked(graph, learner), int(form.c is not None)
-    states = (reads + probes + 1) * n * K * V
+    reads, probes = asked(graph, learner), sum(write.c is not None for write in form.writes)
+    states = (reads + probes + len(form.writes)) * n * K * V
     if (chosen or (run.form if run else "recurrent")) == "recurrent":
         return size_of(learner.per) * states
     C = run.chunk if run is not None and run.form == "chunkwise" else 1
-    scores = (reads + probes) * C * (K + V)
-    solve = probes * C * C // 3
+    scores = (reads + probes) * len(form.writes) * C * ((n * K if form.wide else K) + V)
+    solve = (probes * C) ** 2 // 3
     return size_of(learner.per) * (states + scores + solve)
 
 

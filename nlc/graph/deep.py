@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
-from nlc.graph.ir import Axes, Flow, Rule, Store, StoreTensor, Write, show_axes
+from nlc.graph.ir import Axes, Flow, Rule, Store, StoreTensor, Write, pred_id, show_axes
 from nlc.language import spec as language
 from nlc.language.expression import Attribute, Binary, Call, Expr, Name, children, to_text
 
@@ -124,16 +124,16 @@ def write_out(
     context: Context,
     name: str | None,
     state: str,
-    pred: bool = False,
+    write: int | None = None,
 ) -> str:
-    """The flows of one call. `pred`: the tensors are those that the gradient of the objective is taken of."""
+    """The flows of one call. `write`: the tensors are those that the gradient of this write is taken of."""
     if query is not None and b.flows[query].dtype == "index":
         b.fail(codes.WrongType, f"{what} is an index; it must be numbers", span)
     if query is not None and store.in_axes is not None:
         b.fits(query, store.per + store.in_axes, span, what, store.in_axes)
     if store.broken:  # its mistake is reported already
         raise Rejected
-    local = {tensor: _leaf(b, id, state, pred) for tensor, id in store.tensors.items()}
+    local = {tensor: _leaf(b, id, state, write) for tensor, id in store.tensors.items()}
     if query is not None:
         local[store.parameter] = query
     inner = Context(context.owner, local, kept=store.per, in_store=True)
@@ -144,13 +144,17 @@ def write_out(
         raise
 
 
-def _leaf(b: Builder, id: str, state: str, pred: bool) -> str:
-    """The tensor of a learner in one of its versions."""
+def _leaf(b: Builder, id: str, state: str, write: int | None = None) -> str:
+    """The tensor of a learner in one of its versions, or the one that the gradient of a write is taken of."""
     learner = b.learners[id]
-    leaf = f"{id}:{'pred' if pred else state}"
+    leaf = f"{id}:{state}" if write is None else pred_id(id, write)
     if leaf not in b.flows:
-        attrs: dict[str, str | bool] = {"learner": id, "state": state}
-        b.add(Flow(leaf, "tensor", attrs={**attrs, "pred": True} if pred else attrs, axes=learner.axes, span=learner.span))
+        attrs: dict[str, str | int] = {"learner": id, "state": state}
+        if write is not None:
+            attrs["pred"] = True
+        if write:
+            attrs["write"] = write
+        b.add(Flow(leaf, "tensor", attrs=attrs, axes=learner.axes, span=learner.span))
     return leaf
 
 
@@ -164,7 +168,7 @@ def tensor_of(b: Builder, expr: Attribute) -> str:
     if expr.name not in tensors:
         help = b.suggest(expr.name, tuple(tensors)) or f"its tensors: {', '.join(tensors)}"
         b.fail(codes.UndefinedName, f"`{expr.owner}` has no tensor `{expr.name}`", expr.span, help)
-    return _leaf(b, tensors[expr.name], b.learners[tensors[expr.name]].read, pred=False)
+    return _leaf(b, tensors[expr.name], b.learners[tensors[expr.name]].read)
 
 
 def product(b: Builder, expr: Binary, context: Context, name: str | None) -> str:
@@ -204,26 +208,34 @@ def attach_function(b: Builder, learner: language.Learner, store: Function) -> N
     for key in ("over", "weight"):
         if key in write.spans:
             b.fail(codes.NotCompiledYet, f"`{key}` without `solve: exact` is not compiled yet", write.spans[key])
-    if len(learner.learn) > 1:
-        b.fail(codes.NotCompiledYet, "several writes of a function of several tensors are not compiled yet", learner.learn[1].span)
+    single.for_all(b, learner)
     ids = store.tensors
     defaults = list(b.learners[next(iter(ids.values()))].defaults)
     at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else single.default(defaults, "at", "start")
     if at not in single.AT:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in single.AT)} in this version", write.spans["at"])
     context = Context(learner.name, self_id=store.id, kept=store.per)
-    built = _write(b, learner, write, store, context, defaults)
+    built = tuple(_write(b, learner, each, store, context, defaults, number) for number, each in enumerate(learner.learn))
+    if len(built) > 1:
+        gates = single.copies_only(store.per)
+        built = tuple(single.weighted(b, gates, each, one, context) for each, one in zip(learner.learn, built, strict=True))
+    for id in ids.values():
+        b.learners[id] = replace(b.learners[id], writes=built)
     keeps = _keeps(b, write, store, context, defaults)
     rules = _rules(b, write, store, context, defaults)
     fold = single.fold_of(b, b.learners[next(iter(ids.values()))], write, defaults)
     for name, id in ids.items():
-        b.learners[id] = replace(
-            b.learners[id], writes=(built,), at=at, keep=keeps.get(name), rule=rules[name], fold=fold, defaults=tuple(defaults)
-        )
+        b.learners[id] = replace(b.learners[id], at=at, keep=keeps.get(name), rule=rules[name], fold=fold, defaults=tuple(defaults))
 
 
 def _write(
-    b: Builder, learner: language.Learner, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]
+    b: Builder,
+    learner: language.Learner,
+    write: language.Write,
+    store: Function,
+    context: Context,
+    defaults: list[tuple[str, str]],
+    number: int,
 ) -> Write:
     from nlc.graph.learners import objective
 
@@ -237,7 +249,8 @@ def _write(
     key = b.expr(write.key, replace(context, owner=f"{name}.key")) if write.key is not None else None
     value = b.expr(write.value, replace(context, owner=f"{name}.value"))
     span = write.key.span if write.key is not None else write.span
-    pred = write_out(b, store, key, "`key`", span, replace(context, owner=f"{name}.pred"), f"{store.id}.pred", "at", pred=True)
+    here = f"{name}.pred{f'.{number + 1}' if number else ''}"
+    pred = write_out(b, store, key, "`key`", span, replace(context, owner=here), f"{b.prefix}{here}", "at", number)
     axes = b.flows[pred].axes
     b.fits(value, axes, write.value.span, "`value`", tuple(axis for axis in axes if axis not in store.per))
     loss = objective(b, write, pred, value, context, defaults)
@@ -273,16 +286,16 @@ def _gate(b: Builder, expr: Expr, store: Function, context: Context, what: str) 
 
 def _rules(b: Builder, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]) -> dict[str, Rule]:
     """The same rule for every tensor, each with its own gradient (and, when expanded, its own states)."""
-    from nlc.graph.learners import default, gradient_of, rule_args
+    from nlc.graph.learners import copies_only, default, gradient_of, rule_args
 
     if write.rule is not None:
         spec = b.used("optimizers", write.rule.function, write.rule.span)
-        args = rule_args(b, write.rule, spec, replace(context, owner=f"{context.owner}.rule"), store.per)
+        args = rule_args(b, copies_only(store.per), write.rule, spec, replace(context, owner=f"{context.owner}.rule"))
         return dict.fromkeys(store.tensors, Rule(write.rule, spec, args))
     rate = None
     if write.rate is None:
         default(defaults, "rate", "1")
-    else:
+    elif len(b.learners[next(iter(store.tensors.values()))].writes) == 1:
         rate = _gate(b, write.rate, store, replace(context, owner=f"{context.owner}.rate"), "`rate`")
     found = {}
     for name, id in store.tensors.items():

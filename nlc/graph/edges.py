@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import networkx as nx
 
 from nlc.graph.ir import Flow, Learner, LevelGraph
-from nlc.graph.linear import LinearForm
+from nlc.graph.linear import LinearForm, numbered
 
 Node = tuple[str, str]
 
@@ -142,9 +142,11 @@ def rate_of(graph: LevelGraph, learner: Learner) -> str | None:
 def form_flows(form: LinearForm) -> Iterator[tuple[str, str]]:
     """(role, flow) for everything a linear form reads; numbers are part of the form itself."""
     gates = [(f"F {i} {j}", x) for i, row in enumerate(form.F) for j, x in enumerate(row)]
-    gates += [(f"b {i}", x) for i, x in enumerate(form.b)]
-    gates += [(f"c {i}", x) for i, x in enumerate(form.c or ())]
-    named = [("key", form.key), ("probe", form.probe), ("target", form.target), ("log keep", form.log_keep)]
+    named: list[tuple[str, str | None]] = [("log keep", form.log_keep)]
+    for write, number in numbered(form):
+        named += [(f"key{number}", write.key), (f"probe{number}", write.probe), (f"target{number}", write.target)]
+        gates += [(f"b{number} {i}", x) for i, x in enumerate(write.b)]
+        gates += [(f"c{number} {i}", x) for i, x in enumerate(write.c or ())]
     for role, x in [*named, *gates]:
         if isinstance(x, str):
             yield role, x

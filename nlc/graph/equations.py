@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nlc.graph.calculus import Coefficient
 from nlc.graph.ir import Flow
-from nlc.graph.linear import LinearForm
+from nlc.graph.linear import LinearForm, numbered
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 
@@ -22,11 +22,18 @@ def equations(form: LinearForm, scope: str = "", flows: Mapping[str, Flow] | Non
     With `flows`, coefficients that have no name are written out.
     """
     words = _Words(form, scope, flows or {})
-    seen = "" if form.c is None else f" - ({words.sum(form.c)})^T {words.vector(form.probe)}"
-    lines = [f"e = {words.vector(form.target)}{seen}"]
+    errors = [f"e{number.lstrip()}" for _, number in numbered(form)]
+    lines = []
+    for error, write in zip(errors, form.writes, strict=True):
+        seen = "" if write.c is None else f" - ({words.sum(write.c)})^T {words.vector(write.probe)}"
+        lines.append(f"{error} = {words.vector(write.target)}{seen}")
     for i, state in enumerate(form.states):
-        write = f" + {words.factor(form.b[i])}{words.vector(form.key)} e^T" if form.b[i] != 0 else ""
-        lines.append(f"{local(state, scope)} <- {words.sum(form.F[i])}{write}")
+        terms = [
+            f" + {words.factor(write.b[i])}{words.vector(write.key)} {error}^T"
+            for error, write in zip(errors, form.writes, strict=True)
+            if write.b[i] != 0
+        ]
+        lines.append(f"{local(state, scope)} <- {words.sum(form.F[i])}{''.join(terms)}")
     return tuple(lines)
 
 

@@ -83,7 +83,7 @@ def _learner(learner: Learner, known: Mapping[str, str]) -> object:
         form = "general"
     replaced = ("writes", "keep", "rule", "linear", "owns", "solve")
     rest = [(f.name, _plain(getattr(learner, f.name))) for f in fields(learner) if f.name not in SILENT and f.name not in replaced]
-    writes = [(flow(w.key), flow(w.value), flow(w.loss), flow(w.pred)) for w in learner.writes]
+    writes = [(flow(w.key), flow(w.value), flow(w.loss), flow(w.pred), flow(w.rate)) for w in learner.writes]
     solve = learner.solve and (*(flow(id) for id in (learner.solve.key, learner.solve.value, learner.solve.weight)), learner.solve.over)
     return rest, writes, flow(learner.keep), _rule(learner.rule, known), form, sorted(learner.owns), solve
 
@@ -100,7 +100,8 @@ def _form(form: LinearForm, known: Mapping[str, str]) -> object:
             return tuple(map(replace, x))
         return known.get(x, x) if isinstance(x, str) else x
 
-    return [(f.name, replace(getattr(form, f.name))) for f in fields(form) if f.name != "target"], known[form.target]
+    writes = [[replace(x) for x in (w.key, w.probe, w.target, w.b, w.c)] for w in form.writes]
+    return form.states, replace(form.F), writes, replace(form.log_keep)
 
 
 def _plain(value: object) -> object:

@@ -103,6 +103,11 @@ class Init:
         return f"learned({inner})" if self.learned else inner
 
 
+def pred_id(learner: str, number: int) -> str:
+    """The leaf of a tensor that the gradient of a write is taken of."""
+    return f"{learner}:pred{f'.{number + 1}' if number else ''}"
+
+
 @dataclass(frozen=True)
 class Clock:
     """`unit` is `token`, `step` or `update` (one application of the host's rule)."""
@@ -116,9 +121,10 @@ class Clock:
 
 @dataclass(frozen=True)
 class Write:
-    """One term of what a learner minimises. All fields but `at` and `fold` are ids of flows.
+    """One term of what a learner minimises. All fields are ids of flows.
 
-    `loss` is a flow over the leaf `pred` of this write; `pred` is the id of that leaf.
+    `loss` is a flow over the leaf `pred` of this write; `pred` is the id of that leaf. `rate` scales the gradient of this write where a
+    learner has several.
     """
 
     key: str | None
@@ -126,6 +132,7 @@ class Write:
     loss: str
     pred: str | None
     span: Span = NOWHERE
+    rate: str | None = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +297,8 @@ class LevelGraph:
             if write.value is not None:
                 yield "value", write.value
             yield "objective", write.loss
+            if write.rate is not None:
+                yield "rate", write.rate
         if learner.solve is not None:
             yield "key", learner.solve.key
             yield "value", learner.solve.value

@@ -8,7 +8,7 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, function_of, parts
-from nlc.graph.ir import ANY, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.ir import ANY, Attribute, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
 from nlc.graph.solved import is_solved, solved_context
 from nlc.language import spec as language
 from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
@@ -226,18 +226,19 @@ def attach(b: Builder, learner: language.Learner) -> None:
     for key in ("over", "weight"):
         if key in learner.learn[0].spans:
             b.fail(codes.NotCompiledYet, f"`{key}` without `solve: exact` is not compiled yet", learner.learn[0].spans[key])
-    if len(learner.learn) > 1:
-        b.fail(codes.NotCompiledYet, "several writes in one tick are not compiled yet", learner.learn[1].span)
     write = learner.learn[0]
     defaults = list(declared.defaults)
     if learner.owns is not None:
+        if len(learner.learn) > 1:
+            b.fail(codes.NotCompiledYet, "several objectives of a learner that owns weights are not compiled yet", learner.learn[1].span)
         b.learners[id] = _owner(b, declared, learner, write, defaults)
         return
     at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else default(defaults, "at", "start")
     if at not in AT:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
     context = Context(f"{learner.name}", self_id=id, kept=declared.per, host=b.host.id if b.host else None)
-    built = _write(b, declared, write, context, defaults)
+    for_all(b, learner)
+    built = tuple(_write(b, declared, each, context, defaults, number) for number, each in enumerate(learner.learn))
     keep = None
     if write.keep is None:
         default(defaults, "keep", "1")
@@ -245,14 +246,53 @@ def attach(b: Builder, learner: language.Learner) -> None:
         help = "a gate for each tensor needs a store with `params` and `call`"
         b.fail(codes.WrongArguments, f"`{learner.name}` has one tensor, so it takes one `keep`", write.spans["keep"], help)
     else:
-        keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.per)
-        b.fits(keep, declared.per, write.keep.span, "`keep`")
+        keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.axes)
+        fits_gate(b, declared, keep, write.keep.span, "`keep`")
+    if len(built) > 1:
+        built = tuple(weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
+    declared = replace(declared, writes=built)
     rule = _rule(b, declared, write, context, defaults)
     fold = fold_of(b, declared, write, defaults)
-    b.learners[id] = replace(declared, writes=(built,), at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
+    b.learners[id] = replace(declared, at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
 
 
-def _write(b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]]) -> Write:
+def for_all(b: Builder, learner: language.Learner) -> None:
+    """Refuse keys on a later write that hold for all of them."""
+    for other in learner.learn[1:]:
+        for key in ("keep", "at", "rule", "fold", "solve"):
+            if key in other.spans:
+                b.fail(codes.WrongArguments, f"`{key}` holds for all writes of a learner", other.spans[key], "it stands on the first write")
+
+
+def copies_only(per: Axes) -> Learner:
+    """Stands for a learner whose gates are one number for each copy."""
+    return Learner("", Store((StoreTensor("", ()),), "tensor"), per)
+
+
+def fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -> None:
+    """A gate is a number for each copy, or for each channel of its keys or of its values."""
+    store, flow = learner.store, b.flows[gate]
+    twice = [axis.name for axis in flow.axes if learner.axes.count(axis) > 1]
+    if twice:
+        text = f"{what} has the axis `{twice[0]}`, which is one of the keys and one of the values"
+        b.fail(codes.ShapeMismatch, text, span, "give the two axes of the store different names: `dims: {K: 64, V: K}`")
+    sides = (store.in_axes, store.out_axes) if store.form != "any" else tuple((axis,) for axis in store.tensors[0].axes if axis != ANY)
+    side = next((side for side in sides if set(side) & set(flow.axes)), ())
+    b.fits(gate, learner.per + side, span, what)
+
+
+def weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, context: Context) -> Write:
+    """One of several writes, with the rate of its own."""
+    if spec.rate is None or spec.rule is not None:
+        return write
+    rate = b.without_ones(b.expr(spec.rate, replace(context, owner=f"{context.owner}.rate")), learner.axes)
+    fits_gate(b, learner, rate, spec.rate.span, "`rate`")
+    return replace(write, rate=rate)
+
+
+def _write(
+    b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]], number: int = 0
+) -> Write:
     store, name = learner.store, context.owner
     out = learner.per + (store.out_axes or store.tensors[0].axes)
     key = value = None
@@ -267,7 +307,8 @@ def _write(b: Builder, learner: Learner, write: language.Write, context: Context
         b.fail(codes.MissingPart, f"`learn` of `{name}` needs a `value`", write.span, "add `value: v`")
     value = b.expr(write.value, replace(context, owner=f"{name}.value"))
     b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
-    pred = b.node("pred", [], write.span, context, f"{learner.id}.pred", out, learner=learner.id)
+    pred = f"{learner.id}.pred{f'.{number + 1}' if number else ''}"
+    b.node("pred", [], write.span, context, pred, out, learner=learner.id, write=number or None)
     loss = objective(b, write, pred, value, context, defaults)
     return Write(key, value, loss, pred, write.span)
 
@@ -298,7 +339,7 @@ def _called(b: Builder, call: Call, spec: language.Spec, inner: Context) -> str:
     if None in bound.values() or not spec.outputs:
         message = f"`{call.function}` is no objective: its inputs must be `pred` and `value`, and it has one output"
         b.fail(codes.MissingPart, message, call.span)
-    given = rule_args(b, call, spec, replace(inner, local={}), inner.kept)
+    given = rule_args(b, copies_only(inner.kept), call, spec, replace(inner, local={}))
     known = {k: v for k, v in bound.items() if v is not None}
     child = Builder(spec, b.library, bound={**known, **dict(given)}, prefix=b.prefix, host=b.host, into=b)
     return child.expr(spec.outputs[0].value, inner)
@@ -309,21 +350,23 @@ def _rule(b: Builder, learner: Learner, write: language.Write, context: Context,
     name = context.owner
     if write.rule is not None:
         spec = b.used("optimizers", write.rule.function, write.rule.span)
-        return Rule(write.rule, spec, rule_args(b, write.rule, spec, replace(context, owner=f"{name}.rule"), learner.per))
+        return Rule(write.rule, spec, rule_args(b, learner, write.rule, spec, replace(context, owner=f"{name}.rule")))
     gradient = gradient_of(b, learner, write.span)
     here = replace(context, host=learner.id)
-    if write.rate is None:
+    if len(learner.writes) > 1:
+        step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
+    elif write.rate is None:
         default(defaults, "rate", "1")
         step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
     else:
-        rate = b.without_ones(b.expr(write.rate, replace(context, owner=f"{name}.rate")), learner.per)
-        b.fits(rate, learner.per, write.rate.span, "`rate`")
+        rate = b.without_ones(b.expr(write.rate, replace(context, owner=f"{name}.rate")), learner.axes)
+        fits_gate(b, learner, rate, write.rate.span, "`rate`")
         scaled = b.node("mul", [rate, gradient], write.rate.span, here, f"{learner.id}.step:mul")
         step = b.node("neg", [scaled], write.rate.span, here, f"{learner.id}.step")
     return Rule(gradient=gradient, step=step)
 
 
-def rule_args(b: Builder, call: Call, spec: language.Spec, context: Context, per: Axes) -> tuple[tuple[str, str], ...]:
+def rule_args(b: Builder, learner: Learner, call: Call, spec: language.Spec, context: Context) -> tuple[tuple[str, str], ...]:
     """The params of a rule bound to flows of the host."""
     names = [param.name for param in spec.params]
     if len(call.args) > len(names):
@@ -339,18 +382,29 @@ def rule_args(b: Builder, call: Call, spec: language.Spec, context: Context, per
                 value.span,
                 b.suggest(name, names) or f"params: {', '.join(names)}",
             )
-        flow = b.without_ones(b.expr(value, replace(context, owner=f"{context.owner}.{name}")), per)
-        b.fits(flow, per, value.span, f"`{name}`")
+        flow = b.without_ones(b.expr(value, replace(context, owner=f"{context.owner}.{name}")), learner.axes)
+        fits_gate(b, learner, flow, value.span, f"`{name}`")
         bound[name] = flow
     return tuple(bound.items())
 
 
 def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
-    """The leaf that stands for the gradient of the learner's objective, with the axes of its tensors."""
+    """The flow of the gradient of the learner's objective, with the axes of its tensors: a leaf, or the sum of those of several writes."""
     id = f"{learner.id}.gradient"
-    if id not in b.flows:
-        b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=learner.axes, host=learner.id, span=span))
-    return id
+    if id in b.flows:
+        return id
+    if len(learner.writes) <= 1:
+        return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=learner.axes, host=learner.id, span=span))
+    here = Context(learner.id, host=learner.id)
+    parts: list[str] = []
+    for number, write in enumerate(learner.writes):
+        attrs: dict[str, Attribute] = {"learner": learner.id, "write": number}
+        leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=learner.axes, host=learner.id, span=write.span))
+        parts.append(leaf if write.rate is None else b.node("mul", [write.rate, leaf], write.span, here, f"{leaf}:mul"))
+    total = parts[0]
+    for number, part in enumerate(parts[1:], 2):
+        total = b.node("add", [total, part], span, here, id if number == len(parts) else f"{id}:{number}")
+    return total
 
 
 def fold_of(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:

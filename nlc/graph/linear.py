@@ -3,8 +3,10 @@
 Token by token, with the states z = (z_1 .. z_n) of a learner, its rule and its anchor, each [K, V] per copy:
 
     e_t = u_t - (c_t . z_{t-1})^T p_t            the error [V]; without c it does not see the state
-    z_t = F_t z_{t-1} + b_t w_t e_t^T            F [n, n], b and c [n]: one number per copy and token
+    z_t = F_t z_{t-1} + b_t w_t e_t^T            F [n, n], b and c [n]: one number per copy and token, or one for each key channel
     o_t = z_t[r]^T q_t   or   z_{t-1}[r]^T q_t   a read after or before the write
+
+A token may hold several writes at the same time, each with its own w, p, u, b and c; their terms are added.
 
 F, b, c, r, w, p and u are derived here from the declaration, by evaluating its flows as affine functions of the states.
 No rule, objective or model is known by name.
@@ -12,28 +14,37 @@ No rule, objective or model is known by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 from nlc.diagnostics import Span
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
-from nlc.graph.ir import Flow, Learner, LevelGraph
+from nlc.graph.ir import Flow, Learner, LevelGraph, Write
 from nlc.graph.state import needs_anchor
 
 
 @dataclass(frozen=True)
-class LinearForm:
-    """The derived recurrence. `key` and `probe` are None for a store without a query (then both are 1)."""
+class LinearWrite:
+    """b w e^T with e = target - (c . z)^T probe. `key` and `probe` are None for a store without a query (then both are 1)."""
 
-    states: tuple[str, ...]
-    F: tuple[tuple[Coefficient, ...], ...]
     b: tuple[Coefficient, ...]
     c: tuple[Coefficient, ...] | None
     key: str | None
     probe: str | None
     target: str
+
+
+@dataclass(frozen=True)
+class LinearForm:
+    """The derived recurrence."""
+
+    states: tuple[str, ...]
+    F: tuple[tuple[Coefficient, ...], ...]
+    writes: tuple[LinearWrite, ...]
     log_keep: str | None = None
     """The flow whose exponential is F, where n = 1 and the declaration says `exp(..)`."""
+    wide: frozenset[str] = frozenset()
+    """The coefficients that differ between the key channels; the others are one number for each copy."""
 
     @property
     def n(self) -> int:
@@ -46,10 +57,22 @@ class LinearForm:
 
     @property
     def kind(self) -> str:
-        """The smallest class: `additive` < `gated` < `delta` (errors that see the state: a solve in each chunk)."""
-        if self.c is not None:
+        """The smallest class: `additive` < `gated` < `channel gated` < `delta` (errors that see the state: a solve in each chunk)."""
+        if self.solves:
             return "delta"
-        return "gated" if self.fades else "additive"
+        if not self.fades:
+            return "additive"
+        return "channel gated" if self.wide else "gated"
+
+    @property
+    def solves(self) -> bool:
+        """True where an error sees the state."""
+        return any(write.c is not None for write in self.writes)
+
+    @property
+    def plain(self) -> bool:
+        """One write a token, and one number a copy for every coefficient."""
+        return len(self.writes) == 1 and not self.wide
 
 
 @dataclass(frozen=True)
@@ -94,9 +117,10 @@ class _Derivation:
         self.graph, self.learner = graph, learner
         self.algebra = Algebra(graph, learner)
         self.copies = set(learner.per)
+        self.channels = set(learner.store.in_axes) - set(learner.store.out_axes)
+        self.wide: set[str] = set()
         self.inner = [m for m in graph.learners.values() if _root(graph, m) == learner.id and m.id != learner.id]
         self.inner_ids = {m.id for m in self.inner}
-        self.gradient_symbol = f"gradient of {learner.id}"
         self.new: dict[str, Affine] = {}
         self.moving: dict[str, bool] = {}
         todo = [id for id, flow in graph.flows.items() if self._is_leaf(flow)]
@@ -128,22 +152,30 @@ class _Derivation:
             if row.rest != 0:
                 raise _General("its rule adds something that is no gradient", learner.span)
         F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
-        b = tuple(a.neg(rows[i].terms.get(self.gradient_symbol, 0)) for i in states)
-        error = self._error()
+        views: dict[str, dict[str, Coefficient]] = {"start": old, "running": {learner.id: 1}, "decayed": {learner.id: self._keep()}}
+        seen = views[learner.at]
+        writes = []
+        for number, write in enumerate(learner.writes):
+            b = tuple(a.neg(rows[i].terms.get(_gradient(number), 0)) for i in states)
+            writes.append(self._write(write, b, tuple(seen.get(state, 0) for state in states)))
+        form = LinearForm(tuple(states), F, tuple(writes), self._log_keep(F))
+        return replace(form, wide=frozenset(self._wide(form)))
+
+    def _write(self, write: Write, b: tuple[Coefficient, ...], seen: tuple[Coefficient, ...]) -> LinearWrite:
+        a, error = self.algebra, self._error(write)
         coefficients, probe = self._probe(error)
         c: tuple[Coefficient, ...] | None = None
         if probe is not None or coefficients != 0:
-            states_seen: dict[str, dict[str, Coefficient]] = {
-                "start": old,
-                "running": {learner.id: 1},
-                "decayed": {learner.id: self._keep()},
-            }
-            seen = states_seen[learner.at]
-            c = tuple(a.mul(coefficients, seen.get(state, 0)) for state in states)
+            c = tuple(a.mul(coefficients, x) for x in seen)
             c, probe = (c, probe) if any(x != 0 for x in c) else (None, None)  # a keep of 0 leaves nothing to see
-        target = a.neg(error.rest)
-        write = learner.writes[0]
-        return LinearForm(tuple(states), F, b, c, write.key, probe, a.flow(target), self._log_keep(F))
+        return LinearWrite(b, c, write.key, probe, a.flow(a.neg(error.rest)))
+
+    def _wide(self, form: LinearForm) -> Iterator[str]:
+        coefficients = [x for row in form.F for x in row] + [form.log_keep]
+        coefficients += [x for write in form.writes for x in (*write.b, *(write.c or ()))]
+        for x in coefficients:
+            if isinstance(x, str) and self.channels.intersection(self.algebra.axes(x)):
+                yield x
 
     def _no_feedback(self) -> None:
         """A learner whose context depends on its own recall is a recurrence that no chunk form can unroll."""
@@ -185,7 +217,7 @@ class _Derivation:
                 keep = a.mul(keep, rule_keep.rest)
             assert learner.rule.step is not None
             step = self._tensor(learner.rule.step)
-            self._copies_only(keep, learner.span)
+            self._gate(keep, learner.span)
             self.new[learner.id] = self._plus(Affine({learner.id: a.value(keep)}), step)
         return self.new[learner.id]
 
@@ -194,7 +226,8 @@ class _Derivation:
         flow = self.algebra.flows[id]
         if flow.op == "gradient":
             learner = self.graph.learners[flow.attr("learner")]
-            return Affine({self.gradient_symbol: 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
+            number = int(flow.attr("write") or 0)
+            return Affine({_gradient(number): 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
         if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
             learner = self.graph.learners[flow.attr("learner")]
             return self._new_state(learner) if flow.attr("state") == "after" else self._old_state(learner, flow.attr("state"))
@@ -233,9 +266,8 @@ class _Derivation:
 
     # -- the error --------------------------------------------------------------------------------------------------
 
-    def _error(self) -> Affine:
+    def _error(self, write: Write) -> Affine:
         """The slope of the objective in `pred`: a sum over probes of coefficient * self(probe), plus a flow."""
-        write = self.learner.writes[0]
         assert write.pred is not None
         slope = derivative(self.algebra, write.loss, write.pred)
 
@@ -247,10 +279,8 @@ class _Derivation:
                 return Affine({flow.args[0] if flow.args else "": 1})
             return self._combine(flow, evaluate)
 
-        for name in ("key",):
-            flow_id = getattr(write, name)
-            if flow_id is not None and self._sees_self(flow_id):
-                raise _General(f"its {name} depends on `self`", self.graph.flows[flow_id].span)
+        if write.key is not None and self._sees_self(write.key):
+            raise _General("its key depends on `self`", self.graph.flows[write.key].span)
         for flow_id in (self.learner.keep, self.learner.rule.step):
             if flow_id is not None and self._sees_self(flow_id):
                 raise _General("its rate or keep depends on `self`", self.graph.flows[flow_id].span)
@@ -314,10 +344,7 @@ class _Derivation:
                 return self._scale(args[0], args[1].rest, flow)
             case "div" if not args[1].terms:
                 return Affine(
-                    {
-                        s: a.div(self._copies_only(c, flow.span), self._copies_only(args[1].rest, flow.span))
-                        for s, c in args[0].terms.items()
-                    },
+                    {s: a.div(self._gate(c, flow.span), self._gate(args[1].rest, flow.span)) for s, c in args[0].terms.items()},
                     a.div(args[0].rest, args[1].rest),
                 )
         raise _General(f"`{flow.op}` is applied to its state", flow.span)
@@ -327,14 +354,15 @@ class _Derivation:
         build = {"add": a.add, "sub": a.sub, "mul": a.mul, "div": a.div, "pow": a.pow}
         return a.neg(args[0].rest) if flow.op == "neg" else build[flow.op](args[0].rest, args[1].rest)
 
-    def _copies_only(self, coefficient: Coefficient, span: Span) -> Coefficient:
-        if not set(self.algebra.axes(coefficient)) <= self.copies:
-            raise _General("a gate or rate differs between the channels of its state", span)
+    def _gate(self, coefficient: Coefficient, span: Span) -> Coefficient:
+        """A number for each copy, or for each key channel of each copy."""
+        if not set(self.algebra.axes(coefficient)) <= self.copies | self.channels:
+            raise _General("a gate or rate differs between the channels of its values", span)
         return coefficient
 
     def _scale(self, x: Affine, by: Coefficient, flow: Flow) -> Affine:
         a = self.algebra
-        self._copies_only(by, flow.span)
+        self._gate(by, flow.span)
         return Affine({symbol: a.mul(coefficient, by) for symbol, coefficient in x.terms.items()}, a.mul(x.rest, by))
 
     def _plus(self, x: Affine, y: Affine) -> Affine:
@@ -358,22 +386,34 @@ def _root(graph: LevelGraph, learner: Learner) -> str:
     return learner.id
 
 
+def _gradient(number: int) -> str:
+    """The symbol of the gradient of a write."""
+    return f"gradient {number}"
+
+
+def numbered(form: LinearForm) -> Iterator[tuple[LinearWrite, str]]:
+    """The writes and what tells them apart in names of roles: nothing where there is one, else ` 1`, ` 2` .."""
+    for number, write in enumerate(form.writes, 1):
+        yield write, f" {number}" if len(form.writes) > 1 else ""
+
+
 def roles(form: LinearForm, queries: list[str | None]) -> list[tuple[str, str | None]]:
     """What a sweep reads, in order: (role, flow). None is a query or key of ones. Numbers are part of the form itself."""
     vectors: list[tuple[str, str | None]] = [(f"query {i}", query) for i, query in enumerate(queries)]
-    vectors += [("key", form.key), ("target", form.target)]
-    if form.c is not None:
-        vectors.append(("probe", form.probe))
     if form.log_keep is not None:
         gates: list[tuple[str, Coefficient]] = [("log keep", form.log_keep)]
     else:
         gates = [(f"F {i} {j}", form.F[i][j]) for i in range(form.n) for j in range(form.n)]
-    gates += [(f"b {i}", x) for i, x in enumerate(form.b)]
-    if form.c is not None and not sees_decayed(form):
-        gates += [(f"c {i}", x) for i, x in enumerate(form.c)]
+    for write, number in numbered(form):
+        vectors += [(f"key{number}", write.key), (f"target{number}", write.target)]
+        if write.c is not None:
+            vectors.append((f"probe{number}", write.probe))
+        gates += [(f"b{number} {i}", x) for i, x in enumerate(write.b)]
+        if write.c is not None and not sees_decayed(form, write):
+            gates += [(f"c{number} {i}", x) for i, x in enumerate(write.c)]
     return vectors + [(role, x) for role, x in gates if isinstance(x, str)]
 
 
-def sees_decayed(form: LinearForm) -> bool:
-    """True where n = 1 and the error sees the state after the decay of its token."""
-    return form.n == 1 and form.c is not None and form.c[0] == form.F[0][0]
+def sees_decayed(form: LinearForm, write: LinearWrite) -> bool:
+    """True where n = 1 and the error of a write sees the state after the decay of its token."""
+    return form.n == 1 and write.c is not None and write.c[0] == form.F[0][0]

@@ -50,8 +50,10 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
         for kind, id in graph.needs_of(learner):
             if kind in ("key", "value", "objective") or (kind == "keep" and learner.at == "decayed"):
                 yield "flow", id
-    elif flow.op == "pred" and learner.writes[0].key is not None:
-        yield "flow", learner.writes[0].key
+    elif flow.op == "pred":
+        key = next(write.key for write in learner.writes if write.pred == flow.id)
+        if key is not None:
+            yield "flow", key
 
 
 def schedule(graph: LevelGraph, tick: nx.DiGraph[Node] | None = None) -> tuple[Node, ...]:

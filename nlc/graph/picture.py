@@ -305,9 +305,11 @@ class _Collector:
                 if inner is None or inner.host != learner.id:  # a learner of the rule is joined to its host already
                     self._link(source, here, seen_kind)
         form = learner.linear
-        if isinstance(form, LinearForm) and form.probe is not None and form.probe != form.key:
-            for source, _ in self._seen_from(form.probe, "probe"):
-                self._link(source, here, "probe")
+        if isinstance(form, LinearForm):
+            for write in form.writes:
+                if write.probe is not None and write.probe != write.key:
+                    for source, _ in self._seen_from(write.probe, "probe"):
+                        self._link(source, here, "probe")
 
 
 def _details(learner: Learner) -> list[str]:

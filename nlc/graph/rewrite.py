@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from nlc.graph.calculus import Coefficient
 from nlc.graph.ir import Learner, LevelGraph, Rule, Solve, Write
 from nlc.graph.linear import LinearForm
 
@@ -34,7 +35,7 @@ def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
     rule = learner.rule
     return replace(
         learner,
-        writes=tuple(Write(maybe(w.key), maybe(w.value), ids(w.loss), maybe(w.pred), w.span) for w in learner.writes),
+        writes=tuple(Write(maybe(w.key), maybe(w.value), ids(w.loss), maybe(w.pred), w.span, maybe(w.rate)) for w in learner.writes),
         keep=maybe(learner.keep),
         solve=None if learner.solve is None else rewire_solve(learner.solve, ids),
         rule=Rule(rule.call, rule.spec, tuple((n, ids(f)) for n, f in rule.args), maybe(rule.gradient), maybe(rule.step), maybe(rule.keep)),
@@ -54,20 +55,29 @@ def rewire_form(form: LinearForm, ids: Callable[[str], str]) -> LinearForm:
     return replace(
         form,
         F=tuple(tuple(map(each, row)) for row in form.F),
-        b=tuple(map(each, form.b)),
-        c=None if form.c is None else tuple(map(each, form.c)),
-        key=None if form.key is None else ids(form.key),
-        probe=None if form.probe is None else ids(form.probe),
-        target=ids(form.target),
+        writes=tuple(
+            replace(
+                write,
+                b=tuple(map(each, write.b)),
+                c=None if write.c is None else tuple(map(each, write.c)),
+                key=None if write.key is None else ids(write.key),
+                probe=None if write.probe is None else ids(write.probe),
+                target=ids(write.target),
+            )
+            for write in form.writes
+        ),
         log_keep=None if form.log_keep is None else ids(form.log_keep),
+        wide=frozenset(map(ids, form.wide)),
     )
 
 
 def flows_of_form(form: LinearForm) -> set[str]:
     """All flows a linear form reads."""
-    coefficients = [x for row in form.F for x in row] + list(form.b) + list(form.c or ())
-    named = [form.key, form.probe, form.target, form.log_keep]
-    return {x for x in [*coefficients, *named] if isinstance(x, str)}
+    found: list[Coefficient | None] = [x for row in form.F for x in row]
+    found.append(form.log_keep)
+    for write in form.writes:
+        found += [*write.b, *(write.c or ()), write.key, write.probe, write.target]
+    return {x for x in found if isinstance(x, str)}
 
 
 def keep_only(graph: LevelGraph, flows: Iterable[str], learners: Iterable[str]) -> LevelGraph:

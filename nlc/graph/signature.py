@@ -21,7 +21,7 @@ from nlc.graph import polynomial as poly
 from nlc.graph.calculus import Coefficient
 from nlc.graph.equations import local
 from nlc.graph.ir import Axes, Flow, Learner, LevelGraph
-from nlc.graph.linear import LinearForm
+from nlc.graph.linear import LinearForm, LinearWrite
 from nlc.graph.polynomial import Leaf, Polynomial, number, variable
 
 ARITHMETIC = ("add", "sub", "mul", "div", "neg")
@@ -45,30 +45,44 @@ def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
 
 @dataclass(frozen=True)
 class Slots:
-    """The linear form as polynomials. `kinds` says of each leaf what it is: `k` on the key side, `v` on the value side, `g` a number."""
+    """The linear form as polynomials.
+
+    `kinds` says of each leaf what it is: `k` on the key side, `v` on the value side, `g` a number, `channel` a number for each key channel.
+    """
 
     F: tuple[tuple[Polynomial, ...], ...]
+    writes: tuple[WriteSlots, ...]
+    kinds: dict[Leaf, str]
+
+    def all(self) -> Iterator[tuple[str, Polynomial]]:
+        for write in self.writes:
+            yield "key", write.key
+            if write.c is not None:
+                yield "probe", write.probe
+            yield "target", write.target
+        yield from ((f"F{i}{j}", x) for i, row in enumerate(self.F) for j, x in enumerate(row))
+        for write in self.writes:
+            yield from ((f"b{i}", x) for i, x in enumerate(write.b))
+            yield from ((f"c{i}", x) for i, x in enumerate(write.c or ()))
+
+    def map(self, change: Callable[[Polynomial], Polynomial]) -> Slots:
+        F = tuple(tuple(map(change, row)) for row in self.F)
+        return Slots(F, tuple(write.map(change) for write in self.writes), self.kinds)
+
+
+@dataclass(frozen=True)
+class WriteSlots:
+    """One write of a linear form."""
+
     b: tuple[Polynomial, ...]
     c: tuple[Polynomial, ...] | None
     key: Polynomial
     probe: Polynomial
     target: Polynomial
-    kinds: dict[Leaf, str]
 
-    def all(self) -> Iterator[tuple[str, Polynomial]]:
-        yield "key", self.key
-        if self.c is not None:
-            yield "probe", self.probe
-        yield "target", self.target
-        yield from ((f"F{i}{j}", x) for i, row in enumerate(self.F) for j, x in enumerate(row))
-        yield from ((f"b{i}", x) for i, x in enumerate(self.b))
-        yield from ((f"c{i}", x) for i, x in enumerate(self.c or ()))
-
-    def map(self, change: Callable[[Polynomial], Polynomial]) -> Slots:
-        F = tuple(tuple(map(change, row)) for row in self.F)
+    def map(self, change: Callable[[Polynomial], Polynomial]) -> WriteSlots:
         c = None if self.c is None else tuple(map(change, self.c))
-        b = tuple(map(change, self.b))
-        return Slots(F, b, c, change(self.key), change(self.probe), change(self.target), self.kinds)
+        return WriteSlots(tuple(map(change, self.b)), c, change(self.key), change(self.probe), change(self.target))
 
 
 # -- from flows to polynomials ------------------------------------------------------------------------------------------
@@ -76,8 +90,9 @@ class Slots:
 
 def _slots(graph: LevelGraph, learner: Learner, form: LinearForm) -> Slots:
     reader = _Reader(graph, learner)
-    roots = [reader.term(x) for x in (form.key, form.probe, form.target) if x is not None]
-    roots += [reader.term(x) for x in (*[x for row in form.F for x in row], *form.b, *(form.c or ()))]
+    roots = [reader.term(x) for write in form.writes for x in (write.key, write.probe, write.target) if x is not None]
+    roots += [reader.term(x) for row in form.F for x in row]
+    roots += [reader.term(x) for write in form.writes for x in (*write.b, *(write.c or ()))]
     reader.abstract(roots)
 
     def gate(x: Coefficient) -> Polynomial:
@@ -86,10 +101,13 @@ def _slots(graph: LevelGraph, learner: Learner, form: LinearForm) -> Slots:
     def vector(x: str | None, kind: str) -> Polynomial:
         return number(1) if x is None else reader.polynomial(reader.term(x), kind)
 
+    def slots_of(write: LinearWrite) -> WriteSlots:
+        c = None if write.c is None else tuple(map(gate, write.c))
+        key, probe, target = vector(write.key, "k"), vector(write.probe, "k"), vector(write.target, "v")
+        return _normal(WriteSlots(tuple(map(gate, write.b)), c, key, probe, target), reader.kinds)
+
     F = tuple(tuple(map(gate, row)) for row in form.F)
-    c = None if form.c is None else tuple(map(gate, form.c))
-    key, probe, target = vector(form.key, "k"), vector(form.probe, "k"), vector(form.target, "v")
-    return _normal(Slots(F, tuple(map(gate, form.b)), c, key, probe, target, reader.kinds))
+    return Slots(F, tuple(map(slots_of, form.writes)), reader.kinds)
 
 
 class _Reader:
@@ -160,7 +178,8 @@ class _Reader:
         axes = set(self.axes[term])
         copies = set(self.learner.per)
         shared = "" if copies <= axes else "~"
-        self.kinds.setdefault(term, ("g" if axes <= copies else kind) + shared)
+        side = "g" if axes <= copies else "channel" if kind == "g" else kind
+        self.kinds.setdefault(term, side + shared)
         if term[0] == "leaf" and isinstance(term[1], tuple):
             self.kinds[term] = ":".join(map(str, term[1]))
         return variable(term)
@@ -187,11 +206,11 @@ def _leaves(term: Term, without: Term | None) -> set[Term]:
 # -- normal form --------------------------------------------------------------------------------------------------------
 
 
-def _normal(slots: Slots) -> Slots:
+def _normal(slots: WriteSlots, kinds: dict[Leaf, str]) -> WriteSlots:
     """Move common factors of key, probe and error to where they act."""
 
     def is_gate(leaf: Leaf) -> bool:
-        return slots.kinds[leaf].rstrip("~") == "g"
+        return kinds[leaf].rstrip("~") == "g"
 
     def common(*parts: Polynomial) -> Polynomial:
         return poly.of_monomial(poly.content(parts, is_gate)).scaled(_leading(parts[0]))
@@ -218,15 +237,21 @@ def _leading(x: Polynomial) -> float:
 
 
 def _variants(slots: Slots) -> Iterator[Slots]:
-    """All orders and signs of the states behind the first."""
+    """All orders and signs of the states behind the first, and all orders of the writes."""
     n = len(slots.F)
     for order in permutations(range(1, n)):
         for signs in product((1, -1), repeat=n - 1):
             at, sign = (0, *order), (1, *signs)
             F = tuple(tuple(slots.F[at[i]][at[j]].scaled(sign[i] * sign[j]) for j in range(n)) for i in range(n))
-            b = tuple(slots.b[at[i]].scaled(sign[i]) for i in range(n))
-            c = None if slots.c is None else tuple(slots.c[at[j]].scaled(sign[j]) for j in range(n))
-            yield replace(slots, F=F, b=b, c=c)
+            writes = [_signed(write, at, sign) for write in slots.writes]
+            for each in permutations(writes):
+                yield replace(slots, F=F, writes=each)
+
+
+def _signed(write: WriteSlots, at: tuple[int, ...], sign: tuple[int, ...]) -> WriteSlots:
+    b = tuple(write.b[i].scaled(s) for i, s in zip(at, sign, strict=True))
+    c = None if write.c is None else tuple(write.c[i].scaled(s) for i, s in zip(at, sign, strict=True))
+    return replace(write, b=b, c=c)
 
 
 def _absorbed(slots: Slots) -> Slots:

@@ -232,10 +232,13 @@ def _derived(learner: Learner, depth: int) -> Iterator[Line]:
         yield Line(depth, f"general: {form.reason}", place(form.span))
     elif isinstance(form, LinearForm):
         yield Line(depth, f"linear {form.kind} n={form.n} states {' '.join(form.states)}")
-        yield Line(depth, f"  F {show(form.F)} b {show(form.b)} c {'none' if form.c is None else show(form.c)}")
-        probe = f" probe {form.probe}" if form.probe is not None else ""
         log_keep = f" log keep {form.log_keep}" if form.log_keep is not None else ""
-        yield Line(depth, f"  key {form.key or 'none'}{probe} target {form.target}{log_keep}")
+        channels = f" per key channel {' '.join(sorted(form.wide))}" if form.wide else ""
+        yield Line(depth, f"  F {show(form.F)}{log_keep}{channels}")
+        for write in form.writes:
+            probe = f" probe {write.probe}" if write.probe is not None else ""
+            seen = "none" if write.c is None else show(write.c)
+            yield Line(depth, f"  write b {show(write.b)} key {write.key or 'none'} c {seen}{probe} target {write.target}")
     if execution is not None:
         legal = ", ".join(execution.legal)
         yield Line(

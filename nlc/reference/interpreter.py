@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Flow, Init, Learner, LevelGraph
+from nlc.graph.ir import Flow, Init, Learner, LevelGraph, pred_id
 from nlc.graph.ops import CARRYING
 from nlc.graph.state import needs_anchor, optimizer_keys, state_tensors
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, elementwise, recall_map
@@ -169,7 +169,7 @@ class Tick:
             case "recall":
                 return self.recall(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
             case "gradient":
-                return self.gradient(graph.learners[flow.attr("learner")])
+                return self.gradient(graph.learners[flow.attr("learner")], flow.attr("write") or 0)
             case "tensor":
                 return self.tensor(flow)
             case "contract" | "outer":
@@ -303,30 +303,29 @@ class Tick:
         """A tensor of a store that is written out in flows; `pred`: the one that gradients are taken of."""
         learner = self.graph.learners[flow.attr("learner")]
         if flow.attr("pred"):
-            self.gradients(learner)
+            self.gradients(learner, flow.attr("write") or 0)
             return self.values[flow.id]
         return self.state(learner, flow.attr("state"))
 
-    def gradients(self, learner: Learner) -> Tensors:
-        """d objective / d tensor at the base state, for all tensors of one function together."""
-        group = learner.base
-        if group not in self.slopes:
-            members = {m.id: self.base(m) for m in self.graph.learners.values() if m.group == group}
-            w = {id: (base if base.requires_grad else base.detach().requires_grad_()).clone() for id, base in members.items()}
-            self.values.update({f"{id}:pred": x for id, x in w.items()})
-            loss = self.flow(learner.writes[0].loss).sum()
+    def gradients(self, learner: Learner, number: int) -> Tensors:
+        """d objective / d tensor at the base state, for one write and all tensors of one function together."""
+        key = f"{learner.base} {number}"
+        if key not in self.slopes:
+            bases = {m.id: self.base(m) for m in self.graph.learners.values() if m.group == learner.base}
+            w = {id: (base if base.requires_grad else base.detach().requires_grad_()).clone() for id, base in bases.items()}
+            self.values.update({pred_id(id, number): x for id, x in w.items()})
+            loss = self.flow(learner.writes[number].loss).sum()
+            found: Any = [torch.zeros_like(x) for x in w.values()]
             if loss.requires_grad:
                 found = torch.autograd.grad(loss, list(w.values()), create_graph=True, materialize_grads=True)
-                self.slopes[group] = dict(zip(w, found, strict=True))
-            else:
-                self.slopes[group] = {id: torch.zeros_like(x) for id, x in w.items()}
-        return self.slopes[group]
+            self.slopes[key] = dict(zip(w, found, strict=True))
+        return self.slopes[key]
 
-    def gradient(self, learner: Learner) -> Tensor:
-        """d objective / d tensor at the base state. Only `pred` depends on the tensor; `self` in the context is constant."""
+    def gradient(self, learner: Learner, number: int = 0) -> Tensor:
+        """d objective / d tensor at the base state, for one write. Only `pred` depends on the tensor; `self` in the context is constant."""
         if learner.store.form == "tensor":
-            return self.gradients(learner)[learner.id]
-        (write,) = learner.writes
+            return self.gradients(learner, number)[learner.id]
+        write = learner.writes[number]
         base = self.base(learner)
         w = (base if base.requires_grad else base.detach().requires_grad_()).clone()
         args = [self.flow(write.key)] if write.key is not None else []
@@ -389,7 +388,7 @@ class OuterUpdate(Tick):
             return {name: x.sum() for name, x in args[0].items()}
         return super().compute(flow, args)
 
-    def gradient(self, learner: Learner) -> Any:
+    def gradient(self, learner: Learner, number: int = 0) -> Any:
         """The gradient of a learner inside the rule, tensor by tensor."""
         (write,) = learner.writes
         assert write.pred is not None

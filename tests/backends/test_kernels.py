@@ -201,12 +201,12 @@ def test_decayed_keeps_float32_accuracy_beside_strong_gates() -> None:
 def operator_cases() -> list[tuple[str, str, Sequence[object]]]:
     n = 2
     return [
-        ("sweep", "chunk_sweep_3", sweep_inputs(n)),
-        ("inter_chunk_free", "inter_chunk_free_3", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
+        ("sweep", "chunk_sweep_4", sweep_inputs(n)),
+        ("inter_chunk_free", "inter_chunk_free_4", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
         ("propagated", "propagated_3", [draw(N, G, C, n, n), draw(N, G, C, n), [0, 1]]),
         (
             "backward of inter_chunk_free, the decay a part of something",
-            "inter_chunk_free_backward_3",
+            "inter_chunk_free_backward_4",
             [draw(N, G, n, n).detach().mT, draw(N + 1, G, n * K, V).detach(), draw(N + 1, G, n * K, V).detach()],
         ),
     ]

@@ -117,13 +117,29 @@ def test_every_part_of_a_graph_is_printed(change: dict[str, object], built: Buil
 
 
 @pytest.mark.parametrize(
-    "change", [{"F": (("beta",),)}, {"b": (2,)}, {"c": None}, {"key": "q"}, {"probe": "q"}, {"target": "k"}, {"log_keep": "beta"}], ids=str
+    "change",
+    [
+        {"F": (("beta",),)},
+        {"b": (2,)},
+        {"c": None},
+        {"key": "q"},
+        {"probe": "q"},
+        {"target": "k"},
+        {"log_keep": "beta"},
+        {"wide": {"beta"}},
+    ],
+    ids=str,
 )
 def test_every_part_of_a_linear_form_is_printed(change: dict[str, object], built: Build) -> None:
     graph = built("ops/delta_rule", passes=True)
     learner = graph.learners["S"]
     assert isinstance(learner.linear, LinearForm)
-    changed = replace(learner, linear=replace(learner.linear, **change))  # type: ignore[arg-type]
+    (write,) = learner.linear.writes
+    if set(change) <= {"F", "log_keep", "wide"}:
+        form = replace(learner.linear, **change)  # type: ignore[arg-type]
+    else:
+        form = replace(learner.linear, writes=(replace(write, **change),))  # type: ignore[arg-type]
+    changed = replace(learner, linear=form)
 
     assert to_text(graph.with_learner(changed)) != to_text(graph)
 
