@@ -25,6 +25,18 @@ def unchunked(x: Tensor, batch: int, tokens: int) -> Tensor:
     return x.unflatten(1, (batch, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
 
 
+def at_sample(x: Tensor, samples: int, place: int) -> Tensor:
+    """[B, T, ...] -> [B, T * samples, ...]: x at one of the samples of each token, zeros at the others."""
+    each = [x if i == place else torch.zeros_like(x) for i in range(samples)]
+    return torch.stack(each, 2).flatten(1, 2)
+
+
+def first(x: Tensor, samples: int, fill: float) -> Tensor:
+    """[B, T, ...] -> [B, T, samples, ...]: x at the first sample of each token, `fill` at the others."""
+    rest = x.new_full((), fill).expand(*x.shape[:2], samples - 1, *x.shape[2:])
+    return torch.cat([x.unsqueeze(2), rest], 2)
+
+
 def spread(x: Tensor, *shape: int) -> Tensor:
     """x with its axes of length 1 made long."""
     return x.expand(shape)

@@ -123,6 +123,7 @@ def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]
         store=store,
         per=_rename(learner.per, rename),
         group=own(learner.group) if learner.group is not None else None,
+        samples=None if learner.samples is None else rename.get(learner.samples, learner.samples),
         host=own(learner.host) if learner.host is not None else None,
     )
 

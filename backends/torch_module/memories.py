@@ -16,6 +16,7 @@ from nlc.graph.linear import LinearForm, LinearWrite, roles, sees_decayed
 from nlc.program.program import Sweep
 
 Role = tuple[str, str | None]
+Argument = tuple[str | None, str]
 
 RESERVED_HERE = (
     *("B", "T", "rows", "t", "e", "keep", "states", "errors", "total", "w", "a", "x", "y", "like", "gates", "columns", "ones"),
@@ -40,10 +41,17 @@ def queries_of(recalls: tuple[Flow, ...]) -> list[str | None]:
 def arguments(learner: Learner, recalls: tuple[Flow, ...]) -> list[Role]:
     """The tensors a sweep takes for one learner, each flow once."""
     assert isinstance(learner.linear, LinearForm)
-    seen: dict[str | None, Role] = {}
+    seen: dict[Argument, Role] = {}
     for role, flow in roles(learner.linear, queries_of(recalls)):
-        seen.setdefault(flow, (role, flow))
+        seen.setdefault(argument_of(learner, recalls, role, flow), (role, flow))
     return list(seen.values())
+
+
+def argument_of(learner: Learner, recalls: tuple[Flow, ...], role: str, flow: str | None) -> Argument:
+    """What tells the arguments of a sweep apart: the flow; where a token holds several samples, a query also by where it stands."""
+    if learner.samples is None or not role.startswith("query"):
+        return flow, ""
+    return flow, recalls[int(role.split()[1])].attr("state")
 
 
 class MemoryWriter:
@@ -59,7 +67,12 @@ class MemoryWriter:
         for word in RESERVED_HERE:
             self.namer.names[f"reserved {word}"] = word
         self.states = [self.namer(state) for state in form.states]
-        self.args = {flow: self.namer(flow) if flow is not None else "ones" for _, flow in arguments(self.learner, self.recalls)}
+        self.names: dict[Argument, str] = {}
+        for role, flow in arguments(self.learner, self.recalls):
+            argument = argument_of(self.learner, self.recalls, role, flow)
+            place = f":{argument[1]}" if argument[1] else ""
+            self.names[argument] = self.namer(f"{flow}{place}") if flow is not None else f"ones{place.replace(':', '_')}"
+        self.args = {flow: name for (flow, place), name in self.names.items() if not place}
         self.target = self.args[form.writes[0].target]
         self.uses: set[str] = set()
 
@@ -72,7 +85,11 @@ class MemoryWriter:
         return MemoryFunction(name, text, self.uses)
 
     def signature(self, name: str) -> str:
-        return f"def {name}({', '.join(f'{a}: Tensor' for a in [*self.args.values(), *self.states])}) -> tuple[Tensor, ...]:"
+        return f"def {name}({', '.join(f'{a}: Tensor' for a in [*self.names.values(), *self.states])}) -> tuple[Tensor, ...]:"
+
+    def _query(self, recall: Flow) -> str:
+        flow = recall.args[0] if recall.args else None
+        return self.names[flow, recall.attr("state") if self.learner.samples is not None else ""]
 
     @property
     def write(self) -> LinearWrite:
@@ -89,7 +106,7 @@ class MemoryWriter:
     def recurrent(self) -> str:
         form = self.form
         lines = [self.signature(f"{self.stem}_recurrent"), '    """One token after the other.', "", *self.equations("    "), '    """']
-        names = list(self.args.values())
+        names = list(self.names.values())
         lines.append(f"    {', '.join(names)}{',' * (len(names) == 1)} = (x.to({self.states[0]}.dtype) for x in ({', '.join(names)},))")
         lines += ["    rows = []", f"    for t in range({self.target}.shape[1]):"]
         body: list[str] = []
@@ -155,7 +172,7 @@ class MemoryWriter:
 
     def _recurrent_read(self, flow: Flow) -> str:
         self.uses.add("recalled")
-        return f"recalled({self._at_t(flow.args[0] if flow.args else None)}, {self.states[self._row(flow)]})"
+        return f"recalled({self._query(flow)}[:, t], {self.states[self._row(flow)]})"
 
     # -- chunkwise ------------------------------------------------------------------------------------------------------
 
@@ -168,7 +185,7 @@ class MemoryWriter:
             "",
         ]
         lines += [*self.equations("    "), '    """', f"    B, T = {target}.shape[:2]", "    if T == 1:"]
-        lines.append(f"        return {self.stem}_recurrent({', '.join([*self.args.values(), *self.states])})")
+        lines.append(f"        return {self.stem}_recurrent({', '.join([*self.names.values(), *self.states])})")
         body = self._chunk_body() if self.form.plain else self._general_body()
         lines += [f"    {line}" for line in [*self._chunk_inputs(), *body]]
         return "\n".join(lines)
@@ -179,8 +196,8 @@ class MemoryWriter:
         lines = [f"# [N, B * G, {C}, width]: chunks first"]
         kept = {form.F[i][i] for i in range(form.n) if form.log_keep is None}
         passed = {form.F[i][j] for i in range(form.n) for j in range(form.n) if i != j}
-        for _, flow in arguments(self.learner, self.recalls):
-            name = self.args[flow]
+        for role, flow in arguments(self.learner, self.recalls):
+            name = self.names[argument_of(self.learner, self.recalls, role, flow)]
             if flow in kept and flow in passed:
                 lines.append(f"{name}_kept = chunked({name}, {C}, {dtype}, 1.0)")
             fill = ", 1.0" if flow in kept and flow not in passed else ""
@@ -245,7 +262,7 @@ class MemoryWriter:
             matrix = f"[{', '.join('[' + ', '.join(self._gate(i, j) for j in range(n)) + ']' for i in range(n))}]"
         writes = sorted(form.writes, key=lambda write: write.c is None)
         probes = [write for write in writes if write.c is not None]
-        seeing = [(self._unit(row), self.args[flow.args[0] if flow.args else None], new, new) for flow, (_, new, row) in self._reads()]
+        seeing = [(self._unit(row), query, new, new) for query, new, row in self._seeing()[: len(self.recalls)]]
         seeing += [self._probe_row(write) for write in probes]
         columns = [f"in_states([{', '.join(self._shown(x, gate) for x in write.b)}], {self.args[write.key]})" for write in writes]
         rows = [f"in_states({coefficients}, {vector})" for coefficients, vector, _, _ in seeing]
@@ -264,9 +281,6 @@ class MemoryWriter:
         ]
         return [*lines, self._chunk_results()]
 
-    def _reads(self) -> list[tuple[Flow, tuple[str, bool, int]]]:
-        return list(zip(self.recalls, self._seeing(), strict=False))
-
     def _unit(self, row: int) -> str:
         """The coefficients that pick one state."""
         return f"[{', '.join(str(float(i == row)) for i in range(self.form.n))}]"
@@ -283,7 +297,7 @@ class MemoryWriter:
 
     def _seeing(self) -> list[tuple[str, bool, int]]:
         """The rows that see states: (vector, is it the new state, which state), the reads first and the probe last."""
-        reads = [(self.args[flow.args[0] if flow.args else None], self._sees_new(flow), self._row(flow)) for flow in self.recalls]
+        reads = [(self._query(flow), self._sees_new(flow), self._row(flow)) for flow in self.recalls]
         (write, *_) = self.form.writes
         return reads + ([(self.args[write.probe], sees_decayed(self.form, write), 0)] if write.c is not None else [])
 

@@ -185,18 +185,33 @@ class RegionWriter:
     def _inputs(self, learner: Learner, recalls: tuple[Flow, ...]) -> list[str]:
         """The arguments of a sweep for one learner, each [B, T, G, width] or [B, T, G]."""
         store, texts = learner.store, []
-        copies = size_of(learner.per)
+        copies, samples = size_of(learner.per), learner.samples
         for role, id in arguments(learner, recalls):
+            asked = role.startswith("query")
             if id is None:
                 self.needs_size = True
-                texts.append(f"{self._like()}.new_ones((B, T, {copies}, 1))")
+                times = f"T * {samples.size}" if samples is not None and not asked else "T"
+                ones = f"{self._like()}.new_ones((B, {times}, {copies}, 1))"
+                texts.append(self._at_sample(ones, learner, recalls, role) if asked else ones)
                 continue
             assert isinstance(learner.linear, LinearForm)
             vector = role.startswith(("query", "key", "probe", "target")) or id in learner.linear.wide
             rest: Axes = () if not vector else store.out_axes if role.startswith("target") else store.in_axes
-            sizes = [copies, *([size_of(rest)] if vector else [])]
-            texts.append(self._normal(id, learner.per, rest, sizes))
+            if samples is None or asked:
+                text = self._normal(id, learner.per, rest, [copies, *([size_of(rest)] if vector else [])])
+                texts.append(self._at_sample(text, learner, recalls, role) if asked else text)
+            else:
+                sizes = [samples.size * copies, *([size_of(rest)] if vector else [])]
+                text = self._normal(id, (samples, *learner.per), rest, sizes)
+                texts.append(f"{text}.unflatten(2, ({samples.size}, {copies})).flatten(1, 2)")
         return texts
+
+    def _at_sample(self, text: str, learner: Learner, recalls: tuple[Flow, ...], role: str) -> str:
+        """A query stands at the last sample of its token, or at the first where it sees the state before it."""
+        if learner.samples is None:
+            return text
+        self.expressions.used.add("at_sample")
+        return f"at_sample({text}, {learner.samples.size}, {_place(learner, recalls[int(role.split()[1])])})"
 
     def _normal(self, id: str, per: Axes, rest: Axes, sizes: list[int]) -> str:
         shape = f"B, T, {', '.join(map(str, sizes))}"
@@ -233,7 +248,10 @@ class RegionWriter:
     def _answers(self, sweep: Sweep, learner: Learner, i: int, count: int, answers: list[str]) -> None:
         copies, like = size_of(learner.per), self._like()
         for answer, flow in zip(answers, sweep.recalls[i], strict=True):
-            text = answer if count == 1 else f"{answer}[:, :, {i * copies}:{(i + 1) * copies}]"
+            text = answer
+            if learner.samples is not None:
+                text = f"{text}.unflatten(1, (-1, {learner.samples.size}))[:, :, {_place(learner, flow)}]"
+            text = text if count == 1 else f"{text}[:, :, {i * copies}:{(i + 1) * copies}]"
             text += _unflat(2, learner.per)
             if len(learner.store.out_axes) != 1:
                 text += _unflat(-1, learner.store.out_axes)
@@ -250,6 +268,12 @@ class RegionWriter:
             if len(learner.store.out_axes) != 1:
                 text += _unflat(-1, learner.store.out_axes)
             self.states[key] = text
+
+
+def _place(learner: Learner, recall: Flow) -> int:
+    """Which of the samples of a token a recall stands at."""
+    assert learner.samples is not None
+    return learner.samples.size - 1 if recall.attr("state") == "after" else 0
 
 
 def _unflat(axis: int, axes: Axes) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 from nlc.diagnostics import Span
-from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
+from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, size_of
 
 Coefficient = str | int | float
 """A number, or the id of a flow."""
@@ -105,6 +108,18 @@ class Algebra:
         if y == 0:
             return 1
         return self.make("pow", x, y)
+
+    def reduced(self, x: Coefficient, over: Collection[Axis]) -> Coefficient:
+        """The sum over these axes."""
+        id = self.make("sum", x)
+        self.flows[id] = replace(self.flows[id], axes=tuple(axis for axis in self.axes(x) if axis not in over))
+        return id
+
+    def first(self, x: Coefficient, samples: Axis, fill: int, like: str | None) -> str:
+        """x at the first sample of a token, `fill` at the others. For a number x, `like` is a flow of the dtype it gets."""
+        id = self.make("first", x, *([like] if like is not None else []))
+        self.flows[id] = replace(self.flows[id], axes=(samples, *self.axes(x)), attrs={"fill": fill, "samples": samples.size})
+        return id
 
     def upstream(self, id: str) -> set[str]:
         seen: set[str] = set()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
-from nlc.graph.ir import Axes, Flow, Rule, Store, StoreTensor, Write, pred_id, show_axes
+from nlc.graph.ir import Axes, Flow, Learner, Rule, Store, StoreTensor, Write, pred_id, show_axes
 from nlc.language import spec as language
 from nlc.language.expression import Attribute, Binary, Call, Expr, Name, children, to_text
 
@@ -97,8 +97,11 @@ def parts(b: Builder, id: str, store: Store | Function, per: Axes, learner: lang
         if twice:
             message = f"`{name}` has the axis `{twice[0]}`, which counts the copies of `{learner.name}` too"
             b.fail(codes.ShapeMismatch, message, store.span, "give one of the two dims another name")
-    if any(write.solve == "exact" for write in learner.learn):
-        b.fail(codes.NotCompiledYet, "`solve: exact` of a function of several tensors is not compiled yet", store.span)
+    for write in learner.learn:
+        if write.solve is not None and write.solve != "gradient":
+            b.fail(
+                codes.NotCompiledYet, f"`solve: {write.solve}` of a function of several tensors is not compiled yet", write.spans["solve"]
+            )
     store.per = per
     return {store.tensors[name]: part for name, part in store.stores.items()}
 
@@ -197,6 +200,11 @@ def product(b: Builder, expr: Binary, context: Context, name: str | None) -> str
     return b.node("contract", [left, right], expr.span, context, name, axes, copies=len(copies))
 
 
+def copies_only(per: Axes) -> Learner:
+    """Stands for a learner whose gates are one number for each copy."""
+    return Learner("", Store((StoreTensor("", ()),), "tensor"), per)
+
+
 # -- writes -------------------------------------------------------------------------------------------------------------
 
 
@@ -208,22 +216,25 @@ def attach_function(b: Builder, learner: language.Learner, store: Function) -> N
     for key in ("over", "weight"):
         if key in write.spans:
             b.fail(codes.NotCompiledYet, f"`{key}` without `solve: exact` is not compiled yet", write.spans[key])
-    single.for_all(b, learner)
+    if isinstance(write.fold, dict) and set(write.fold) != {"token"}:
+        text = "samples along an axis, for a function of several tensors, are not compiled yet"
+        b.fail(codes.NotCompiledYet, text, write.spans["fold"])
+    single._on_the_first(b, learner)
     ids = store.tensors
     defaults = list(b.learners[next(iter(ids.values()))].defaults)
-    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else single.default(defaults, "at", "start")
+    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else single._default(defaults, "at", "start")
     if at not in single.AT:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in single.AT)} in this version", write.spans["at"])
     context = Context(learner.name, self_id=store.id, kept=store.per)
     built = tuple(_write(b, learner, each, store, context, defaults, number) for number, each in enumerate(learner.learn))
     if len(built) > 1:
-        gates = single.copies_only(store.per)
-        built = tuple(single.weighted(b, gates, each, one, context) for each, one in zip(learner.learn, built, strict=True))
+        gates = copies_only(store.per)
+        built = tuple(single._weighted(b, gates, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     for id in ids.values():
         b.learners[id] = replace(b.learners[id], writes=built)
     keeps = _keeps(b, write, store, context, defaults)
     rules = _rules(b, write, store, context, defaults)
-    fold = single.fold_of(b, b.learners[next(iter(ids.values()))], write, defaults)
+    fold = single._fold(b, b.learners[next(iter(ids.values()))], write, defaults)
     for name, id in ids.items():
         b.learners[id] = replace(b.learners[id], at=at, keep=keeps.get(name), rule=rules[name], fold=fold, defaults=tuple(defaults))
 
@@ -237,7 +248,7 @@ def _write(
     defaults: list[tuple[str, str]],
     number: int,
 ) -> Write:
-    from nlc.graph.learners import objective
+    from nlc.graph.learners import _objective
 
     name = learner.name
     if write.key is None and store.asks:
@@ -253,17 +264,17 @@ def _write(
     pred = write_out(b, store, key, "`key`", span, replace(context, owner=here), f"{b.prefix}{here}", "at", number)
     axes = b.flows[pred].axes
     b.fits(value, axes, write.value.span, "`value`", tuple(axis for axis in axes if axis not in store.per))
-    loss = objective(b, write, pred, value, context, defaults)
+    loss = _objective(b, write, pred, value, context, defaults)
     return Write(key, value, loss, pred, write.span)
 
 
 def _keeps(b: Builder, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]) -> dict[str, str]:
     """The gate of each tensor: one for all, or `{W1: a, W2: b}`, where a tensor that is not named is kept whole."""
-    from nlc.graph.learners import default
+    from nlc.graph.learners import _default
 
     given = write.keep
     if given is None:
-        default(defaults, "keep", "1")
+        _default(defaults, "keep", "1")
         return {}
     if isinstance(given, Call) and given.function in store.tensors and len(given.args) == 1:  # a map with one entry
         given = {given.function: given.args[0]}
@@ -286,7 +297,7 @@ def _gate(b: Builder, expr: Expr, store: Function, context: Context, what: str) 
 
 def _rules(b: Builder, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]) -> dict[str, Rule]:
     """The same rule for every tensor, each with its own gradient (and, when expanded, its own states)."""
-    from nlc.graph.learners import copies_only, default, gradient_of, rule_args
+    from nlc.graph.learners import _default, gradient_of, rule_args
 
     if write.rule is not None:
         spec = b.used("optimizers", write.rule.function, write.rule.span)
@@ -294,7 +305,7 @@ def _rules(b: Builder, write: language.Write, store: Function, context: Context,
         return dict.fromkeys(store.tensors, Rule(write.rule, spec, args))
     rate = None
     if write.rate is None:
-        default(defaults, "rate", "1")
+        _default(defaults, "rate", "1")
     elif len(b.learners[next(iter(store.tensors.values()))].writes) == 1:
         rate = _gate(b, write.rate, store, replace(context, owner=f"{context.owner}.rate"), "`rate`")
     found = {}

@@ -68,6 +68,10 @@ class Flow:
     def attr(self, name: str) -> Any:
         return self.attrs.get(name)
 
+    def without(self, axis: Axis) -> Flow:
+        """The same flow for one entry of an axis."""
+        return replace(self, axes=tuple(a for a in self.axes if a != axis))
+
 
 @dataclass(frozen=True)
 class StoreTensor:
@@ -186,6 +190,8 @@ class Learner:
     writes: tuple[Write, ...] = ()
     at: str = "start"
     fold: Mapping[str, str] = field(default_factory=dict)
+    samples: Axis | None = None
+    """The axis of the samples that one token holds, written one after the other."""
     keep: str | None = None
     rule: Rule = Rule()
     solve: Solve | None = None

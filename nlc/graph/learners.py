@@ -7,8 +7,9 @@ from dataclasses import replace
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
-from nlc.graph.deep import Function, attach_function, function_of, parts
-from nlc.graph.ir import ANY, Attribute, Axes, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
+from nlc.graph.ir import ANY, Attribute, Axes, Axis, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
 from nlc.language import spec as language
 from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
@@ -68,9 +69,9 @@ def _declare(
             learner.span,
             "add `every: 1 token` to the level",
         )
-    read = learner.read or default(defaults, "read", "after")
+    read = learner.read or _default(defaults, "read", "after")
     inherited = b.host.sharing if b.host else "shared" if not learner.learn else None
-    sharing = learner.scope or inherited or default(defaults, "scope", "sequence")
+    sharing = learner.scope or inherited or _default(defaults, "scope", "sequence")
     b.learners[id] = Learner(
         id,
         store,
@@ -88,7 +89,7 @@ def _declare(
     )
 
 
-def default(defaults: list[tuple[str, str]], key: str, value: str) -> str:
+def _default(defaults: list[tuple[str, str]], key: str, value: str) -> str:
     defaults.append((key, value))
     return value
 
@@ -124,7 +125,7 @@ def _store(b: Builder, id: str, store: language.Store) -> Store | Function:
         like = store.use.args[0] if store.use.args else None
         if not isinstance(like, Name) or like.name not in b.bound:
             b.fail(codes.NotCompiledYet, "`like` takes an input of the rule in this version", store.span)
-        copies = b.host.per if b.host else ()
+        copies = (*_axis_of(b.host), *b.host.per) if b.host else ()
         axes = tuple(axis for axis in b.flows[b.bound[like.name]].axes if axis not in copies)
         return Store((StoreTensor("like", axes),), "any")
     if store.use is None:
@@ -180,7 +181,7 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
     expr = learner.init
     if expr is None:
         if learner.owns is None:
-            default(defaults, "init", "zeros")
+            _default(defaults, "init", "zeros")
         return Init("zeros")
     match expr:
         case Name(name="learned"):
@@ -233,30 +234,35 @@ def attach(b: Builder, learner: language.Learner) -> None:
             b.fail(codes.NotCompiledYet, "several objectives of a learner that owns weights are not compiled yet", learner.learn[1].span)
         b.learners[id] = _owner(b, declared, learner, write, defaults)
         return
-    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else default(defaults, "at", "start")
+    prox = is_implicit(learner)
+    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else "decayed" if prox else "start"
+    if write.at is None and not prox:
+        _default(defaults, "at", "start")
     if at not in AT:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
-    context = Context(f"{learner.name}", self_id=id, kept=declared.per, host=b.host.id if b.host else None)
-    for_all(b, learner)
+    declared = replace(declared, samples=b.host.samples if b.host else _samples(b, declared, write, at))
+    kept = (*_axis_of(declared), *declared.per)
+    context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
+    _on_the_first(b, learner)
     built = tuple(_write(b, declared, each, context, defaults, number) for number, each in enumerate(learner.learn))
     keep = None
     if write.keep is None:
-        default(defaults, "keep", "1")
+        _default(defaults, "keep", "1")
     elif isinstance(write.keep, dict):
         help = "a gate for each tensor needs a store with `params` and `call`"
         b.fail(codes.WrongArguments, f"`{learner.name}` has one tensor, so it takes one `keep`", write.spans["keep"], help)
     else:
         keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.axes)
-        fits_gate(b, declared, keep, write.keep.span, "`keep`")
+        _fits_gate(b, declared, keep, write.keep.span, "`keep`")
     if len(built) > 1:
-        built = tuple(weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
+        built = tuple(_weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     declared = replace(declared, writes=built)
-    rule = _rule(b, declared, write, context, defaults)
-    fold = fold_of(b, declared, write, defaults)
+    rule = implicit_rule(b, declared, write, context) if prox else _rule(b, declared, write, context, defaults)
+    fold = _fold(b, declared, write, defaults)
     b.learners[id] = replace(declared, at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
 
 
-def for_all(b: Builder, learner: language.Learner) -> None:
+def _on_the_first(b: Builder, learner: language.Learner) -> None:
     """Refuse keys on a later write that hold for all of them."""
     for other in learner.learn[1:]:
         for key in ("keep", "at", "rule", "fold", "solve"):
@@ -264,12 +270,31 @@ def for_all(b: Builder, learner: language.Learner) -> None:
                 b.fail(codes.WrongArguments, f"`{key}` holds for all writes of a learner", other.spans[key], "it stands on the first write")
 
 
-def copies_only(per: Axes) -> Learner:
-    """Stands for a learner whose gates are one number for each copy."""
-    return Learner("", Store((StoreTensor("", ()),), "tensor"), per)
+def _axis_of(learner: Learner) -> Axes:
+    """The axis of the samples of a token, where there is one."""
+    return (learner.samples,) if learner.samples is not None else ()
 
 
-def fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -> None:
+def _samples(b: Builder, learner: Learner, write: language.Write, at: str) -> Axis | None:
+    """The axis of `fold: {R: each}`: a token holds R samples, one after the other."""
+    if not isinstance(write.fold, dict):
+        return None
+    span = write.spans.get("fold", write.span)
+    names = [name for name in write.fold if name != "token"]
+    if not names:
+        return None
+    if len(names) > 1 or write.fold[names[0]] != "each":
+        text = f"`fold: {{{names[0]}: {write.fold[names[0]]}}}` is not compiled yet"
+        b.fail(codes.NotCompiledYet, text, span, "`fold: {R: each}` takes the samples of a token one after the other")
+    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period != 1:
+        b.fail(codes.NotCompiledYet, f"samples along an axis on the clock `{learner.clock}` are not compiled yet", span)
+    if at == "start":
+        help = "`at: decayed` or `at: running`: each sample sees those before it"
+        b.fail(codes.NotCompiledYet, "samples along an axis with gradients at `start` are not compiled yet", span, help)
+    return b.axis(Name(names[0], span))
+
+
+def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -> None:
     """A gate is a number for each copy, or for each channel of its keys or of its values."""
     store, flow = learner.store, b.flows[gate]
     twice = [axis.name for axis in flow.axes if learner.axes.count(axis) > 1]
@@ -278,15 +303,15 @@ def fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) ->
         b.fail(codes.ShapeMismatch, text, span, "give the two axes of the store different names: `dims: {K: 64, V: K}`")
     sides = (store.in_axes, store.out_axes) if store.form != "any" else tuple((axis,) for axis in store.tensors[0].axes if axis != ANY)
     side = next((side for side in sides if set(side) & set(flow.axes)), ())
-    b.fits(gate, learner.per + side, span, what)
+    b.fits(gate, (*_axis_of(learner), *learner.per, *side), span, what)
 
 
-def weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, context: Context) -> Write:
+def _weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, context: Context) -> Write:
     """One of several writes, with the rate of its own."""
     if spec.rate is None or spec.rule is not None:
         return write
     rate = b.without_ones(b.expr(spec.rate, replace(context, owner=f"{context.owner}.rate")), learner.axes)
-    fits_gate(b, learner, rate, spec.rate.span, "`rate`")
+    _fits_gate(b, learner, rate, spec.rate.span, "`rate`")
     return replace(write, rate=rate)
 
 
@@ -294,13 +319,14 @@ def _write(
     b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]], number: int = 0
 ) -> Write:
     store, name = learner.store, context.owner
-    out = learner.per + (store.out_axes or store.tensors[0].axes)
+    copies = (*_axis_of(learner), *learner.per)
+    out = copies + (store.out_axes or store.tensors[0].axes)
     key = value = None
     if write.key is not None:
         if store.form != "map":
             b.fail(codes.WrongArguments, f"`{name}` has a store without a query, so `learn` takes no `key`", write.key.span)
         key = b.expr(write.key, replace(context, owner=f"{name}.key"))
-        b.fits(key, learner.per + store.in_axes, write.key.span, "`key`", store.in_axes)
+        b.fits(key, copies + store.in_axes, write.key.span, "`key`", store.in_axes)
     elif store.form == "map":
         b.fail(codes.MissingPart, f"`{name}` maps a key to a value, so `learn` needs a `key`", write.span, "add `key: k`")
     if write.value is None:
@@ -309,15 +335,15 @@ def _write(
     b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
     pred = f"{learner.id}.pred{f'.{number + 1}' if number else ''}"
     b.node("pred", [], write.span, context, pred, out, learner=learner.id, write=number or None)
-    loss = objective(b, write, pred, value, context, defaults)
+    loss = _objective(b, write, pred, value, context, defaults)
     return Write(key, value, loss, pred, write.span)
 
 
-def objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
+def _objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
     inner = replace(context, owner=f"{context.owner}.objective", local={"pred": pred, "value": value}, self_id=None)
     expr = write.minimize
     if expr is None:
-        default(defaults, "minimize", DEFAULT_OBJECTIVE)
+        _default(defaults, "minimize", DEFAULT_OBJECTIVE)
         return b.expr(parse(DEFAULT_OBJECTIVE), inner)
     if isinstance(expr, Call) and (spec := b.objective_called(expr.function)) is not None:
         return _called(b, expr, spec, inner)
@@ -356,11 +382,11 @@ def _rule(b: Builder, learner: Learner, write: language.Write, context: Context,
     if len(learner.writes) > 1:
         step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
     elif write.rate is None:
-        default(defaults, "rate", "1")
+        _default(defaults, "rate", "1")
         step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
     else:
         rate = b.without_ones(b.expr(write.rate, replace(context, owner=f"{name}.rate")), learner.axes)
-        fits_gate(b, learner, rate, write.rate.span, "`rate`")
+        _fits_gate(b, learner, rate, write.rate.span, "`rate`")
         scaled = b.node("mul", [rate, gradient], write.rate.span, here, f"{learner.id}.step:mul")
         step = b.node("neg", [scaled], write.rate.span, here, f"{learner.id}.step")
     return Rule(gradient=gradient, step=step)
@@ -383,7 +409,7 @@ def rule_args(b: Builder, learner: Learner, call: Call, spec: language.Spec, con
                 b.suggest(name, names) or f"params: {', '.join(names)}",
             )
         flow = b.without_ones(b.expr(value, replace(context, owner=f"{context.owner}.{name}")), learner.axes)
-        fits_gate(b, learner, flow, value.span, f"`{name}`")
+        _fits_gate(b, learner, flow, value.span, f"`{name}`")
         bound[name] = flow
     return tuple(bound.items())
 
@@ -394,12 +420,14 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
     if id in b.flows:
         return id
     if len(learner.writes) <= 1:
-        return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=learner.axes, host=learner.id, span=span))
+        axes = (*_axis_of(learner), *learner.axes)
+        return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=axes, host=learner.id, span=span))
     here = Context(learner.id, host=learner.id)
     parts: list[str] = []
     for number, write in enumerate(learner.writes):
         attrs: dict[str, Attribute] = {"learner": learner.id, "write": number}
-        leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=learner.axes, host=learner.id, span=write.span))
+        axes = (*_axis_of(learner), *learner.axes)
+        leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=axes, host=learner.id, span=write.span))
         parts.append(leaf if write.rate is None else b.node("mul", [write.rate, leaf], write.span, here, f"{leaf}:mul"))
     total = parts[0]
     for number, part in enumerate(parts[1:], 2):
@@ -407,7 +435,9 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
     return total
 
 
-def fold_of(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
+def _fold(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
+    if learner.samples is not None:
+        return {learner.samples.name: "each"}
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
         if write.fold is not None:
             b.fail(

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from nlc.diagnostics import Span
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
 from nlc.graph.ir import Flow, Learner, LevelGraph, Write
+from nlc.graph.proximal import curvature
 from nlc.graph.state import needs_anchor
 
 
@@ -116,7 +117,7 @@ class _Derivation:
     def __init__(self, graph: LevelGraph, learner: Learner) -> None:
         self.graph, self.learner = graph, learner
         self.algebra = Algebra(graph, learner)
-        self.copies = set(learner.per)
+        self.copies = {*learner.per, *([learner.samples] if learner.samples is not None else [])}
         self.channels = set(learner.store.in_axes) - set(learner.store.out_axes)
         self.wide: set[str] = set()
         self.inner = [m for m in graph.learners.values() if _root(graph, m) == learner.id and m.id != learner.id]
@@ -200,8 +201,15 @@ class _Derivation:
         return id
 
     def _keep(self) -> Coefficient:
-        keep = self.learner.keep
-        return 1 if keep is None else self.algebra.value(keep)
+        """The keep of the learner; with several samples a token, 1 at all but the first where it has no entry for each."""
+        a, keep, samples = self.algebra, self.learner.keep, self.learner.samples
+        value: Coefficient = 1 if keep is None else a.value(keep)
+        if samples is None or value in (0, 1) or samples in a.axes(value):
+            return value if value != 0 or samples is None else a.first(0, samples, 1, self.learner.writes[0].value)
+        flow = a.flows[value] if isinstance(value, str) else None
+        if flow is not None and flow.op == "exp":
+            return a.make("exp", a.first(flow.args[0], samples, 0, None))
+        return a.first(value, samples, 1, None if flow is not None else self.learner.writes[0].value)
 
     # -- states -----------------------------------------------------------------------------------------------------
 
@@ -209,7 +217,7 @@ class _Derivation:
         """keep * old + step, as an affine function of the old states and the gradient."""
         if learner.id not in self.new:
             a = self.algebra
-            keep: Coefficient = 1 if learner.keep is None else learner.keep
+            keep = self._keep() if learner.id == self.learner.id else 1 if learner.keep is None else learner.keep
             if learner.rule.keep is not None:
                 rule_keep = self._tensor(learner.rule.keep)
                 if rule_keep.terms:
@@ -228,12 +236,22 @@ class _Derivation:
             learner = self.graph.learners[flow.attr("learner")]
             number = int(flow.attr("write") or 0)
             return Affine({_gradient(number): 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
+        if flow.op == "proximal":
+            return Affine({_gradient(0): self.algebra.neg(self._implicit_rate(flow))})
         if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
             learner = self.graph.learners[flow.attr("learner")]
             return self._new_state(learner) if flow.attr("state") == "after" else self._old_state(learner, flow.attr("state"))
         if flow.op in ("age", "weights"):
             raise _General(f"its rule uses `{flow.op}`", flow.span)
         return self._combine(flow, self._tensor)
+
+    def _implicit_rate(self, flow: Flow) -> Coefficient:
+        """rate / (1 + rate h |key|^2) for an objective of curvature h (nlc.graph.proximal)."""
+        a, (write,) = self.algebra, self.learner.writes
+        rate, h = a.value(flow.args[0]), curvature(a, self.learner)
+        assert h is not None
+        squared: Coefficient = 1 if write.key is None else a.reduced(a.mul(write.key, write.key), self.channels)
+        return a.div(rate, a.add(1, a.mul(a.mul(rate, h), squared)))
 
     def _inner_gradient(self, learner: Learner) -> Affine:
         """The gradient of the objective of a learner in the rule, at its own state."""
@@ -311,7 +329,7 @@ class _Derivation:
     def _is_leaf(self, flow: Flow) -> bool:
         """A flow that is a state or a gradient of this learner or its rule."""
         named = flow.attrs.get("learner")
-        if flow.op in ("pred", "gradient", "age", "weights"):
+        if flow.op in ("pred", "gradient", "proximal", "age", "weights"):
             return named == self.learner.id or named in self.inner_ids
         return flow.op == "recall" and ((named == self.learner.id and flow.attr("state") == "at") or named in self.inner_ids)
 

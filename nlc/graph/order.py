@@ -46,7 +46,7 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
         yield "update", learner.id
     elif flow.op in ("recall", "tensor") and flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
         yield "flow", learner.keep
-    elif flow.op == "gradient":
+    elif flow.op in ("gradient", "proximal"):
         for kind, id in graph.needs_of(learner):
             if kind in ("key", "value", "objective") or (kind == "keep" and learner.at == "decayed"):
                 yield "flow", id

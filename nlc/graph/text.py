@@ -187,7 +187,8 @@ def _details(learner: Learner, depth: int) -> Iterator[Line]:
         at = f"at {learner.at}{_by_default(given, 'at', learner.at)}"
         keep = f"keep {learner.keep or '1'}{' (by default)' if 'keep' in given else ''}"
         fold = "".join(f" fold {axis} {word}" for axis, word in sorted(learner.fold.items()))
-        yield Line(depth, f"{at} {keep}{fold}")
+        samples = f" samples {learner.samples}" if learner.samples is not None else ""
+        yield Line(depth, f"{at} {keep}{fold}{samples}")
         yield from _rule(learner.rule, given, depth)
     yield from _derived(learner, depth)
 

@@ -93,8 +93,10 @@ class WriteForm(_Strict):
     )
     rate: Expression = _optional("The step size, short for the plain gradient rule; not together with `rule`. Default: 1.")
     rule: CallOnly = _optional("The update rule, a call of a spec: {name: {param: 0.1}}.")
-    solve: Literal["gradient", "exact"] = Field(
-        "gradient", description="gradient: a step a sample. exact: nothing is stored; each query gets the minimum over the whole context."
+    solve: Literal["gradient", "implicit", "exact"] = Field(
+        "gradient",
+        description="gradient: a step a sample. implicit: the minimum of the objective and of the distance to the kept state. "
+        "exact: nothing is stored; each query gets the minimum over the whole context.",
     )
     over: Expression = _optional("The context of `solve: exact`: `all` samples so far, or the last of them, `64 tokens`.")
     weight: Expression = _optional("How much a sample of the context counts, in terms of `query` and `key`. Default: 1.")

@@ -7,15 +7,16 @@ literal on purpose. Any dtype; differentiable in parameters, inputs and initial 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Flow, Init, Learner, LevelGraph, pred_id
+from nlc.graph.ir import Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
 from nlc.graph.ops import CARRYING
 from nlc.graph.state import needs_anchor, optimizer_keys, state_tensors
-from nlc.reference.operators import LAST_AXIS, PRODUCTS, elementwise, recall_map
+from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
 
@@ -174,6 +175,8 @@ class Tick:
                 return self.tensor(flow)
             case "contract" | "outer":
                 return PRODUCTS[flow.op](args[0], args[1], axes, flow.axes[: flow.attr("copies")])
+            case "proximal":
+                return self.proximal(graph.learners[flow.attr("learner")], args[0], axes[0])
             case "conv":
                 return self._conv(flow, args[0])
             case "attend":
@@ -338,14 +341,69 @@ class Tick:
         (gradient,) = torch.autograd.grad(loss, w, create_graph=True, materialize_grads=True)
         return gradient
 
+    def proximal(self, learner: Learner, rate: Tensor, axes: Any) -> Tensor:
+        """From the kept state to argmin over w of objective(w) + |w - kept|^2 / (2 rate).
+
+        w moves along the key only, w = kept - rate k e^T, so the slope e at the minimum solves e = slope(pred - rate |k|^2 e).
+        """
+        (write,) = learner.writes
+        per, store = learner.per, learner.store
+        out = (*per, *store.out_axes)
+        keys = [self.flow(write.key)] if write.key is not None else []
+        pred = self.call(learner, self.base(learner), keys, [self._axes(id) for id in (write.key,) if id is not None])
+        ones = pred.new_ones((1, *(axis.size for axis in out)))
+        rate = elementwise("mul", [ones, rate], [out, axes], out)
+        key = align(keys[0], self._axes(str(write.key)), (*per, *store.in_axes)).flatten(1 + len(per)) if keys else pred.new_ones(1)
+        squared = (key * key).sum(-1)
+        scale = rate * squared.reshape(*squared.shape, *(1 for _ in store.out_axes)) if keys else rate
+        e = solved_slope(lambda at: self._slope(write, at), pred, scale, size_of(store.out_axes))
+        step = -rate * e
+        if not keys:
+            return step
+        both = key.unsqueeze(-1) * step.flatten(1 + len(per)).unsqueeze(-2)
+        return both.reshape(both.shape[0], *(axis.size for axis in learner.axes))
+
+    def _slope(self, write: Write, pred: Tensor) -> Tensor:
+        """d objective / d pred at a value of `pred`."""
+        leaf = (pred if pred.requires_grad else pred.detach().requires_grad_()).clone()
+        self._forget(write.loss, str(write.pred))
+        self.values[str(write.pred)] = leaf
+        return torch.autograd.grad(self.flow(write.loss).sum(), leaf, create_graph=True, materialize_grads=True)[0]
+
+    def _forget(self, loss: str, leaf: str) -> None:
+        """Drop the values that depend on a leaf."""
+        between = {leaf}
+        for id, flow in self.graph.flows.items():
+            if between.intersection(flow.args):
+                between.add(id)
+        for id in between & self.graph.upstream(loss):
+            self.values.pop(id, None)
+
     def update(self, learner: Learner) -> Tensor:
         """w <- keep . w + step (docs/semantics.md, "One equation")."""
+        if learner.id not in self.new and learner.samples is not None:
+            self.new.update(self._sample_by_sample(self._root(learner)))
         if learner.id not in self.new:
             rule = learner.rule
             assert rule.step is not None
             keep = self._keep(learner, learner.keep) * self._keep(learner, rule.keep)
             self.new[learner.id] = keep * self.old[learner.id] + self.flow(rule.step)
         return self.new[learner.id]
+
+    def _root(self, learner: Learner) -> Learner:
+        while learner.host is not None:
+            learner = self.graph.learners[learner.host]
+        return learner
+
+    def _sample_by_sample(self, learner: Learner) -> Tensors:
+        """The states of a learner and of its rule after the samples of this token, one after the other."""
+        assert learner.samples is not None
+        members = [m.id for m in self.graph.learners.values() if self._root(m).id == learner.id]
+        states = {id: self.old[id] for id in members}
+        for number in range(learner.samples.size):
+            sample = SampleTick(self, learner, number, states)
+            states = {id: sample.update(sample.graph.learners[id]) for id in members}
+        return states
 
     def advance(self) -> Tensors:
         """All states after this token."""
@@ -360,6 +418,47 @@ class Tick:
             if flow.op in CARRYING:
                 self.flow(flow.id)
         return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
+
+
+class SampleTick(Tick):
+    """One of the samples that a token holds: every flow has the entry of this sample, every learner the state left by those before it."""
+
+    def __init__(self, token: Tick, learner: Learner, number: int, states: Tensors) -> None:
+        axis = learner.samples
+        assert axis is not None
+        self.token, self.learner, self.number, self.axis = token, learner, number, axis
+        flows = {id: flow.without(axis) for id, flow in token.graph.flows.items()}
+        members = {id: replace(token.graph.learners[id], samples=None) for id in states}
+        graph = token.graph.with_(flows=flows, learners={**token.graph.learners, **members})
+        self.machine, self.graph, self.inputs, self.t = token.machine, graph, token.inputs, token.t
+        self.old, self.values, self.new = {**token.old, **states}, {}, {}
+        self.own: dict[str, bool] = {}
+
+    def flow(self, id: str) -> Any:
+        if id not in self.values and not self._moves(id):
+            whole, axes = self.token.flow(id), self.token.graph.flows[id].axes
+            self.values[id] = whole.select(1 + axes.index(self.axis), self.number) if self.axis in axes else whole
+        return super().flow(id)
+
+    def _moves(self, id: str) -> bool:
+        """Does a flow depend on the states that the samples change?"""
+        if id not in self.own:
+            flow = self.graph.flows[id]
+            named = str(flow.attr("learner"))
+            inner = named in self.graph.learners and self._root(self.graph.learners[named]).id == self.learner.id
+            leaf = inner and (flow.op in ("pred", "gradient", "proximal") or (flow.op == "recall" and self._is_inside(flow)))
+            self.own[id] = leaf or any(map(self._moves, flow.args))
+        return self.own[id]
+
+    def _is_inside(self, flow: Flow) -> bool:
+        return flow.attr("learner") != self.learner.id or flow.attr("state") == "at"
+
+    def _keep(self, learner: Learner, keep: str | None) -> Tensor:
+        """A keep without an entry for each sample acts before the first."""
+        once = learner.id == self.learner.id and keep == learner.keep and keep is not None
+        if once and self.number > 0 and self.axis not in self.token.graph.flows[str(keep)].axes:
+            return torch.ones((), dtype=self.machine.dtype)
+        return super()._keep(learner, keep)
 
 
 class OuterUpdate(Tick):

@@ -90,6 +90,19 @@ def recall_map(query: Tensor, query_axes: Axes, W: Tensor, per: Axes, inner: Axe
     return (q @ W).squeeze(-2).unflatten(-1, tuple(axis.size for axis in outer))
 
 
+def solved_slope(slope: Callable[[Tensor], Tensor], pred: Tensor, scale: Tensor, width: int) -> Tensor:
+    """e [.., width] with e = slope(pred - scale * e), for a slope that is an affine function of what is recalled."""
+    at_rest = slope(pred)
+    columns = []
+    for i in range(width):
+        unit = torch.zeros_like(pred).reshape(-1, width)
+        unit[:, i] = 1
+        columns.append((slope(pred + unit.reshape(pred.shape)) - at_rest).reshape(-1, width))
+    J, r = torch.stack(columns, -1), scale.expand(pred.shape).reshape(-1, width, 1)
+    system = torch.eye(width, dtype=pred.dtype) + J * r.mT
+    return torch.linalg.solve(system, at_rest.reshape(-1, width)).reshape(pred.shape)
+
+
 def contract(left: Tensor, right: Tensor, axes: list[Axes], copies: Axes) -> Tensor:
     """`W @ z`: the last axis of `left` with the first of `right`, for each copy.
 

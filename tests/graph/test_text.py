@@ -58,6 +58,7 @@ OTHER: dict[str, object] = {
     "writes": (Write("q", "v", "S.objective:mul", "S.pred"),),
     "at": "decayed",
     "fold": {"token": "each"},
+    "samples": K,
     "keep": "beta",
     "rule": Rule(step="v"),
     "solve": Solve("k", "v", "beta", "q", "k", 3),
