@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nlc.graph.constants import NORM_EPS
 from nlc.graph.ir import Axes
-
-NORM_EPS = 1e-6
-"""Added under the root of `l2norm`, `rmsnorm` and `layernorm`."""
 
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "exp": torch.exp,
