@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nlc
+from nlc.graph.calculus import Algebra
+from nlc.graph.ir import Axes, pred_id
+from nlc.graph.order import ordered
+from nlc.graph.slopes import slopes
+from nlc.passes.expand_templates import expand
+from nlc.reference.interpreter import Reference
 from nlc.runtime.compiled import CompiledSpec
 from tests.conformance.comparing import ROOT, assert_close
 
@@ -139,10 +146,13 @@ SYSTEMS: dict[str, tuple[Step, Function]] = {
 }
 
 
-def spec(name: str) -> CompiledSpec:
+def sizes_of(name: str) -> dict[str, int]:
     known = {dim for dim, _ in nlc.build(ROOT / "specs" / "ops" / f"{name}.yaml").dims}
-    sizes = {dim: size for dim, size in {**SIZES, "V": 3}.items() if dim in known}
-    return nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes, backend="reference").double()
+    return {dim: size for dim, size in {**SIZES, "V": 3}.items() if dim in known}
+
+
+def spec(name: str) -> CompiledSpec:
+    return nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes_of(name), backend="reference").double()
 
 
 def numbers(compiled: CompiledSpec) -> tuple[Tensors, Tensors]:
@@ -216,3 +226,168 @@ def test_a_learned_first_state_is_a_parameter_of_each_tensor(name: str) -> None:
     for id, p in learned.items():
         assert (p.std() > 0) == (p.dim() == 3), f"{id}: matrices are drawn, vectors are zeros"
         assert torch.equal(compiled.initial_state(B)[id], p.expand(B, *p.shape))
+
+
+# -- every option of a learner ------------------------------------------------------------------------------------------
+
+OPTIONS = """
+nlc: 1
+name: options
+dims: {{H: 2, d: 3, h: 4, c: {period}}}
+inputs: {{q: [H, d], k: [H, d], v: [H, d], theta: [H], eta: [H, 1], alpha: [H], beta: [1]}}
+levels:
+  memory:
+    every: c tokens
+    learners:
+      S:
+        store: {{params: {{A: [h, d], a: [h], B: [d, h]}}, call: "z -> z + B @ tanh(A @ z + a)"}}
+        per: [H]
+        init: learned
+        read: {read}
+        learn: {learn}
+outputs: {{o: S(q)}}
+"""
+
+
+def tanh_function(z: Tensor, w: Tensors) -> Tensor:
+    return z + torch.einsum("bhdi,bhi->bhd", w["B"], torch.tanh(torch.einsum("bhid,bhd->bhi", w["A"], z) + w["a"]))
+
+
+def option_loop(inputs: Tensors, first: Tensors, period: int, at_: str, read: str, keep: str, rule: str, write: str) -> Tensor:
+    w, anchor, momentum, rows = dict(first), dict(first), {n: torch.zeros_like(x) for n, x in first.items()}, []
+    for t in range(T):
+        x = {name: value[:, t] for name, value in inputs.items()}
+        eta, beta = x["eta"].squeeze(-1), x["beta"]
+        gates = {n: torch.ones_like(x["alpha"]) for n in w}
+        if keep == "one":
+            gates = dict.fromkeys(w, x["alpha"])
+        elif keep == "each":
+            gates |= {"A": x["alpha"], "B": beta.expand(B, H)}
+        anchor = w if t % period == 0 else anchor
+        base = {"start": anchor, "running": w, "decayed": {n: at(gates[n], w[n]) * w[n] for n in w}}[at_]
+        leaves = {n: tensor.clone() if tensor.requires_grad else tensor.clone().requires_grad_() for n, tensor in base.items()}
+        value = x["v"] - 0.5 * tanh_function(x["q"], base) if write == "self" else x["v"]
+        losses = [0.5 * (tanh_function(x["k"], leaves) - value) ** 2]
+        if write == "two":
+            losses = [losses[0] * x["theta"][..., None], 0.02 * beta[..., None] * (tanh_function(x["q"], leaves) - x["v"]).abs() ** 3]
+        found = torch.autograd.grad(torch.stack(losses).sum(), list(leaves.values()), create_graph=True)
+        g = dict(zip(leaves, found, strict=True))
+        if rule == "momentum":
+            momentum = {n: at(eta, w[n]) * momentum[n] - at(x["theta"], w[n]) * g[n] for n in w}
+            step = momentum
+        else:
+            step = {n: (-1 if write == "two" else -at(eta, w[n])) * g[n] for n in w}
+        new = {n: at(gates[n], w[n]) * w[n] + step[n] for n in w}
+        rows.append(tanh_function(x["q"], {"start": anchor, "before": w, "after": new}[read]))
+        w = new
+    return torch.stack(rows, 1)
+
+
+CASES = [
+    (1, "start", "after", "one", "rate", "plain"),
+    (1, "decayed", "before", "one", "momentum", "self"),
+    (4, "start", "start", "each", "momentum", "plain"),
+    (4, "decayed", "after", "each", "rate", "self"),
+    (4, "running", "start", "none", "momentum", "plain"),
+    (4, "start", "before", "one", "rate", "two"),
+    (1, "running", "after", "each", "rate", "two"),
+    (3, "start", "after", "each", "rate", "self"),
+]
+
+
+@pytest.mark.parametrize(("period", "at_", "read", "keep", "rule", "write"), CASES, ids=lambda x: str(x))
+def test_every_option_of_a_deep_memory_is_the_loop(
+    period: int, at_: str, read: str, keep: str, rule: str, write: str, tmp_path: Path
+) -> None:
+    keeps = {"none": "", "one": ", keep: alpha", "each": ", keep: {A: alpha, B: beta}"}[keep]
+    rules = {"rate": ", rate: eta", "momentum": ", rule: {momentum: {rate: theta, decay: eta}}"}[rule]
+    fold = ", fold: each" if period > 1 else ""
+    value = "v - 0.5 * self(q)" if write == "self" else "v"
+    learn = f"{{key: k, value: {value}, at: {at_}{fold}{keeps}{rules}}}"
+    if write == "two":
+        other = "{key: q, value: v, minimize: 0.02 * sum(abs(pred - value)^3), rate: beta}"
+        learn = f"[{{key: k, value: v, at: {at_}{fold}{keeps}, rate: theta}}, {other}]"
+    file = tmp_path / "options.yaml"
+    file.write_text(OPTIONS.format(period=period, read=read, learn=learn), encoding="utf-8")
+    compiled = nlc.compile(file, backend="reference").double()
+    inputs, first = numbers(compiled)
+    leaves = {**inputs, **first}
+    state = {k: x.double() if x.is_floating_point() else x for k, x in compiled.initial_state(B).items()}
+    anchors = {f"{key}.anchor": x for key, x in first.items() if f"{key}.anchor" in state}
+
+    outputs, _ = compiled(inputs, {**state, **first, **anchors})
+
+    wanted = option_loop(inputs, {id.removeprefix("S."): x for id, x in first.items()}, period, at_, read, keep, rule, write)
+    assert_close({"o": outputs["o"].detach()}, {"o": wanted}, 1e-12)
+    assert_close(score(outputs["o"], {}, leaves), score(wanted, {}, leaves), 1e-10)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_slopes_made_of_flows_are_the_gradients_of_the_reference(name: str) -> None:
+    graph = expand(nlc.build(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes_of(name)))
+    members = [m for m in graph.learners.values() if m.group == "S"]
+    algebra = Algebra(graph, members[0])
+    found = slopes(algebra, members[0].writes[0].loss, [pred_id(m.id, 0) for m in members])
+    outputs = [(m.id, f"{m.id}.gradient") for m in members]
+    outputs += [(f"slope of {m.id}", algebra.flow(found[pred_id(m.id, 0)])) for m in members]
+    machine = Reference(ordered(graph.with_(flows=algebra.flows, outputs=tuple(outputs)), []))
+    inputs, _ = numbers(spec(name))
+
+    rows, _ = machine.run(inputs)
+
+    for m in members:
+        mine = rows[f"slope of {m.id}"].permute(0, 1, *(2 + i for i in order(machine.graph.flows[outputs_of(machine, m.id)].axes, m.axes)))
+        assert_close({m.id: mine.detach()}, {m.id: rows[m.id].detach()}, 1e-10)
+
+
+def outputs_of(machine: Reference, id: str) -> str:
+    return dict(machine.graph.outputs)[f"slope of {id}"]
+
+
+def order(axes: Axes, wanted: Axes) -> list[int]:
+    """Where each wanted axis stands; two of one name keep their order."""
+    return list(range(len(axes))) if axes == wanted else [axes.index(axis) for axis in wanted]
+
+
+# -- slow functions -----------------------------------------------------------------------------------------------------
+
+SLOW = """
+nlc: 1
+name: slow
+dims: {d: 6, h: 8, H: 2}
+inputs: {x: [d], y: [H, d]}
+flows: {a: x + F(rmsnorm(x)), e: G(y) + G(x)}
+levels:
+  never:
+    learners:
+      F: {store: {mlp: [d, h, d]}, init: learned}
+      G:
+        store: {params: {W1: [h, d], b: [h], W2: [d, h]}, call: z -> z + layernorm(W2 @ elu(W1 @ z + b)) * sign(z) + rmsnorm(z) * erf(z)}
+        per: [H]
+        init: learned
+  training:
+    every: 1 step
+    learners:
+      W: {owns: rest, scope: shared, read: start, learn: {minimize: loss, fold: {row: mean, token: mean}, rule: {adamw: {}}}}
+outputs: {o: a, e: e}
+loss: sum((a - x)^2) + sum(e^2)
+"""
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+def test_a_slow_function_of_several_tensors_compiles_and_trains(backend: str, tmp_path: Path) -> None:
+    file = tmp_path / "slow.yaml"
+    file.write_text(SLOW, encoding="utf-8")
+    compiled, reference = (nlc.compile(file, backend=each).double() for each in (backend, "reference"))
+    generator = torch.Generator().manual_seed(0)
+    inputs = {name: torch.randn(2, 5, *shape, generator=generator, dtype=torch.float64) for name, shape in (("x", (6,)), ("y", (2, 6)))}
+    assert [name for name, _ in compiled.named_parameters()][:5] == ["F.W1", "F.W2", "G.W1", "G.b", "G.W2"]
+
+    found, wanted = compiled(inputs)[0], reference(inputs)[0]
+
+    assert_close({k: x.detach() for k, x in found.items()}, {k: x.detach() for k, x in wanted.items()}, 1e-12)
+    for _ in range(2):
+        losses = [each.train_step(inputs)[0] for each in (compiled, reference)]
+        assert_close({"loss": losses[0]}, {"loss": losses[1]}, 1e-12)
+    ours, theirs = (dict(each.named_parameters()) for each in (compiled, reference))
+    assert_close({k: x.detach() for k, x in ours.items()}, {k: x.detach() for k, x in theirs.items()}, 1e-10)
