@@ -145,7 +145,7 @@ def test_it_is_explained_and_shown() -> None:
     graph = built()
 
     text = explanation_text(explain_graph(graph, Library()))
-    shown: dict[str, Any] = to_json(graph)  # type: ignore[assignment]
+    shown: dict[str, Any] = to_json(graph)
 
     assert text.count("its store is a function of several tensors (deep.yaml:10)") == 3
     assert [m["id"] for m in shown["learners"]] == ["S.A", "S.a", "S.B"]
