@@ -41,6 +41,7 @@ def export(
     """Write an IREE module (vmfb): one function of exactly this many rows and tokens, for a device that need not be here.
 
     Parameters, inputs and states are its arguments, outputs and new states its results, in the order that is printed.
+    The samples of `solve: exact` are those of a stream that begins: none, a state of shape [rows, 0, ..].
     A target may name a chip (cpu:host, vulkan:ampere); rocm and cuda must.
 
     \b
@@ -57,11 +58,12 @@ def export(
         after, stages = run_passes(passes, build_graph(opened))
         schedule(after)  # what has no program is said before torch is loaded
         from nlc.backends.iree import module_bytes, target_flags
-        from nlc.backends.mlir import mlir, require_packages
+        from nlc.backends.mlir import mlir
         from nlc.runtime.compiling import compile_graph
+        from nlc.runtime.packages import require
 
         target_flags(target)
-        require_packages("torch_mlir", "iree.compiler")
+        require("torch_mlir", "iree.compiler")
         compiled = compile_graph(after, stages, "eager", 0, export=True)
         out.progress(f"lowering {after.name} ..")
         lowered = mlir(compiled, "linalg", batch, tokens)

@@ -10,7 +10,7 @@ from tests.cli.running import OP, nlc, spec_file
 
 @pytest.mark.iree
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["cpu", "vulkan", "metal", "rocm:gfx942"])
+@pytest.mark.parametrize("target", ["cpu", "cpu:x86-64-v3", "vulkan", "vulkan:ampere", "metal", "rocm:gfx942", "cuda:sm_80", "cuda:sm_89"])
 def test_export_writes_a_module_for_a_device(tmp_path: Path, target: str) -> None:
     file = tmp_path / "small.vmfb"
 
@@ -24,12 +24,18 @@ def test_export_writes_a_module_for_a_device(tmp_path: Path, target: str) -> Non
 
 
 @pytest.mark.iree
-def test_export_says_what_iree_refuses_and_writes_nothing(tmp_path: Path) -> None:
-    ran = nlc("export", spec_file(tmp_path), "--as", "vmfb", "--target", "rocm:gfx0", "-o", tmp_path / "small.vmfb")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "known"),
+    [("cpu:foo", "znver4"), ("vulkan:foo", "ampere"), ("rocm:gfx0", "gfx942"), ("cuda:foo", "sm_80"), ("cuda:sm_90", "sm_89")],
+)
+def test_export_for_an_unknown_chip_names_known_ones_and_writes_nothing(tmp_path: Path, target: str, known: str) -> None:
+    ran = nlc("export", spec_file(tmp_path), "--as", "vmfb", "--target", target, "-o", tmp_path / "small.vmfb")
 
+    name, _, chip = target.partition(":")
     assert ran.code == 3
-    assert "error[NLC601]: IREE for rocm:gfx0 failed: " in ran.err
-    assert "small.yaml:1:1" in ran.err
+    assert f"error[NLC706]: IREE has no {name} chip `{chip}`" in ran.err
+    assert known in ran.err
     assert {path.name for path in tmp_path.iterdir()} == {"small.yaml"}
 
 
