@@ -164,6 +164,9 @@ def _leaf(b: Builder, id: str, state: str, write: int | None = None) -> str:
 def tensor_of(b: Builder, expr: Attribute) -> str:
     """`S.W1`: a tensor of a learner, in the version that its calls see."""
     id = b.id_of(expr.owner)
+    if expr.owner not in (*b.local_learners, "self"):
+        known = tuple(b.local_learners)
+        b.fail(codes.UndefinedName, f"there is no learner `{expr.owner}`", expr.span, b.suggest(expr.owner, known))
     if id not in b.written_out:
         message = f"`{to_text(expr)}`: a tensor of a learner whose store is no function of several tensors is not compiled yet"
         b.fail(codes.NotCompiledYet, message, expr.span, None if id in b.learners else "call the learner")

@@ -322,26 +322,43 @@ def test_every_option_of_a_deep_memory_is_the_loop(
     assert_close(score(outputs["o"], {}, leaves), score(wanted, {}, leaves), 1e-10)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_slopes_made_of_flows_are_the_gradients_of_the_reference(name: str) -> None:
-    graph = expand(nlc.build(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes_of(name)))
+OBJECTIVES = [
+    "{huber: {delta: beta}}",
+    "{huber: {delta: 0.5}}",
+    "-dot(l2norm(pred), l2norm(value))",
+    "sum(elu(pred - value))",
+    "sum(sqrt((pred - value)^2 + 0.1))",
+    "sum(sign(value) * softplus(pred))",
+    "max(sum(abs(pred - value)), 1)",
+    "sum(softmax(pred) * value)",
+    "-log(sigmoid(dot(pred, value)))",
+]
+
+
+@pytest.mark.parametrize("objective", [*SYSTEMS, *OBJECTIVES])
+def test_slopes_made_of_flows_are_the_gradients_of_the_reference(objective: str, tmp_path: Path) -> None:
+    if objective in SYSTEMS:
+        file, sizes = ROOT / "specs" / "ops" / f"{objective}.yaml", sizes_of(objective)
+    else:
+        file, sizes = tmp_path / "options.yaml", {}
+        text = objective if objective.startswith("{") else f'"{objective}"'
+        learn = f"{{key: k, value: v, minimize: {text}, rate: eta, keep: alpha, fold: each}}"
+        file.write_text(OPTIONS.format(period=4, read="after", learn=learn), encoding="utf-8")
+    graph = expand(nlc.build(file, dims=sizes))
     members = [m for m in graph.learners.values() if m.group == "S"]
     algebra = Algebra(graph, members[0])
     found = slopes(algebra, members[0].writes[0].loss, [pred_id(m.id, 0) for m in members])
-    outputs = [(m.id, f"{m.id}.gradient") for m in members]
-    outputs += [(f"slope of {m.id}", algebra.flow(found[pred_id(m.id, 0)])) for m in members]
+    ids = {m.id: algebra.flow(found[pred_id(m.id, 0)]) for m in members}
+    outputs = [(m.id, f"{m.id}.gradient") for m in members] + [(f"slope of {id}", flow) for id, flow in ids.items()]
     machine = Reference(ordered(graph.with_(flows=algebra.flows, outputs=tuple(outputs)), []))
-    inputs, _ = numbers(spec(name))
+    inputs, _ = numbers(nlc.compile(file, dims=sizes, backend="reference"))
 
     rows, _ = machine.run(inputs)
 
     for m in members:
-        mine = rows[f"slope of {m.id}"].permute(0, 1, *(2 + i for i in order(machine.graph.flows[outputs_of(machine, m.id)].axes, m.axes)))
+        places = order(machine.graph.flows[ids[m.id]].axes, m.axes)
+        mine = rows[f"slope of {m.id}"].permute(0, 1, *(2 + place for place in places))
         assert_close({m.id: mine.detach()}, {m.id: rows[m.id].detach()}, 1e-10)
-
-
-def outputs_of(machine: Reference, id: str) -> str:
-    return dict(machine.graph.outputs)[f"slope of {id}"]
 
 
 def order(axes: Axes, wanted: Axes) -> list[int]:

@@ -211,6 +211,16 @@ def test_reads_can_be_switched_off() -> None:
     assert torch.equal(outputs["o"], inputs["q"])  # the function without its tensors
 
 
+def test_a_slow_function_costs_a_product_for_each_matrix_and_call() -> None:
+    text = SPEC.replace("every: 8 tokens\n", "").replace("        learn: {key: k, value: v, fold: each", "#").replace("S(q)", "S(q) + S(k)")
+    graph = built(text.replace("    \n", ""))
+
+    costs = {m["id"]: m["multiply_adds_per_token"] for m in explain_graph(graph, Library())["learners"]}
+
+    assert costs == {"S.A": 2 * 2 * 12, "S.a": 0, "S.B": 2 * 2 * 12}
+    assert [graph.parameter_name(m) for m in graph.parameters] == ["S.A", "S.a", "S.B"]
+
+
 def test_an_axis_may_be_a_number() -> None:
     graph = built()
 
