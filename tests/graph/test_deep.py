@@ -212,8 +212,8 @@ def test_reads_can_be_switched_off() -> None:
 
 
 def test_a_slow_function_costs_a_product_for_each_matrix_and_call() -> None:
-    text = SPEC.replace("every: 8 tokens\n", "").replace("        learn: {key: k, value: v, fold: each", "#").replace("S(q)", "S(q) + S(k)")
-    graph = built(text.replace("    \n", ""))
+    lines = [line for line in SPEC.splitlines() if not line.strip().startswith(("every", "learn:"))]
+    graph = built("\n".join(lines).replace("S(q)", "S(q) + S(k)"))
 
     costs = {m["id"]: m["multiply_adds_per_token"] for m in explain_graph(graph, Library())["learners"]}
 
