@@ -52,8 +52,8 @@ class BackendFailed(Diagnostic):
 class MissingPackage(Diagnostic):
     """An optional package is not installed.
 
-    Why: torch-mlir and IREE are large, and only MLIR, `export` and the backend `iree` use them; only GPU code uses triton, and only
-    `train --tensorboard` TensorBoard.
+    Why: torch-mlir and IREE are large, and only MLIR, `export --as vmfb` and the backend `iree` use them; only GPU code uses triton, and
+    only `train --tensorboard` TensorBoard.
     Wrong:  nlc emit ops/delta_rule --as linalg      without torch-mlir
     Right:  pip install 'nlc[mlir]', then the same command; 'nlc[gpu-emit]' for triton, 'nlc[tensorboard]' for TensorBoard
     """
