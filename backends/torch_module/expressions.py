@@ -15,6 +15,7 @@ INFIX = {"add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 CALLS = {
     **{op: f"torch.{op}" for op in ("exp", "log", "sqrt", "abs", "sigmoid", "tanh", "relu", "sin", "cos")},
+    "elu": "F.elu",
     "silu": "F.silu",
     "gelu": "F.gelu",
     "softplus": "F.softplus",

@@ -63,7 +63,7 @@ def _scalar(args: Sequence[Axes]) -> Axes:
     return ()
 
 
-UNARY = ("exp", "log", "sqrt", "abs", "sigmoid", "logsigmoid", "tanh", "relu", "silu", "gelu", "softplus", "sin", "cos")
+UNARY = ("exp", "log", "sqrt", "abs", "sigmoid", "logsigmoid", "tanh", "relu", "elu", "silu", "gelu", "softplus", "sin", "cos")
 BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
 
 OPS: dict[str, Op] = {

@@ -27,6 +27,7 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "logsigmoid": F.logsigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
+    "elu": F.elu,
     "silu": F.silu,
     "gelu": F.gelu,
     "softplus": F.softplus,
