@@ -13,17 +13,16 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from nlc.backends.torch_module import generate
-from nlc.diagnostics import NOWHERE, BackendError, UsageError
+from nlc.diagnostics import BackendError, UsageError
 from nlc.graph.ir import LevelGraph
 from nlc.program.program import schedule
-from nlc.runtime.codes import BackendFailed, MissingPackage
+from nlc.runtime.codes import BackendFailed
+from nlc.runtime.packages import require
 
-INSTALL = "pip install 'nlc[gpu-emit]'"
 LOWERING = Path(__file__).with_name("gpu_lowering.py")
 STEP = "one chunk"
 """How the title of a graph ends that is one step of an operator's loop."""
@@ -116,17 +115,11 @@ def chip_of(target: str) -> Chip:
     return TARGETS[target]
 
 
-def require_triton() -> None:
-    """Raise BackendError (NLC705) unless triton is installed."""
-    if find_spec("triton") is None:
-        raise BackendError([MissingPackage("triton is not installed", NOWHERE, INSTALL)])
-
-
 def gpu_code(graph: LevelGraph, target: str, batch: int, tokens: int, with_ptx: bool = False) -> GpuCode:
     """One forward and backward of a spec, lowered for a target. Raises BackendError (NLC704) where the compilers below fail."""
     chip = chip_of(target)
     generated = generate(schedule(graph))
-    require_triton()
+    require("triton")
     request = {
         "source": generated.source,
         "class": generated.class_name,

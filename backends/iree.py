@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-from nlc.backends.mlir import Lowered, mlir, refusal, require_packages
+from nlc.backends.mlir import Lowered, mlir, refusal
 from nlc.diagnostics import NOWHERE, BackendError, UsageError
 from nlc.graph.state import state_tensors
-from nlc.runtime.codes import BackendFailed
+from nlc.runtime.codes import BackendFailed, UnknownChip
 from nlc.runtime.compiled import CompiledSpec
+from nlc.runtime.packages import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Tensors = dict[str, Tensor]
+Shapes = tuple[int | torch.Size, ...]
 
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of device: the flags of the compiler, the flag that takes a chip, and what is said where no chip is named."""
+    """A kind of device: the flags of the compiler, the flag that takes a chip, what is said where no chip is named, some known chips."""
 
     flags: tuple[str, ...]
     chip: str = ""
     default: tuple[str, ...] | None = ()
+    chips: str = ""
 
+
+# On a CPU, IREE adds all terms of a product of matrices one after the other. In eight parts, it rounds as finely as torch.
+PARTS = "--iree-dispatch-creation-split-matmul-reduction=8"
 
 DEVICES = {
     "cpu": Device(
-        ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu"),
+        ("--iree-hal-target-device=local", "--iree-hal-local-target-device-backends=llvm-cpu", PARTS),
         "--iree-llvmcpu-target-cpu",
         ("--iree-llvmcpu-target-cpu=generic",),
+        "host, x86-64-v3, znver4, and others of LLVM",
     ),
     # A Vulkan of no particular chip has no 64-bit integers: indices become int32.
-    "vulkan": Device(("--iree-hal-target-device=vulkan",), "--iree-vulkan-target", ("--iree-input-demote-i64-to-i32",)),
+    "vulkan": Device(
+        ("--iree-hal-target-device=vulkan",),
+        "--iree-vulkan-target",
+        ("--iree-input-demote-i64-to-i32",),
+        "turing, ampere, ada, rdna2, rdna3, rdna4, adreno, valhall, and others of IREE",
+    ),
     "metal": Device(("--iree-hal-target-device=metal",)),
-    "rocm": Device(("--iree-hal-target-device=hip",), "--iree-rocm-target", None),
-    "cuda": Device(("--iree-hal-target-device=cuda",), "--iree-cuda-target", None),
+    "rocm": Device(
+        ("--iree-hal-target-device=hip",),
+        "--iree-rocm-target",
+        None,
+        "gfx90a, gfx942, gfx950, gfx1100, gfx1201, and others",
+    ),
+    "cuda": Device(
+        ("--iree-hal-target-device=cuda",),
+        "--iree-cuda-target",
+        None,
+        "sm_60, sm_70, sm_75, sm_80, sm_86, sm_89, sm_120, and names like ampere; the driver of a newer GPU compiles PTX of an older one",
+    ),
 }
 TARGETS = ("cpu", "cpu:CHIP", "vulkan", "vulkan:CHIP", "metal", "rocm:CHIP", "cuda:CHIP")
 
@@ -54,24 +77,41 @@ def target_flags(target: str) -> tuple[str, ...]:
     return (*device.flags, f"{device.chip}={chip}") if chip else (*device.flags, *(device.default or ()))
 
 
+_UNKNOWN_CHIP = re.compile(r"Unknown \w+ target '|Unknown CPU for target|missing GPU target in ")
+
+
 def module_bytes(compiled: CompiledSpec, lowered: Lowered, target: str) -> bytes:
-    """An IREE module with one function, named like the spec. Raises BackendError (NLC601) for what IREE cannot lower."""
+    """An IREE module with one function, named like the spec.
+
+    Raises BackendError: NLC601 for what IREE cannot lower, NLC706 for a chip that it does not know.
+    """
     flags = target_flags(target)
-    require_packages("iree.compiler")
+    require("iree.compiler")
     from iree.compiler import compile_str
     from iree.compiler.tools import CompilerToolError
 
+    def made(text: str) -> bytes:
+        return bytes(compile_str(text, extra_args=list(flags)))
+
     try:
-        return bytes(compile_str(lowered.text, extra_args=list(flags)))
+        return made(lowered.text)
     except CompilerToolError as error:
-        raise BackendError([refusal(compiled, f"IREE for {target}", str(error))], dict(compiled.graph.sources)) from error
+        if _UNKNOWN_CHIP.search(str(error)):
+            name, _, chip = target.partition(":")
+            help = f"chips: {DEVICES[name].chips}"
+            raise BackendError([UnknownChip(f"IREE has no {name} chip `{chip}`", NOWHERE, help)]) from error
+        try:
+            return made(lowered.located)  # once more, to be told the place; modules themselves are to hold no names of files
+        except CompilerToolError as placed:
+            raise BackendError([refusal(compiled, f"IREE for {target}", str(placed))], dict(compiled.graph.sources)) from placed
 
 
 class IreeModule(CompiledSpec):
     """Stands before a class generated for export: `forward`, and so `step`, run as IREE modules, one for each shape they meet.
 
-    Only on the CPU, in float32, without gradients: parameters are arguments of the modules, results are new tensors. Over a stream of steps
-    of a deep model, IREE's rounding is some times coarser than torch's: 5e-5 of the largest logit after three tokens.
+    The samples of `solve: exact` grow, and with them a shape: a stream compiles one module a call until its window is full.
+
+    Only on the CPU, in float32, without gradients: parameters are arguments of the modules, results are new tensors.
     """
 
     DTYPES: ClassVar = (torch.float32, torch.int64)
@@ -85,7 +125,7 @@ class IreeModule(CompiledSpec):
         keys = [item.key for item in state_tensors(self.graph)]
         arguments = [*self.parameters(), *inputs.values(), *(state[key] for key in keys)]
         self._check_kinds(arguments)
-        results = iter(self._run(batch, tokens)(arguments))
+        results = iter(self._run(batch, tokens, {key: state[key] for key in keys})(arguments))
         return {name: next(results) for name, _ in self.graph.outputs}, {key: next(results) for key in keys}
 
     def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
@@ -100,14 +140,15 @@ class IreeModule(CompiledSpec):
             text = f"the backend `iree` runs float32 on the CPU, not {wrong.dtype} on {wrong.device}"
             raise BackendError([BackendFailed(text, NOWHERE, "use `inductor` or `eager`")])
 
-    def _run(self, batch: int, tokens: int) -> Callable[[list[Tensor]], list[Tensor]]:
-        """The module for a shape, compiled when the shape is first met."""
-        known: dict[tuple[int, int], Callable[[list[Tensor]], list[Tensor]]] = self.__dict__.setdefault("_modules_by_shape", {})
-        if (batch, tokens) not in known:
-            require_packages("torch_mlir", "iree.compiler", "iree.runtime")
-            content = module_bytes(self, mlir(self, "linalg", batch, tokens), "cpu:host")
-            known[batch, tokens] = _loaded(content, self.graph.name)
-        return known[batch, tokens]
+    def _run(self, batch: int, tokens: int, state: Tensors) -> Callable[[list[Tensor]], list[Tensor]]:
+        """The module for the shapes of a call, compiled when they are first met."""
+        known: dict[Shapes, Callable[[list[Tensor]], list[Tensor]]] = self.__dict__.setdefault("_modules_by_shape", {})
+        shapes: Shapes = (batch, tokens, *(x.shape for x in state.values()))
+        if shapes not in known:
+            require("torch_mlir", "iree.compiler", "iree.runtime")
+            content = module_bytes(self, mlir(self, "linalg", batch, tokens, state), "cpu:host")
+            known[shapes] = _loaded(content, self.graph.name)
+        return known[shapes]
 
 
 def _loaded(content: bytes, name: str) -> Callable[[list[Tensor]], list[Tensor]]:

@@ -25,6 +25,11 @@ def unchunked(x: Tensor, batch: int, tokens: int) -> Tensor:
     return x.unflatten(1, (batch, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
 
 
+def each_sample(x: Tensor, samples: int) -> Tensor:
+    """[B, T, samples * G, ...] -> [B, T * samples, G, ...]."""
+    return x.unflatten(2, (samples, -1)).flatten(1, 2)
+
+
 def at_sample(x: Tensor, samples: int, place: int) -> Tensor:
     """[B, T, ...] -> [B, T * samples, ...]: x at one of the samples of each token, zeros at the others."""
     each = [x if i == place else torch.zeros_like(x) for i in range(samples)]

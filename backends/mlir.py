@@ -11,21 +11,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.traceback import annotate, preserve_node_meta
+from torch.overrides import TorchFunctionMode
 
 from nlc.backends.inductor_code import example_inputs
-from nlc.diagnostics import NOWHERE, BackendError, Diagnostic, Span
+from nlc.diagnostics import BackendError, Diagnostic, Span
 from nlc.graph.codes import CannotLower
-from nlc.runtime.codes import MissingPackage
+from nlc.runtime.packages import require
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from nlc.runtime.compiled import CompiledSpec
 
-INSTALL = "pip install 'nlc[mlir]'"
 DIALECTS = {"torch-mlir": "torch", "linalg": "linalg-on-tensors", "tosa": "tosa", "stablehlo": "stablehlo"}
 """Our name of a dialect -> torch-mlir's."""
 
@@ -34,9 +36,13 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Lowered:
-    """One function in MLIR; `arguments` and `results` say what each of its values is, in order."""
+    """One function in MLIR; `arguments` and `results` say what each of its values is, in order.
+
+    `located` is `text` with the place in the YAML of every operator.
+    """
 
     text: str
+    located: str
     arguments: tuple[str, ...]
     results: tuple[str, ...]
 
@@ -54,50 +60,69 @@ class _Pure(nn.Module):
         self._compiled = [compiled]  # in a list: the parameters are arguments, not parts of this module
 
     def forward(self, parameters: Tensors, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-        outputs, new = torch.func.functional_call(self._compiled[0], parameters, (inputs, state))
+        with _Placed(self._compiled[0]):
+            outputs, new = torch.func.functional_call(self._compiled[0], parameters, (inputs, state))
         return outputs, {key: new[key] for key in state}
 
 
-def require_packages(*modules: str) -> None:
-    """Raise BackendError (NLC705) for the first of these modules that is not installed."""
-    packages = {"torch_mlir": "torch-mlir", "iree.compiler": "iree-base-compiler", "iree.runtime": "iree-base-runtime"}
-    missing = next((packages[module] for module in modules if not _is_installed(module)), None)
-    if missing is not None:
-        raise BackendError([MissingPackage(f"{missing} is not installed", NOWHERE, INSTALL)])
+class _Placed(TorchFunctionMode):
+    """While a module is traced: notes with each operator the place in the YAML of the generated line that called it."""
+
+    def __init__(self, compiled: CompiledSpec) -> None:
+        super().__init__()
+        self._file = _generated_file(compiled)
+        self._places = [_PLACE.search(line) for line in compiled.source.splitlines()]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        frame: FrameType | None = sys._getframe(1)
+        place = None
+        while frame is not None and place is None:
+            if frame.f_code.co_filename == self._file:
+                place = self._places[frame.f_lineno - 1]
+            frame = frame.f_back
+        with annotate({"place": (place[1], int(place[2]))} if place else {}):
+            return func(*args, **(kwargs or {}))
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even its parent is there
-        return False
+def _generated_file(compiled: CompiledSpec) -> str:
+    """The name under which tracebacks know the generated source."""
+    return next(
+        str(sys.modules[each.__module__].__file__) for each in type(compiled).__mro__ if each.__module__.startswith("nlc_generated_")
+    )
 
 
-def mlir(compiled: CompiledSpec, dialect: str, batch: int, tokens: int) -> Lowered:
+def mlir(compiled: CompiledSpec, dialect: str, batch: int, tokens: int, state: Tensors | None = None) -> Lowered:
     """A module generated for export, in a dialect of `DIALECTS`: all its parameters, inputs and states are arguments.
+
+    Its states have the shapes of `state`, by default those of a stream that begins: the samples of `solve: exact` are then none.
 
     Raises BackendError, naming the operator and the line of the spec, for what torch-mlir cannot lower.
     """
-    require_packages("torch_mlir")
+    require("torch_mlir")
     inputs = example_inputs(compiled.graph, batch, tokens)
     parameters = {name: x.detach() for name, x in compiled.named_parameters()}
-    state: Tensors = compiled.initial_state(batch)
+    state = compiled.initial_state(batch) if state is None else state
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch.export and torch-mlir
-        exported = torch.export.export(_Pure(compiled), (parameters, inputs, state))
-        text = _lowered(compiled, exported, DIALECTS[dialect])
+        with preserve_node_meta():
+            exported = torch.export.export(_Pure(compiled), (parameters, inputs, state))
+        for node in exported.graph.nodes:
+            if place := node.meta.get("custom", {}).get("place"):  # torch-mlir reads locations out of traces
+                node.meta["stack_trace"] = 'File "{}", line {}, in the spec'.format(*place)
+        text, located = _lowered(compiled, exported, DIALECTS[dialect])
     kinds = (("parameter", parameters), ("input", inputs), ("state", state))
     arguments = tuple(f"{kind} {name} {list(x.shape)}" for kind, tensors in kinds for name, x in tensors.items())
     results = (*(f"output {name}" for name, _ in compiled.graph.outputs), *(f"state {name}" for name in state))
-    return Lowered(text, arguments, results)
+    return Lowered(text, located, arguments, results)
 
 
-def _lowered(compiled: CompiledSpec, exported: torch.export.ExportedProgram, kind: str) -> str:
+def _lowered(compiled: CompiledSpec, exported: torch.export.ExportedProgram, kind: str) -> tuple[str, str]:
     from torch_mlir import fx
 
     with _captured_stderr() as complaints:
         try:
-            return str(fx.export_and_import(exported, output_type=kind, func_name=compiled.graph.name))
+            module = fx.export_and_import(exported, output_type=kind, func_name=compiled.graph.name)
+            return str(module), module.operation.get_asm(enable_debug_info=True)
         except Exception as error:  # noqa: BLE001 - whatever torch-mlir refuses is a limit of this target
             failure = error
     raise BackendError([refusal(compiled, "torch-mlir", f"{complaints[0]}\n{failure}")], dict(compiled.graph.sources)) from failure
@@ -113,13 +138,16 @@ _OPERATOR = (
 def refusal(compiled: CompiledSpec, tool: str, text: str) -> Diagnostic:
     """What a tool below nlc printed, as one diagnostic: the operator it names and the line that uses it, else its first error."""
     found = next((match[1] for pattern in _OPERATOR if (match := pattern.search(text))), None)
+    places = [(file, int(line) - 1) for file, line in _LOCATION.findall(text) if file in compiled.graph.sources]
+    span = _whole_line(compiled, *places[0]) if places else None
     if found is not None:
-        return CannotLower(f"{tool} cannot lower the operator `{found}`", _span_of(compiled, found))
+        return CannotLower(f"{tool} cannot lower the operator `{found}`", span or _span_of(compiled, found))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = next((line.partition("error: ")[2] for line in lines if "error: " in line), lines[-1] if lines else "without a message")
-    return CannotLower(f"{tool} failed: {said[:200]}", compiled.graph.span)
+    return CannotLower(f"{tool} failed: {said[:200]}", span or compiled.graph.span)
 
 
+_LOCATION = re.compile(r'^(?:.*loc\()?"?(.+?)"?:(\d+):\d+\)?: error: ', re.MULTILINE)
 _PLACE = re.compile(r"#.*?(\S+):(\d+)$")
 
 

@@ -180,11 +180,7 @@ class Expressions:
 
     def _first(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("first")
-        x = args[0].text
-        if self.constant(flow.args[0]):
-            like = args[1].at(ATOM)
-            x = f"{like}.new_full({like}.shape[:2], {x})"
-        return Code(f"first({x}, {flow.attr('samples')}, {float(flow.attr('fill'))!r})")
+        return Code(f"first({args[0].text}, {flow.attr('samples')}, {float(flow.attr('fill'))!r})")
 
     def _softmax(self, flow: Flow, args: list[Code]) -> Code:
         return Code(f"torch.softmax({args[0].text}, -1)")

@@ -105,6 +105,11 @@ class RegionWriter:
             self._conv(flow)
         elif flow.op == "attend":
             self._attend(flow)
+        elif flow.op == "first" and self.expressions.constant(flow.args[0]):
+            self.needs_size = True
+            self.expressions.used.add("first")
+            number = f"{self._like()}.new_full((B, T), {self.expressions.code(flow.args[0]).text})"
+            self._assign(flow, f"first({number}, {flow.attr('samples')}, {float(flow.attr('fill'))!r})")
         else:
             self._assign(flow, self.expressions.operator(flow).text)
 
@@ -203,7 +208,8 @@ class RegionWriter:
             else:
                 sizes = [samples.size * copies, *([size_of(rest)] if vector else [])]
                 text = self._normal(id, (samples, *learner.per), rest, sizes)
-                texts.append(f"{text}.unflatten(2, ({samples.size}, {copies})).flatten(1, 2)")
+                self.expressions.used.add("each_sample")
+                texts.append(f"each_sample({text}, {samples.size})")
         return texts
 
     def _at_sample(self, text: str, learner: Learner, recalls: tuple[Flow, ...], role: str) -> str:

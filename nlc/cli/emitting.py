@@ -132,9 +132,10 @@ def _mlir(target: Target, after: LevelGraph, stages: tuple[Stage, ...], batch: i
     from nlc.program.program import schedule
 
     schedule(after)  # what has no program is said before torch is loaded
-    from nlc.backends.mlir import mlir, require_packages
+    from nlc.backends.mlir import mlir
     from nlc.runtime.compiling import compile_graph
+    from nlc.runtime.packages import require
 
-    require_packages("torch_mlir")
+    require("torch_mlir")
     lowered = mlir(compile_graph(after, stages, "eager", 0, export=True), target.value, batch, tokens)
     return lowered.commented(f"{after.name}: {batch} rows of {tokens} tokens, from {after.file}")

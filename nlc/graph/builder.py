@@ -360,6 +360,8 @@ class Builder:
         learner = self.learners[learner_id]
         if learner.selector is not None:
             self.fail(codes.NotAValue, f"`{expr.function}` owns other learners' tensors; it cannot be called", expr.span)
+        each = learner.samples is not None and (state == "at" or learner.host is not None)  # asked between the samples of a token
+        copies = (learner.samples, *learner.per) if learner.samples is not None and each else learner.per
         if learner.store.form != "map":
             if expr.args:
                 self.fail(
@@ -368,12 +370,12 @@ class Builder:
                     expr.span,
                     f"write `{expr.function}()`",
                 )
-            axes = learner.per + (learner.store.out_axes or learner.store.tensors[0].axes)
+            axes = copies + (learner.store.out_axes or learner.store.tensors[0].axes)
             return self.node("recall", [], expr.span, context, name, axes, expr.function, learner=learner_id, state=state)
         if len(expr.args) != 1:
             self.fail(codes.WrongArguments, f"`{expr.function}` takes one query; {len(expr.args)} given", expr.span)
         query = self.expr(expr.args[0], context)
-        needed = learner.per + learner.store.in_axes
+        needed = copies + learner.store.in_axes
         self.fits(query, needed, expr.args[0].span, f"the query of `{expr.function}`", learner.store.in_axes)
         return self.node(
             "recall",
@@ -381,7 +383,7 @@ class Builder:
             expr.span,
             context,
             name,
-            learner.per + learner.store.out_axes,
+            copies + learner.store.out_axes,
             expr.function,
             learner=learner_id,
             state=state,

@@ -115,9 +115,9 @@ class Algebra:
         self.flows[id] = replace(self.flows[id], axes=tuple(axis for axis in self.axes(x) if axis not in over))
         return id
 
-    def first(self, x: Coefficient, samples: Axis, fill: int, like: str | None) -> str:
-        """x at the first sample of a token, `fill` at the others. For a number x, `like` is a flow of the dtype it gets."""
-        id = self.make("first", x, *([like] if like is not None else []))
+    def first(self, x: Coefficient, samples: Axis, fill: int) -> str:
+        """x at the first sample of a token, `fill` at the others."""
+        id = self.make("first", x)
         self.flows[id] = replace(self.flows[id], axes=(samples, *self.axes(x)), attrs={"fill": fill, "samples": samples.size})
         return id
 

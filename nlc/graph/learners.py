@@ -220,6 +220,7 @@ def attach(b: Builder, learner: language.Learner) -> None:
     if at not in AT:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
     declared = replace(declared, samples=b.host.samples if b.host else _samples(b, declared, write, at))
+    b.learners[id] = declared
     kept = (*_axis_of(declared), *declared.per)
     context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
     for other in learner.learn[1:]:

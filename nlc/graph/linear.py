@@ -204,11 +204,11 @@ class _Derivation:
         a, keep, samples = self.algebra, self.learner.keep, self.learner.samples
         value: Coefficient = 1 if keep is None else a.value(keep)
         if samples is None or value in (0, 1) or samples in a.axes(value):
-            return value if value != 0 or samples is None else a.first(0, samples, 1, self.learner.writes[0].value)
+            return value if value != 0 or samples is None else a.first(0, samples, 1)
         flow = a.flows[value] if isinstance(value, str) else None
         if flow is not None and flow.op == "exp":
-            return a.make("exp", a.first(flow.args[0], samples, 0, None))
-        return a.first(value, samples, 1, None if flow is not None else self.learner.writes[0].value)
+            return a.make("exp", a.first(flow.args[0], samples, 0))
+        return a.first(value, samples, 1)
 
     # -- states -----------------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class _Derivation:
         a, (write,) = self.algebra, self.learner.writes
         rate, h = a.value(flow.args[0]), curvature(a, self.learner)
         assert h is not None
-        squared: Coefficient = 1 if write.key is None else a.reduced(a.mul(write.key, write.key), self.channels)
+        squared: Coefficient = 1 if write.key is None else a.reduced(a.mul(write.key, write.key), self.learner.store.in_axes)
         return a.div(rate, a.add(1, a.mul(a.mul(rate, h), squared)))
 
     def _inner_gradient(self, learner: Learner) -> Affine:

@@ -105,7 +105,7 @@ OPS: dict[str, Op] = {
         Op("part", 1, _scalar, callable=False),
         Op("attend", 3, _scalar, callable=False),
         Op("proximal", 1, _scalar, callable=False),
-        Op("first", None, _scalar, callable=False),
+        Op("first", 1, _scalar, callable=False),
         Op("asked", 0, _scalar, callable=False),
         Op("sample", 0, _scalar, callable=False),
     )

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nlc.diagnostics import NOWHERE, BackendError
-from nlc.runtime.codes import MissingPackage
 from nlc.runtime.run_folder import Record
-
-
-def check() -> None:
-    """Raises BackendError (NLC705) where the package is missing; for use before long work."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise BackendError([MissingPackage("TensorBoard is not installed", NOWHERE, "pip install 'nlc[tensorboard]'")])
 
 
 @contextlib.contextmanager

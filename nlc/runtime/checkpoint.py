@@ -22,7 +22,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from nlc.diagnostics import NOWHERE, DataError, Diagnostic
 from nlc.files import CannotWrite, write_atomically
@@ -106,6 +106,14 @@ def load(run: Path, spec: str | None = None) -> Checkpoint:
     parameters = {name.removeprefix(PARAMETER): x for name, x in tensors.items() if name.startswith(PARAMETER)}
     optimizer = {name.removeprefix(OPTIMIZER): x for name, x in tensors.items() if name.startswith(OPTIMIZER)}
     return Checkpoint(meta["step"], meta["spec"], parameters, optimizer, meta["seconds"], meta["settings"], meta["versions"])
+
+
+def load_parameters(module: nn.Module, run: Path, spec: str) -> int:
+    """Give a module the parameters of the latest checkpoint of a run; the step they are of. Raises DataError like `load`."""
+    saved = load(run, spec)
+    check_names(saved, dict(module.named_parameters()), saved.optimizer, run)
+    module.load_state_dict(saved.parameters)
+    return saved.step
 
 
 def latest(run: Path) -> str:

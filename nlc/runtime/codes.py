@@ -50,14 +50,26 @@ class BackendFailed(Diagnostic):
 
 
 class MissingPackage(Diagnostic):
-    """An optional package that a backend needs is not installed.
+    """An optional package is not installed.
 
-    Why: torch-mlir and IREE are large, and only MLIR, `export` and the backend `iree` use them; only GPU code uses triton.
+    Why: torch-mlir and IREE are large, and only MLIR, `export --as vmfb` and the backend `iree` use them; only GPU code uses triton, and
+    only `train --tensorboard` TensorBoard.
     Wrong:  nlc emit ops/delta_rule --as linalg      without torch-mlir
-    Right:  pip install 'nlc[mlir]', then the same command; 'nlc[gpu-emit]' for triton
+    Right:  pip install 'nlc[mlir]', then the same command; 'nlc[gpu-emit]' for triton, 'nlc[tensorboard]' for TensorBoard
     """
 
     code = "NLC705"
+
+
+class UnknownChip(Diagnostic):
+    """A target with a chip that IREE does not know.
+
+    Why: code for a GPU or CPU is made for its instructions and sizes, and IREE has a list of those it knows.
+    Wrong:  nlc export ops/delta_rule --as vmfb --target cuda:sm_90
+    Right:  nlc export ops/delta_rule --as vmfb --target cuda:sm_89      (the driver of a newer GPU compiles its PTX again)
+    """
+
+    code = "NLC706"
 
 
 class NoText(Diagnostic):

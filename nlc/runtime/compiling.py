@@ -9,6 +9,7 @@ from nlc.passmanager import Stage
 from nlc.program.program import schedule
 from nlc.runtime.compiled import Checked, CompiledSpec
 from nlc.runtime.loader import load_source
+from nlc.runtime.packages import require
 
 
 def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int, export: bool = False) -> CompiledSpec:
@@ -23,9 +24,7 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
 
     program = schedule(graph)
     if backend == "iree":
-        from nlc.backends.mlir import require_packages
-
-        require_packages("torch_mlir", "iree.compiler", "iree.runtime")
+        require("torch_mlir", "iree.compiler", "iree.runtime")
     generated = generate(program, export or backend == "iree")
     module = load_source(generated.source, graph.name)
     if backend == "inductor":

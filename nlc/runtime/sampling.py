@@ -24,10 +24,8 @@ def load_run(run: str | Path, backend: str = "eager") -> CompiledSpec:
     """The spec of a run with the parameters of its latest checkpoint. Raises DataError (NLC72x)."""
     folder = Path(run)
     source = source_of(folder)
-    saved = checkpoint.load(folder, source.meaning)
     compiled = compile_spec(source.spec, source.dims, source.params, backend, library=source.library)
-    checkpoint.check_names(saved, dict(compiled.named_parameters()), saved.optimizer, folder)
-    compiled.load_state_dict(saved.parameters)
+    checkpoint.load_parameters(compiled, folder, source.meaning)
     return compiled
 
 

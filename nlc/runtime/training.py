@@ -30,6 +30,7 @@ from nlc.runtime.checkpoint import Checkpoint
 from nlc.runtime.compiled import CompiledSpec
 from nlc.runtime.determinism import default_threads, deterministic
 from nlc.runtime.evaluate import LIMIT, bits_per_byte
+from nlc.runtime.packages import require
 from nlc.runtime.run_folder import Record, Source
 from nlc.runtime.text import Corpus, load_text
 
@@ -104,7 +105,7 @@ def train(
         raise UsageError(f"`{backend}` cannot train; backends: {', '.join(TRAINING)}")
     run = Path(out)
     if tensorboard:
-        boards.check()
+        require("tensorboard")
     source = run_folder.open_source(spec, dims, params, library)
     model = byte_model(source.graph)
     corpus = load_text(text)

@@ -105,7 +105,7 @@ def test_a_lowering_that_dies_is_a_backend_error(tmp_path: Path, monkeypatch: py
     file = tmp_path / "lowering.py"
     file.write_text(program, encoding="utf-8")
     monkeypatch.setattr(backend, "LOWERING", file)
-    monkeypatch.setattr(backend, "require_triton", lambda: None)
+    monkeypatch.setattr(backend, "require", lambda module: None)
 
     with pytest.raises(BackendError) as error:
         lower("ops/delta_rule")

@@ -89,7 +89,7 @@ def test_module_is_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "graph", "explain", "opt", "compile", "emit", "view", "train", "sample", "passes", "list", "schema"]
+    "command", ["check", "graph", "explain", "opt", "compile", "emit", "export", "view", "train", "sample", "passes", "list", "schema"]
 )
 def test_help_of_each_command_has_an_example(command: str) -> None:
     ran = nlc(command, "--help")

@@ -1,6 +1,7 @@
 """train and sample through the command line; what they do is tested in tests/runtime."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_train_writes_for_tensorboard(tmp_path: Path) -> None:
 
 
 def test_train_says_that_tensorboard_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
 
     ran = train(tmp_path, "--tensorboard")
 

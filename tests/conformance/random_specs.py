@@ -24,8 +24,14 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "copies": ("none", "one axis", "two axes"),
     "objective": ("default", "l2", "dot", "square", "expression"),
     "value": ("plain", "minus self", "plus self"),
-    "rate": ("absent", "constant", "data", "function"),
-    "keep": ("absent", "constant", "one", "zero", "exp", "sigmoid", "zeros in data", "clock"),
+    "rate": ("absent", "constant", "data", "function", "channels"),
+    "keep": (
+        *("absent", "constant", "one", "zero", "exp", "sigmoid", "zeros in data", "clock"),
+        *("channels exp", "channels sigmoid", "zeros in channels"),
+    ),
+    "writes": ("one", "and a free one", "and an error", "and both"),
+    "samples": ("none", "each", "with gates"),
+    "solve": ("gradient", "implicit"),
     "at": ("absent", "start", "decayed", "running"),
     "read": ("absent", "before", "after", "start"),
     "every": ("1", "2", "3", "4", "7"),
@@ -48,7 +54,11 @@ def legal(o: Options) -> bool:
     eye_without_matrix = o["store"] == "vector" and "eye" in o["init"]
     key_without_query = o["store"] == "vector" and o["key from"] != "input"
     query_of_value = o["learners"] == "feeds query" and o["store"] == "vector"
-    return not (rate_in_rule or eye_without_matrix or key_without_query or query_of_value)
+    no_channels = o["store"] != "matrix" and ("channels" in o["keep"] or o["rate"] == "channels")
+    seen_at_once = o["samples"] != "none" and (o["at"] not in ("decayed", "running") or o["every"] != "1")
+    steps = has_rule or o["at"] != "absent" or o["writes"] != "one" or o["samples"] != "none" or o["rate"] == "channels"
+    impossible = o["solve"] == "implicit" and steps
+    return not any((rate_in_rule, eye_without_matrix, key_without_query, query_of_value, no_channels, seen_at_once, impossible))
 
 
 @cache
@@ -139,6 +149,9 @@ class Case:
         head = f"# case {self.number}: batch {self.batch}, tokens {self.tokens}, calls end at {self.cuts}, position {self.position}, "
         return f"{head}without {self.without}\n# {self.options}\n{self.text}{files}"
 
+
+OTHERS: dict[str, tuple[bool, ...]] = {"one": (), "and a free one": (False,), "and an error": (True,), "and both": (False, True)}
+"""The writes beside the first; True: its error sees the memory."""
 
 RULES = {
     "average": """\
@@ -333,6 +346,22 @@ class Writer:
         self.rng.shuffle(some)
         return self.raw(tuple(some), kind)
 
+    def channel_keep(self, copies: tuple[str, ...], key_axis: str, how: str) -> str:
+        """A gate for each key channel."""
+        axes = (*copies, key_axis)
+        if how == "channels exp":
+            return self.rng.choice((f"exp({self.every(axes, 'log gate')})", f"exp({self.every(axes, 'log gate')} - 0.1)"))
+        if how == "zeros in channels":
+            return self.every(axes, "zeros")
+        return self.rng.choice((f"sigmoid({self.every(axes)})", f"0.3 + 0.5 * tanh({self.every(axes)})"))
+
+    def every(self, axes: tuple[str, ...], kind: str = "normal") -> str:
+        """A number a copy and channel; some copies may be missing, and the axes in another order."""
+        whole = self.o["learners"] == "feeds gate"  # it is multiplied with a number for each copy
+        some = [a for a in axes if a == axes[-1] or whole or self.rng.random() < 0.75]
+        self.rng.shuffle(some)
+        return self.raw(tuple(some), kind)
+
     def keep(self, copies: tuple[str, ...], how: str) -> str | None:
         rng = self.rng
         match how:
@@ -365,10 +394,36 @@ class Writer:
         """The key axis and the value axis."""
         return self.dim("K"), self.dim("K" if self.o["store"] == "square matrix" else "V")
 
-    def learn(self, key: str | None, value: str, key_axes: tuple[str, ...], per: tuple[str, ...], gate: str | None = None) -> str:
+    def samples(self) -> tuple[str, ...]:
+        """The axis of the samples that a token holds."""
+        return () if self.o["samples"] == "none" else (self.dim("R"),)
+
+    def learn(self, key: str | None, value: str, axes: tuple[str, str], per: tuple[str, ...], gate: str | None = None) -> str:
         """The text of `learn`."""
+        first = self.first_write(key, value, axes, per, gate)
+        more = [self.other_write(axes, per, error) for error in OTHERS[self.o["writes"]]]
+        if not more:
+            return first
+        writes = [first, *more]
+        return f"[{', '.join(writes)}]"
+
+    def other_write(self, axes: tuple[str, str], per: tuple[str, ...], error: bool) -> str:
+        K, V = axes
+        copies, parts = (*self.samples(), *per), []
+        if self.o["store"] != "vector":
+            parts.append(f"key: {json.dumps(self.vector((*copies, K), self.rng.choice(('input', 'linear', 'broadcast'))))}")
+        value = self.vector((*copies, V), "input")
+        parts.append(f"value: {json.dumps(value)}")
+        parts.append(self.rng.choice(("minimize: l2", "minimize: square")) if error else "minimize: dot")
+        if self.rng.random() < 0.5:
+            parts.append(f"rate: {json.dumps(self.rng.choice(('0.3', f'0.5 * sigmoid({self.gate(copies)})')))}")
+        return f"{{{', '.join(parts)}}}"
+
+    def first_write(self, key: str | None, value: str, axes: tuple[str, str], per: tuple[str, ...], gate: str | None = None) -> str:
         o, rng = self.o, self.rng
         parts = {} if key is None else {"key": key}
+        copies = (*self.samples(), *per)
+        key_axes = (*copies, axes[0])
         if o["value"] != "plain":
             probe = "self()" if key is None else f"self({rng.choice((key, self.vector(key_axes, 'input')))})"
             scale = rng.choice(("0.3", self.gate(per), f"sigmoid({self.gate(per)})"))
@@ -386,7 +441,8 @@ class Writer:
         objective = {"default": None, "expression": rng.choice(expressions)}.get(o["objective"], o["objective"])
         if objective is not None:
             parts["minimize"] = objective
-        keep = self.keep(per, o["keep"])
+        gates = copies if o["samples"] == "with gates" else per
+        keep = self.channel_keep(gates, axes[0], o["keep"]) if "channels" in o["keep"] else self.keep(gates, o["keep"])
         if keep is not None:
             parts["keep"] = keep if gate is None else f"({keep}) * {gate}"
         elif gate is not None:
@@ -395,18 +451,27 @@ class Writer:
             parts["at"] = o["at"]
         if o["every"] != "1":
             parts["fold"] = "each"
+        if o["solve"] == "implicit":
+            parts["solve"] = "implicit"
         text = ", ".join(f"{k}: {json.dumps(v)}" for k, v in parts.items())
-        return f"{{{', '.join(part for part in (text, self.rate(per), self.rule(per)) if part)}}}"
+        fold = f"fold: {{{self.dim('R')}: each}}" if copies != per else ""
+        return f"{{{', '.join(part for part in (text, fold, self.rate(copies, axes[0]), self.rule(copies)) if part)}}}"
 
-    def rate(self, per: tuple[str, ...]) -> str:
+    def rate(self, per: tuple[str, ...], key_axis: str) -> str:
         how = self.o["rate"]
         if how == "absent":
             return ""
-        value = {
-            "constant": self.rng.choice(("0.3", "1", "-0.2", "0", "1 / 3")),
-            "data": self.gate(per),
-            "function": f"0.5 * sigmoid({self.gate(per)})",
-        }[how]
+        if self.o["solve"] == "implicit":
+            return f"rate: {json.dumps(self.rng.choice(('0.3', '1 / 3')) if how == 'constant' else f'exp({self.gate(per)})')}"
+        match how:
+            case "channels":
+                value = f"0.5 * sigmoid({self.every((*per, key_axis))})"
+            case "constant":
+                value = self.rng.choice(("0.3", "1", "-0.2", "0", "1 / 3"))
+            case "data":
+                value = self.gate(per)
+            case _:
+                value = f"0.5 * sigmoid({self.gate(per)})"
         return f"rate: {json.dumps(value)}"
 
     def rule(self, per: tuple[str, ...]) -> str:
@@ -466,7 +531,7 @@ class Writer:
         store = f"{{vector: [{V}]}}" if o["store"] == "vector" else f"{{matrix: [{K}, {V}]}}"
         copies = f", per: [{', '.join(per)}]" if per else ""
         read = f", read: {o['read']}" if o["read"] != "absent" else ""
-        learn = self.learn(key, value, (*per, K), per, gate)
+        learn = self.learn(key, value, (K, V), per, gate)
         every = f"{o['every']} token{'s' if o['every'] != '1' else ''}"
         self.levels.setdefault(every, []).append(f"{name}: {{store: {store}{copies}{read}{self.init()}, learn: {learn}}}")
         return name
@@ -482,10 +547,17 @@ class Writer:
     def value(self, how: str | None = None, flip: bool = False) -> str:
         return self.vector((*self.copies(), self.axes()[0 if flip else 1]), how or self.o["value from"])
 
+    def written(self, side: str) -> str | None:
+        """The key or value of the first learner; several a token where the case has them."""
+        if side == "key" and self.o["store"] == "vector":
+            return None
+        axis = self.axes()[0 if side == "key" else 1]
+        return self.vector((*self.samples(), *self.copies(), axis), self.o[f"{side} from"])
+
     def learners(self) -> list[str]:
         """All learners of the case; the expressions of what is recalled, each [copies, V] or [copies, K]."""
         o, rng = self.o, self.rng
-        S = self.learner("S", self.key(), self.value())
+        S = self.learner("S", self.written("key"), str(self.written("value")))
         q = self.key(rng.choice(("input", "linear", "broadcast")))
         first = self.recall(S, q)
         match o["learners"]:
@@ -516,7 +588,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     """The case of a number: the options are those of the plan unless given."""
     o = dict(options or plan()[number])
     rng = random.Random(f"case {number}")
-    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D")}
+    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R")}
     writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)
@@ -569,7 +641,8 @@ def _block(o: Options, rng: random.Random, sizes: dict[str, int], files: dict[st
 def _nesting(rng: random.Random, sizes: dict[str, int]) -> str:
     y = rng.choice(("repeat(inner, 2, u)", "inner(u)", "inner(inner(u) + u)", "0.5 * inner(u) + x"))
     head = f"nlc: 1\nname: outer\ndims: {{D: {sizes['D']}}}\ninputs: {{x: [D]}}\nuses: {{inner: blocks/inner}}\n"
-    return f"{head}flows: {{u: rmsnorm(x)}}\noutputs: {{y: {json.dumps(y)}}}\n"
+    u = "rmsnorm(x)" if sizes["D"] > 1 else "tanh(x)"  # the norm of one number is its sign; its gradient is noise
+    return f"{head}flows: {{u: {u}}}\noutputs: {{y: {json.dumps(y)}}}\n"
 
 
 def _text(writer: Writer, sizes: dict[str, int], name: str, outputs: dict[str, str], y: str | None) -> str:
