@@ -117,9 +117,9 @@ _HOSTS = {
 
 def _hosted(spec: Spec, role: str, library: Library) -> Spec:
     """The smallest spec that uses a part."""
-    axes = ["a", "b", "c", "e"][: len(spec.dims)]
+    axes = ["a", "b", "c", "e", "f"][: len(spec.dims)]
     body = _HOSTS[role].replace("AXES", ", ".join(axes)).replace("QUERY", "x" if spec.inputs else "")
-    head = "nlc: 1\nname: host\ndims: {a: 2, b: 3, c: 5, e: 7}\ninputs: {x: [a], v: [b]}\n"
+    head = "nlc: 1\nname: host\ndims: {a: 2, b: 3, c: 5, e: 7, f: 11}\ninputs: {x: [a], v: [b]}\n"
     lines = body.lstrip("\n").split("\n")
     text = head + "\n".join(line[8:] for line in lines) + "\n"
     host = loads(text, f"<a use of {spec.name}>", library)

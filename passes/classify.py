@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from nlc.diagnostics import BackendError
 from nlc.graph import codes
 from nlc.graph.calculus import Algebra, NotDifferentiable, derivative
 from nlc.graph.ir import Flow, Learner, LevelGraph
-from nlc.graph.linear import linear_form
+from nlc.graph.linear import LinearForm, NotLinear, linear_form
 from nlc.graph.order import ordered
 from nlc.graph.rewrite import substitute
 from nlc.passmanager import Numerics, Pass
@@ -33,11 +34,17 @@ class Classify(Pass):
         before = graph
         for learner in graph.learners.values():
             if is_memory(learner) and learner.linear is None:
-                form, flows = linear_form(graph, learner)
+                form, flows = _form(graph, learner)
                 graph = graph.with_(flows=flows).with_learner(replace(learner, linear=form))
             elif in_optimizer(learner) and learner.rule.gradient in graph.flows:
                 graph = _explicit_gradient(graph, learner)
         return graph if graph is before else ordered(graph, [])
+
+
+def _form(graph: LevelGraph, learner: Learner) -> tuple[LinearForm | NotLinear, Mapping[str, Flow]]:
+    if learner.store.form == "tensor":
+        return NotLinear("its store is a function of several tensors", learner.span, "deep"), graph.flows
+    return linear_form(graph, learner)
 
 
 def is_memory(learner: Learner) -> bool:

@@ -122,6 +122,7 @@ def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]
         id=own(learner.id),
         store=store,
         per=_rename(learner.per, rename),
+        group=own(learner.group) if learner.group is not None else None,
         samples=None if learner.samples is None else rename.get(learner.samples, learner.samples),
         host=own(learner.host) if learner.host is not None else None,
     )
@@ -145,7 +146,8 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
     spec = learner.rule.spec
     assert spec is not None and learner.rule.call is not None
     span = learner.rule.call.span
-    builder = Builder(spec, graph.library, bound=dict(learner.rule.args), prefix=f"{learner.id}.", host=learner)
+    prefix, suffix = f"{learner.base}.", learner.id.removeprefix(learner.base)
+    builder = Builder(spec, graph.library, bound=dict(learner.rule.args), prefix=prefix, host=learner, suffix=suffix)
     builder.flows.update(graph.flows)
     builder.learners.update(graph.learners)
     try:

@@ -14,11 +14,11 @@ ATOM, POWER, MINUS, PRODUCT, SUM, COMPARISON = 9, 8, 7, 6, 5, 4
 INFIX = {"add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT), "pow": ("**", POWER)}
 COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 CALLS = {
-    **{op: f"torch.{op}" for op in ("exp", "log", "sqrt", "abs", "sigmoid", "tanh", "relu", "sin", "cos")},
-    "elu": "F.elu",
+    **{op: f"torch.{op}" for op in ("exp", "log", "sqrt", "abs", "sigmoid", "tanh", "relu", "sin", "cos", "sign", "erf")},
     "silu": "F.silu",
     "gelu": "F.gelu",
     "softplus": "F.softplus",
+    "elu": "F.elu",
     "logsigmoid": "F.logsigmoid",
 }
 INLINE = {*INFIX, *COMPARE, *CALLS, "neg", "min", "max", "sg"}
@@ -111,6 +111,8 @@ class Expressions:
             return Code(f"({left.at(SUM)} {COMPARE[flow.op]} {right.at(SUM)}).to({kind})")
         if flow.op in CALLS:
             return Code(f"{CALLS[flow.op]}({self._tensor(args[0], flow.args[0], True).text})")
+        if flow.op == "tensor":
+            return Code(f"{self.parameter(flow)}[None, None]")
         return getattr(self, f"_{flow.op}")(flow, args)
 
     def _tensor(self, code: Code, id: str, wanted: bool) -> Code:
@@ -191,11 +193,13 @@ class Expressions:
 
     def _rmsnorm(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("NORM_EPS")
-        return Code(f"F.rms_norm({args[0].text}, ({flow.axes[-1].size},), {self.parameter(flow)}, NORM_EPS)")
+        gain = self.parameter(flow) if flow.attr("learner") is not None else None
+        return Code(f"F.rms_norm({args[0].text}, ({flow.axes[-1].size},), {gain}, NORM_EPS)")
 
     def _layernorm(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("NORM_EPS")
-        return Code(f"F.layer_norm({args[0].text}, ({flow.axes[-1].size},), {self.parameter(flow)}, None, NORM_EPS)")
+        gain = self.parameter(flow) if flow.attr("learner") is not None else None
+        return Code(f"F.layer_norm({args[0].text}, ({flow.axes[-1].size},), {gain}, None, NORM_EPS)")
 
     def _embed(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("embedding")
@@ -217,6 +221,24 @@ class Expressions:
         text = x.at(ATOM) if len(inner) == 1 else f"{x.at(ATOM)}.flatten(2)"
         product = f"{text} @ {self.matrix(learner.id)}"
         return Code(product, PRODUCT) if len(outer) == 1 else self._unflat(Code(product, PRODUCT), outer)
+
+    def _contract(self, flow: Flow, args: list[Code]) -> Code:
+        """The product of a tensor and a vector, for each copy; a slow tensor has no batch and no time."""
+        copies = flow.axes[: flow.attr("copies")]
+        letters = dict(zip(copies, "ghijklmn", strict=False))
+        marks, texts = [], []
+        for i, (arg, code) in enumerate(zip(flow.args, args, strict=True)):
+            slow = self.graph.flows[arg].op == "tensor" and arg not in self.variables
+            inner = [axis for axis in self.graph.flows[arg].axes if axis not in copies]
+            own = iter("opqr" if i == 0 else "uvwx")
+            names = [next(own) for _ in inner]
+            names[-1 if i == 0 else 0] = "c"
+            known = iter(names)
+            marks.append(("" if slow else "bt") + "".join(letters.get(axis) or next(known) for axis in self.graph.flows[arg].axes))
+            texts.append(self.parameter(self.graph.flows[arg]) if slow else code.text)
+        rest = "".join(mark for i, mark in enumerate(marks) for mark in mark if mark in ("opqr", "uvwx")[i])
+        out = "bt" + "".join(letters[axis] for axis in copies) + rest
+        return Code(f'torch.einsum("{marks[0]},{marks[1]}->{out}", {texts[0]}, {texts[1]})')
 
     def matrix(self, learner_id: str) -> str:
         """The weight of a slow matrix, its key axes joined and its value axes joined."""

@@ -15,7 +15,7 @@ from nlc.graph.order import Node
 from nlc.graph.solved import softmax_scale
 from nlc.program.program import Program, Region, Sweep
 
-QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall"}
+QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
 """Operators whose unnamed, once-read flows are written inside the expression that reads them."""
 
 
@@ -97,6 +97,8 @@ class RegionWriter:
             return
         flow = self.graph.flows[id]
         if id in self.expressions.variables or self.expressions.constant(id):
+            return
+        if flow.op == "tensor" and id not in self.region.outputs:  # a slow tensor is read where it is used
             return
         anonymous = ":" in local(id, self.region.scope)
         if flow.op in QUIET and anonymous and self.reads[id] == 1 and id not in self.region.outputs:

@@ -20,7 +20,7 @@ def without_reads(graph: LevelGraph, *learners: str) -> LevelGraph:
     zeros: dict[str, str] = {}
     for id, flow in graph.flows.items():
         flows[id] = flow
-        if flow.op == "recall" and flow.host is None and flow.attr("state") != "at":
+        if flow.op in ("recall", "tensor") and flow.host is None and flow.attr("state") != "at":
             learner = graph.learners[flow.attr("learner")]
             if learner.id in learners if learners else _is_token_memory(graph, learner):
                 zero = flows.setdefault("#0", graph.flows.get("#0", Flow("#0", "number", attrs={"value": 0}, span=flow.span)))

@@ -132,6 +132,7 @@ def learner_json(learner: Learner) -> Json:
         "solve": asdict(learner.solve) if learner.solve is not None else None,
         "at": learner.at,
         "fold": dict(learner.fold),
+        "part_of": learner.group,
         "samples": str(learner.samples) if learner.samples is not None else None,
         "keep": learner.keep,
         "rule": _rule(learner),

@@ -69,7 +69,7 @@ def _fill(b: Builder) -> LevelGraph:
     for flow in spec.flows:
         b.attempt(partial(b.named, flow.name, flow.span))
     for learner in spec.learners:
-        if f"{b.prefix}{learner.name}" in b.learners:
+        if b.id_of(learner.name) in b.learners or b.id_of(learner.name) in b.written_out:
             b.attempt(partial(attach, b, learner))
     outputs: list[tuple[str, str]] = []
     for output in spec.outputs:
@@ -114,6 +114,9 @@ def _input(b: Builder, item: Input) -> None:
     elif item.kind == "tensor":
         axes = []
         for name in item.axes or ():
+            if name.isdigit():
+                axes.append(Axis(name, int(name)))
+                continue
             if name in b.broken:
                 raise Rejected
             if name not in b.numbers:
@@ -195,9 +198,10 @@ def _unify(
             note = [(f"`{arg}` has axes {show_axes(flow.axes)}", flow.span), (f"`{item.name}` is declared here", item.span)]
             b.fail(codes.ShapeMismatch, f"`{spec.name}` needs {shape} for `{item.name}`; {show_axes(flow.axes)} given", span, None, note)
         for name, axis in zip(axes, flow.axes, strict=True):
-            if numbers.setdefault(name, axis.size) != axis.size:
+            known = int(name) if name.isdigit() else numbers.setdefault(name, axis.size)
+            if known != axis.size:
                 note = [(f"`{item.name}` is declared here", item.span)]
-                b.fail(codes.BadSize, f"`{spec.name}`: dim `{name}` would be both {numbers[name]} and {axis.size}", span, None, note)
+                b.fail(codes.BadSize, f"`{spec.name}`: dim `{name}` would be both {known} and {axis.size}", span, None, note)
             rename[Axis(name, axis.size)] = axis
     # the sizes that stay as the file has them, so that the key of a function is complete
     defaults = Builder(spec, b.library, dict(numbers))

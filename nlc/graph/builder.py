@@ -6,9 +6,9 @@ import difflib
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nlc.diagnostics import Diagnostic, Span
 from nlc.graph import codes
@@ -17,6 +17,9 @@ from nlc.graph.ops import BINARY, CALLABLE, OPS, ShapeError, is_any
 from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, ListOf, Name, Number, Text, Unary, to_text
 from nlc.language.library import Library
 from nlc.language.spec import Spec
+
+if TYPE_CHECKING:
+    from nlc.graph.deep import Function
 
 
 class Rejected(Exception):
@@ -27,7 +30,8 @@ class Rejected(Exception):
 class Context:
     """Where an expression stands: ids of its parts start with `owner`; `local` names are bound there only.
 
-    `self_id` is the learner that `self` means; `kept` are the axes that a bare `sum(x)` leaves alone.
+    `self_id` is the learner that `self` means; `kept` are the axes that a bare `sum(x)` leaves alone. `in_store`: the
+    expression is the `call` of a store.
     """
 
     owner: str
@@ -35,6 +39,7 @@ class Context:
     self_id: str | None = None
     kept: Axes = ()
     host: str | None = None
+    in_store: bool = False
 
 
 Number_ = int | float
@@ -60,12 +65,14 @@ class Builder:
         prefix: str = "",
         host: Learner | None = None,
         into: Builder | None = None,
+        suffix: str = "",
     ) -> None:
-        self.spec, self.library, self.prefix, self.host = spec, library, prefix, host
+        self.spec, self.library, self.prefix, self.host, self.suffix = spec, library, prefix, host, suffix
         self.flows: dict[str, Flow] = into.flows if into else {}
         self.learners: dict[str, Learner] = into.learners if into else {}
         self.functions: dict[str, LevelGraph] = into.functions if into else {}
         self.diagnostics: list[Diagnostic] = into.diagnostics if into else []
+        self.written_out: dict[str, Function] = into.written_out if into else {}
         self.bound = dict(bound or {})
         self.uses = {use.name: use.spec for use in spec.uses}
         self.local_learners = {learner.name for learner in spec.learners}
@@ -163,6 +170,10 @@ class Builder:
 
     # -- flows ------------------------------------------------------------------------------------------------------
 
+    def id_of(self, name: str) -> str:
+        """The id of a flow or learner of this spec."""
+        return f"{self.prefix}{name}{self.suffix}"
+
     def fresh(self, taken: dict[str, Any], stem: str) -> str:
         name, n = stem, 1
         while name in taken:
@@ -192,6 +203,9 @@ class Builder:
         **attrs: Any,
     ) -> str:
         """A new flow. Axes are inferred unless given; the id is `name`, or made of the owner of the expression and `label`."""
+        if axes is None and op in OPS and OPS[op].elementwise:
+            widest = max((self.flows[arg].axes for arg in args), key=len)
+            args = [self.without_ones(arg, widest) for arg in args]
         flows = [self.flows[arg] for arg in args]
         dtype = flows[0].dtype if op == "next" else "float"
         if axes is None:
@@ -208,6 +222,17 @@ class Builder:
         id = name or self.fresh(self.flows, f"{self.prefix}{context.owner}:{label or op}")
         host = context.host or (self.host.id if self.host else None)
         return self.add(Flow(id, op, tuple(args), {k: v for k, v in attrs.items() if v is not None}, axes, dtype, host=host, span=span))
+
+    def without_ones(self, id: str, axes: Axes) -> str:
+        """A flow without its axes that are written as the number 1, unless `axes` has them: they fit everything."""
+        flow = self.flows[id]
+        left = tuple(axis for axis in flow.axes if axis.name != "1" or axis in axes)
+        if left == flow.axes:
+            return id
+        made = f"{id}:number"
+        if made not in self.flows:
+            self.add(replace(flow, id=made, op="sum", args=(id,), attrs={}, axes=left))
+        return made
 
     def _infer(self, op: str, flows: Sequence[Flow], span: Span) -> Axes:
         axes = [flow.axes for flow in flows]
@@ -245,7 +270,7 @@ class Builder:
             self.fail(codes.FlowCycle, f"`{name}` is defined by itself: {' -> '.join(path)}", span)
         self._stack.append(name)
         try:
-            id = self.expr(self._exprs[name].value, Context(name), f"{self.prefix}{name}")
+            id = self.expr(self._exprs[name].value, Context(name), self.id_of(name))
             self._named[name] = id
             return id
         except Rejected:
@@ -258,6 +283,8 @@ class Builder:
 
     def expr(self, expr: Expr, context: Context, name: str | None = None) -> str:
         """The flow of an expression; `name` is the id its outermost operator gets."""
+        from nlc.graph.deep import product, tensor_of
+
         match expr:
             case Number(value=value, span=span):
                 return self.constant(value, span)
@@ -270,8 +297,10 @@ class Builder:
                 return self.node(BINARY[op], args, span, context, name)
             case Call():
                 return self.call(expr, context, name)
-            case Attribute(span=span) | Binary(op="@", span=span):
-                return self.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: products of tensors are not compiled yet", span)
+            case Binary(op="@"):
+                return product(self, expr, context, name)
+            case Attribute():
+                return tensor_of(self, expr)
             case Unary() | Binary():
                 return self.fail(codes.NotAValue, f"`{expr.op}` belongs into `owns:`", expr.span)
             case ListOf() | Lambda() | Text():
@@ -322,8 +351,8 @@ class Builder:
                 self.fail(codes.NotAValue, "`self` has a meaning only inside `learn`", expr.span)
             return self.recall(expr, context, name, str(context.self_id), "at")
         if function in self.local_learners:
-            id = f"{self.prefix}{function}"
-            if id not in self.learners:
+            id = self.id_of(function)
+            if id not in self.learners and id not in self.written_out:
                 raise Rejected
             state = dict(expr.kwargs).get("state")
             if state is not None:
@@ -331,7 +360,7 @@ class Builder:
             declared = next(learner for learner in self.spec.learners if learner.name == function)
             if is_solved(declared):
                 return ask(self, expr, context, name, declared)
-            return self.recall(expr, context, name, id, self.learners[id].read)
+            return self.recall(expr, context, name, id, declared.read or "after")
         if function in self.uses:
             return OPERATORS["apply"](self, expr, context, name)
         if function not in CALLABLE:
@@ -342,6 +371,11 @@ class Builder:
         arity = OPS[function].arity
         self.arguments(expr, *[f"argument {i + 1}" for i in range(arity or 0)])
         return self.node(function, self.all(context, *expr.args), expr.span, context, name)
+
+    def objective_called(self, name: str) -> Spec | None:
+        """The objective of the library that a call names; None where it names an operator, a learner or a used block."""
+        known = name in CALLABLE or name in self.local_learners or name in ("self", *self.uses)
+        return None if known else self.library.find("objectives", name)
 
     def arguments(self, expr: Call, *names: str, optional: int = 0, options: Sequence[str] = ()) -> None:
         """Check the number of positional arguments and the names of the others."""
@@ -357,6 +391,10 @@ class Builder:
 
     def recall(self, expr: Call, context: Context, name: str | None, learner_id: str, state: str) -> str:
         """`S(q)`: the value of a learner for a query."""
+        from nlc.graph.deep import ask_function
+
+        if learner_id in self.written_out:
+            return ask_function(self, expr, context, name, self.written_out[learner_id], state)
         learner = self.learners[learner_id]
         if learner.selector is not None:
             self.fail(codes.NotAValue, f"`{expr.function}` owns other learners' tensors; it cannot be called", expr.span)

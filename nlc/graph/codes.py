@@ -192,6 +192,17 @@ class BadChoice(Diagnostic):
     code = "NLC504"
 
 
+class UnusedTensor(Diagnostic):
+    """A tensor of a store that its `call` does not use.
+
+    Why: nothing would ever change it or read it; most often the expression lacks a term.
+    Wrong:  store: {params: {W: [V, K], b: [V]}, call: z -> W @ z}
+    Right:  store: {params: {W: [V, K], b: [V]}, call: z -> W @ z + b}
+    """
+
+    code = "NLC506"
+
+
 class CannotLower(Diagnostic):
     """A learner that has a meaning but no parallel or recurrent program in this version.
 

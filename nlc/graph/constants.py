@@ -1,9 +1,12 @@
-"""What operators make of numbers, computed when compiling."""
+"""What operators make of numbers, computed when compiling; the number that is part of the norms."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+
+NORM_EPS = 1e-6
+"""Added under the root of `l2norm`, `rmsnorm` and `layernorm`."""
 
 NUMERIC: dict[str, Callable[..., float]] = {
     "neg": lambda x: -x,

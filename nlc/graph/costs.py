@@ -17,6 +17,9 @@ def multiply_adds(graph: LevelGraph, learner: Learner, form: str | None = None) 
         return _memory(graph, learner, learner.linear, form)
     if learner.store.form == "map" and not learner.writes:
         return size_of(learner.axes) * asked(graph, learner)
+    if learner.store.form == "tensor" and not learner.writes:
+        leaves = {f.id for f in graph.recalls.get(learner.id, ())}
+        return size_of(learner.axes) * sum(f.op == "contract" and not leaves.isdisjoint(f.args) for f in graph.flows.values())
     if learner.store.form == "kernel":
         return size_of(learner.axes)
     return 0

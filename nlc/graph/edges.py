@@ -39,6 +39,8 @@ FROM_LEARNER = {
     "age": "age",
     "weights": "recall",
 }
+TAKEN = {True: "pred", None: "recall"}
+"""The kind of edge of a tensor that is an operand of a function, by whether it is the one that gradients are taken of."""
 """The kind of edge from the learner an operator names; `tensor` for the others."""
 
 
@@ -86,7 +88,8 @@ def _into_flow(graph: LevelGraph, flow: Flow) -> Iterator[Edge]:
     for id in learners_of(flow):
         if id in graph.learners:
             state = flow.attr("state")
-            yield Edge(("learner", id), here, FROM_LEARNER.get(flow.op, "tensor"), {"state": state} if state else {})
+            kind = TAKEN[flow.attr("pred")] if flow.op == "tensor" and graph.learners[id].writes else FROM_LEARNER.get(flow.op, "tensor")
+            yield Edge(("learner", id), here, kind, {"state": state} if state else {})
 
 
 def learners_of(flow: Flow) -> tuple[str, ...]:

@@ -84,7 +84,8 @@ class Store:
     """The tensors of a learner and how a query reads them.
 
     `form` is `map` (z @ W, key axes first), `value` (W itself), `table` (row of an index), `kernel` (taps of a
-    convolution) or `any` (the tensors of whatever the learner owns or is like).
+    convolution), `any` (the tensors of whatever the learner owns or is like) or `tensor` (one tensor of a function that is
+    written out in flows: `in_axes` are those that its first product contracts).
     """
 
     tensors: tuple[StoreTensor, ...]
@@ -104,6 +105,11 @@ class Init:
     def __str__(self) -> str:
         inner = f"{self.distribution}({', '.join(map(repr, self.args))})" if self.args else self.distribution
         return f"learned({inner})" if self.learned else inner
+
+
+def pred_id(learner: str, number: int) -> str:
+    """The leaf of a tensor that the gradient of a write is taken of."""
+    return f"{learner}:pred{f'.{number + 1}' if number else ''}"
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,8 @@ class Learner:
     selector: Expr | None = None
     """For a learner of tensors declared elsewhere: which ones. `owns` are the ids they resolve to."""
     owns: tuple[str, ...] = ()
+    group: str | None = None
+    """The declared learner that it is one tensor of, `S` for `S.W1`; for a learner of the rule of `S.W1`, what it is without the tensor."""
     host: str | None = None
     scope: str = ""
     span: Span = NOWHERE
@@ -206,6 +214,11 @@ class Learner:
     def is_parameter(self) -> bool:
         """True for a tensor that only the outer levels write."""
         return not self.writes and self.init.learned and self.selector is None
+
+    @property
+    def base(self) -> str:
+        """Its id without the tensor: states of rules are called `S.momentum.W1`."""
+        return self.group or self.id
 
     @property
     def axes(self) -> Axes:
@@ -269,10 +282,10 @@ class LevelGraph:
 
     @cached_property
     def recalls(self) -> Mapping[str, tuple[Flow, ...]]:
-        """For each learner, the flows that call it."""
+        """For each learner, the flows that call it, or take its tensor into a function."""
         found: dict[str, list[Flow]] = {}
         for flow in self.flows.values():
-            if flow.op == "recall":
+            if flow.op in ("recall", "tensor"):
                 found.setdefault(flow.attr("learner"), []).append(flow)
         return {key: tuple(value) for key, value in found.items()}
 
@@ -322,4 +335,6 @@ class LevelGraph:
 
     def parameter_name(self, learner: Learner) -> str:
         """`q.linear.W`; the learned initial state of a memory is `S.init`."""
+        if learner.group is not None and learner.is_parameter:
+            return f"{learner.group}.{learner.store.tensors[0].name}"
         return f"{learner.id}.{learner.store.tensors[0].name if learner.is_parameter else 'init'}"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
+from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
 from nlc.graph.ir import ANY, Attribute, Axes, Axis, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
 from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
@@ -22,20 +23,31 @@ AT = ("start", "running", "decayed")
 
 def declare(b: Builder, level: language.Level, learner: language.Learner) -> None:
     """Enter a learner without its context, so that flows may call it."""
-    id = f"{b.prefix}{learner.name}"
-    defaults: list[tuple[str, str]] = []
+    id = b.id_of(learner.name)
     clock = _clock(b, level)
     per = tuple(b.axis(axis) for axis in learner.per)
     if b.host is not None:
         per = b.host.per + per
     if learner.owns is not None:
-        store = Store((StoreTensor("owned", (ANY,)),), "any")
+        stored: Store | Function = Store((StoreTensor("owned", (ANY,)),), "any")
     elif learner.store is None:
         b.fail(
             codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`"
         )
     else:
-        store = _store(b, learner.store)
+        stored = _store(b, id, learner.store)
+    for part, store in parts(b, id, stored, per, learner).items():
+        group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
+        _declare(b, level, learner, part, store, per, clock, group)
+    if isinstance(stored, Function):
+        b.written_out[id] = stored
+
+
+def _declare(
+    b: Builder, level: language.Level, learner: language.Learner, id: str, store: Store, per: Axes, clock: Clock | None, group: str | None
+) -> None:
+    """One learner of the graph."""
+    defaults: list[tuple[str, str]] = []
     init = _init(b, learner, store, defaults)
     if not learner.learn and not init.learned and learner.owns is None:
         b.fail(
@@ -45,7 +57,7 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
             "give it `init: learned`, or `learn:`",
         )
     if init.distribution == "eye" and (store.form == "any" or len(store.tensors[0].axes) < 2):
-        b.fail(codes.NotConstant, f"`{learner.name}` is no matrix, so its `init` cannot be `eye`", learner.span)
+        b.fail(codes.NotConstant, f"`{id.removeprefix(b.prefix)}` is no matrix, so its `init` cannot be `eye`", learner.span)
     if init.learned and b.host is not None and b.host.sharing == "shared":
         b.fail(codes.NotCompiledYet, "a learned initial state in the rule of an outer level is not compiled yet", learner.span)
     if learner.learn and learner.scope == "shared" and learner.owns is None and b.host is None:
@@ -70,6 +82,7 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
         read,
         sharing,
         selector=learner.owns,
+        group=group,
         host=b.host.id if b.host else None,
         span=learner.span,
         defaults=tuple(defaults),
@@ -107,7 +120,7 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
     return Clock(every.clock, int(count))
 
 
-def _store(b: Builder, store: language.Store) -> Store:
+def _store(b: Builder, id: str, store: language.Store) -> Store | Function:
     if store.use is not None and store.use.function == "like":
         like = store.use.args[0] if store.use.args else None
         if not isinstance(like, Name) or like.name not in b.bound:
@@ -119,11 +132,12 @@ def _store(b: Builder, store: language.Store) -> Store:
         tensors = tuple(StoreTensor(name, tuple(b.axis(axis) for axis in axes)) for name, axes, _ in store.tensors)
         if store.call is None or not isinstance(store.call, Lambda):
             b.fail(codes.MissingPart, "a store with `params` needs a `call`, for example `call: z -> z @ W`", store.span)
-        return _form(b, tensors, store.call.body, store.call.parameter, store.span)
-    return _used_store(b, store.use, store.span)
+        body, query = store.call.body, store.call.parameter
+        return _form(tensors, body, query) or function_of(b, id, tensors, query, body, b, store.span, None)
+    return _used_store(b, id, store.use, store.span)
 
 
-def _used_store(b: Builder, call: Call, span: Span) -> Store:
+def _used_store(b: Builder, id: str, call: Call, span: Span) -> Store | Function:
     """A store file: its dims are the arguments, its tensor params the tensors, its output the call."""
     spec = b.used("stores", call.function, call.span)
     items = call.args[0].items if len(call.args) == 1 and isinstance(call.args[0], ListOf) else call.args
@@ -136,16 +150,20 @@ def _used_store(b: Builder, call: Call, span: Span) -> Store:
         if isinstance(param.value, ListOf)
     )
     query = spec.inputs[0].name if spec.inputs else ""
-    store = _form(b, tensors, spec.outputs[0].value, query, span)
+    body = spec.outputs[0].value
     declared = (spec.inputs[0].axes or ()) if spec.inputs else ()
+    store = _form(tensors, body, query)
+    if store is None:
+        names = Builder(spec, b.library, {name: axis.size for name, axis in bound.items()}, prefix=b.prefix, host=b.host, into=b)
+        return function_of(b, id, tensors, query, body, names, span, tuple(bound[name] for name in declared if name in bound))
     if tuple(bound.get(name) for name in declared) != store.in_axes:
         needed = f"`{query}` has axes [{', '.join(declared)}]; its tensor takes {show_axes(store.in_axes)}"
         b.fail(codes.ShapeMismatch, f"`{call.function}`: {needed}", spec.inputs[0].span if spec.inputs else spec.span)
     return store
 
 
-def _form(b: Builder, tensors: tuple[StoreTensor, ...], call: Expr, query: str, span: Span) -> Store:
-    """Recognise the structure of a call: `z @ W` or `W`."""
+def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str) -> Store | None:
+    """The store of a call `z @ W` or `W`; None for any other function."""
     if len(tensors) == 1:
         W = tensors[0]
         match call:
@@ -153,7 +171,7 @@ def _form(b: Builder, tensors: tuple[StoreTensor, ...], call: Expr, query: str, 
                 return Store(tensors, "map", W.axes[:1], W.axes[1:])
             case Name(name=name) if name == W.name:
                 return Store(tensors, "value", (), W.axes)
-    return b.fail(codes.NotCompiledYet, f"a store that computes `{to_text(call)}` is not compiled yet", span, "`z @ W` and `W` are")
+    return None
 
 
 DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
@@ -167,7 +185,7 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
         return Init("zeros")
     match expr:
         case Name(name="learned"):
-            if store.form == "map":
+            if store.in_axes:
                 return Init("normal", (size_of(store.in_axes) ** -0.5,), learned=True)
             return Init("zeros", learned=True)
         case Call(function="learned", args=(inner,), kwargs=()):
@@ -196,10 +214,13 @@ def _distribution(b: Builder, expr: Expr, whole: Expr | None) -> Init:
 
 def attach(b: Builder, learner: language.Learner) -> None:
     """Give a declared learner its writes, retention and rule."""
-    id = f"{b.prefix}{learner.name}"
-    declared = b.learners[id]
+    id = b.id_of(learner.name)
     if not learner.learn:
         return
+    if id in b.written_out:
+        attach_function(b, learner, b.written_out[id])
+        return
+    declared = b.learners[id]
     if is_solved(learner):
         solved_context(b, learner)
         return
@@ -223,16 +244,16 @@ def attach(b: Builder, learner: language.Learner) -> None:
     b.learners[id] = declared
     kept = (*_axis_of(declared), *declared.per)
     context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
-    for other in learner.learn[1:]:
-        for key in ("keep", "at", "rule", "fold", "solve"):
-            if key in other.spans:
-                b.fail(codes.WrongArguments, f"`{key}` holds for all writes of a learner", other.spans[key], "it stands on the first write")
+    _on_the_first(b, learner)
     built = tuple(_write(b, declared, each, context, defaults, number) for number, each in enumerate(learner.learn))
     keep = None
     if write.keep is None:
         _default(defaults, "keep", "1")
+    elif isinstance(write.keep, dict):
+        help = "a gate for each tensor needs a store with `params` and `call`"
+        b.fail(codes.WrongArguments, f"`{learner.name}` has one tensor, so it takes one `keep`", write.spans["keep"], help)
     else:
-        keep = b.expr(write.keep, replace(context, owner=f"{learner.name}.keep"))
+        keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.axes)
         _fits_gate(b, declared, keep, write.keep.span, "`keep`")
     if len(built) > 1:
         built = tuple(_weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
@@ -240,6 +261,14 @@ def attach(b: Builder, learner: language.Learner) -> None:
     rule = implicit_rule(b, declared, write, context) if prox else _rule(b, declared, write, context, defaults)
     fold = _fold(b, declared, write, defaults)
     b.learners[id] = replace(declared, at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
+
+
+def _on_the_first(b: Builder, learner: language.Learner) -> None:
+    """Refuse keys on a later write that hold for all of them."""
+    for other in learner.learn[1:]:
+        for key in ("keep", "at", "rule", "fold", "solve"):
+            if key in other.spans:
+                b.fail(codes.WrongArguments, f"`{key}` holds for all writes of a learner", other.spans[key], "it stands on the first write")
 
 
 def _axis_of(learner: Learner) -> Axes:
@@ -282,7 +311,7 @@ def _weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, 
     """One of several writes, with the rate of its own."""
     if spec.rate is None or spec.rule is not None:
         return write
-    rate = b.expr(spec.rate, replace(context, owner=f"{context.owner}.rate"))
+    rate = b.without_ones(b.expr(spec.rate, replace(context, owner=f"{context.owner}.rate")), learner.axes)
     _fits_gate(b, learner, rate, spec.rate.span, "`rate`")
     return replace(write, rate=rate)
 
@@ -317,6 +346,8 @@ def _objective(b: Builder, write: language.Write, pred: str, value: str, context
     if expr is None:
         _default(defaults, "minimize", DEFAULT_OBJECTIVE)
         return b.expr(parse(DEFAULT_OBJECTIVE), inner)
+    if isinstance(expr, Call) and (spec := b.objective_called(expr.function)) is not None:
+        return _called(b, expr, spec, inner)
     if not isinstance(expr, Name):
         return b.expr(expr, inner)
     if expr.name == "loss":
@@ -326,11 +357,18 @@ def _objective(b: Builder, write: language.Write, pred: str, value: str, context
             expr.span,
             "a learner with `owns:` may",
         )
-    spec = b.used("objectives", expr.name, expr.span)
-    bound = {i.name: {"pred": pred, "value": value}.get(i.kind) for i in spec.inputs}
+    return _called(b, Call(expr.name, (), (), expr.span), b.used("objectives", expr.name, expr.span), inner)
+
+
+def _called(b: Builder, call: Call, spec: language.Spec, inner: Context) -> str:
+    """An objective of the library, its params bound to numbers or flows: `{huber: {delta: d}}`."""
+    bound = {i.name: inner.local.get(i.kind) for i in spec.inputs}
     if None in bound.values() or not spec.outputs:
-        b.fail(codes.MissingPart, f"`{expr.name}` is no objective: its inputs must be `pred` and `value`, and it has one output", expr.span)
-    child = Builder(spec, b.library, bound={k: v for k, v in bound.items() if v is not None}, prefix=b.prefix, host=b.host, into=b)
+        message = f"`{call.function}` is no objective: its inputs must be `pred` and `value`, and it has one output"
+        b.fail(codes.MissingPart, message, call.span)
+    given = rule_args(b, copies_only(inner.kept), call, spec, replace(inner, local={}))
+    known = {k: v for k, v in bound.items() if v is not None}
+    child = Builder(spec, b.library, bound={**known, **dict(given)}, prefix=b.prefix, host=b.host, into=b)
     return child.expr(spec.outputs[0].value, inner)
 
 
@@ -348,7 +386,7 @@ def _rule(b: Builder, learner: Learner, write: language.Write, context: Context,
         _default(defaults, "rate", "1")
         step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
     else:
-        rate = b.expr(write.rate, replace(context, owner=f"{name}.rate"))
+        rate = b.without_ones(b.expr(write.rate, replace(context, owner=f"{name}.rate")), learner.axes)
         _fits_gate(b, learner, rate, write.rate.span, "`rate`")
         scaled = b.node("mul", [rate, gradient], write.rate.span, here, f"{learner.id}.step:mul")
         step = b.node("neg", [scaled], write.rate.span, here, f"{learner.id}.step")
@@ -371,7 +409,7 @@ def rule_args(b: Builder, learner: Learner, call: Call, spec: language.Spec, con
                 value.span,
                 b.suggest(name, names) or f"params: {', '.join(names)}",
             )
-        flow = b.expr(value, replace(context, owner=f"{context.owner}.{name}"))
+        flow = b.without_ones(b.expr(value, replace(context, owner=f"{context.owner}.{name}")), learner.axes)
         _fits_gate(b, learner, flow, value.span, f"`{name}`")
         bound[name] = flow
     return tuple(bound.items())

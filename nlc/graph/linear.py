@@ -82,6 +82,7 @@ class NotLinear:
 
     reason: str
     span: Span
+    kind: str = "general"
 
 
 class _General(Exception):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def _parameter(b: Builder, context: Context, kind: str, store: Store, init: Init, expr: Call) -> str:
     """An anonymous learner of frequency 0 in context: a slow tensor, owned by the outer levels."""
     id = b.fresh(b.learners, f"{b.prefix}{context.owner}.{kind}")
+    if context.in_store:
+        b.fail(codes.NotAValue, f"`{kind}` makes a tensor of its own; the tensors of a store stand in its `params`", expr.span)
     if b.host is not None:
         b.fail(codes.NotCompiledYet, f"`{kind}` inside a rule is not compiled yet", expr.span)
     b.learners[id] = Learner(id, store, level="never", init=init, sharing="shared", span=expr.span)
@@ -80,13 +82,15 @@ def embed(b: Builder, expr: Call, context: Context, name: str | None) -> str:
 
 def _norm(kind: str) -> Operator:
     def build(b: Builder, expr: Call, context: Context, name: str | None) -> str:
-        """Normalise the last axis and multiply by a learned gain."""
+        """Normalise the last axis and multiply by a learned gain; in the `call` of a store without one."""
         b.arguments(expr, "a flow")
         x = b.expr(expr.args[0], context)
         axes = b.flows[x].axes
         b.fits(x, axes, expr.args[0].span, f"the operand of `{kind}`")
         if not axes:
             b.fail(codes.ShapeMismatch, f"`{kind}` needs at least one axis, `{x}` is one number", expr.span)
+        if context.in_store:
+            return b.node(kind, [x], expr.span, context, name, axes)
         store = Store((StoreTensor("gain", axes[-1:]),), "value", (), axes[-1:])
         learner = _parameter(b, context, kind, store, Init("ones", learned=True), expr)
         return b.node(kind, [x], expr.span, context, name, axes, learner=learner)
@@ -130,7 +134,7 @@ def age(b: Builder, expr: Call, context: Context, name: str | None) -> str:
         b.fail(codes.NotAValue, "`age` takes the name of a learner", expr.span)
     if b.host is None:
         b.fail(codes.NotCompiledYet, "`age` outside a rule is not compiled yet", expr.span)
-    return b.node("age", [], expr.span, context, name, (), learner=f"{b.prefix}{learner.name}")
+    return b.node("age", [], expr.span, context, name, (), learner=b.id_of(learner.name))
 
 
 def cross_entropy(b: Builder, expr: Call, context: Context, name: str | None) -> str:

@@ -63,7 +63,24 @@ def _scalar(args: Sequence[Axes]) -> Axes:
     return ()
 
 
-UNARY = ("exp", "log", "sqrt", "abs", "sigmoid", "logsigmoid", "tanh", "relu", "elu", "silu", "gelu", "softplus", "sin", "cos")
+UNARY = (
+    "exp",
+    "log",
+    "sqrt",
+    "abs",
+    "sigmoid",
+    "logsigmoid",
+    "tanh",
+    "relu",
+    "silu",
+    "gelu",
+    "softplus",
+    "sin",
+    "cos",
+    "sign",
+    "elu",
+    "erf",
+)
 BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "^": "pow", "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "==": "eq", "!=": "ne"}
 
 OPS: dict[str, Op] = {
@@ -108,6 +125,9 @@ OPS: dict[str, Op] = {
         Op("first", 1, _scalar, callable=False),
         Op("asked", 0, _scalar, callable=False),
         Op("sample", 0, _scalar, callable=False),
+        Op("tensor", 0, _scalar, callable=False),
+        Op("contract", 2, _scalar, callable=False),
+        Op("outer", 2, _scalar, callable=False),
     )
 }
 CARRYING = ("conv", "attend")

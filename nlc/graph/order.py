@@ -42,9 +42,9 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
     learner = graph.learners.get(str(flow.attr("learner")))
     if learner is None or not learner.writes:
         return
-    if flow.op == "recall" and flow.attr("state") == "after":
+    if flow.op in ("recall", "tensor") and flow.attr("state") == "after":
         yield "update", learner.id
-    elif flow.op == "recall" and flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
+    elif flow.op in ("recall", "tensor") and flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
         yield "flow", learner.keep
     elif flow.op in ("gradient", "proximal"):
         for kind, id in graph.needs_of(learner):
@@ -80,9 +80,9 @@ def ordered(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
 
 def _cycle(graph: LevelGraph, nodes: list[Node]) -> Diagnostic:
     shown = [text for kind, id in nodes if (text := _shown(graph, kind, id)) is not None] or [id for _, id in nodes]
-    recalls = [graph.flows[id] for kind, id in nodes if kind == "flow" and graph.flows[id].op == "recall"]
+    recalls = [graph.flows[id] for kind, id in nodes if kind == "flow" and graph.flows[id].op in ("recall", "tensor")]
     place = recalls[0] if recalls else graph.flows[nodes[0][1]]
-    learner = recalls[0].attr("learner") if recalls else None
+    learner = graph.learners[recalls[0].attr("learner")].base if recalls else None
     help = f"`read: before` on `{learner}` lets this call see the state before the token" if learner else None
     return codes.TickCycle(f"a cycle within one tick: {' -> '.join([*shown, shown[0]])}", place.span, help)
 
@@ -94,6 +94,8 @@ def _shown(graph: LevelGraph, kind: str, id: str) -> str | None:
     flow = graph.flows[id]
     if flow.host is not None or flow.op == "number":
         return None
+    if flow.op == "tensor":
+        return str(flow.attr("learner"))
     if flow.op == "recall" and ":" in id:
         return f"{flow.attr('learner')}({', '.join(flow.args)})"
     return None if ":" in id else id

@@ -268,7 +268,7 @@ class _Collector:
                 if flow.op not in ("position", "boundary") and learners_of(flow):
                     self._tensor_link(flow)
                 todo.extend(flow.args)
-            elif flow.op == "attend" or (flow.op == "recall" and flow.attr("state") != "at"):
+            elif flow.op == "attend" or (flow.op in ("recall", "tensor") and flow.attr("state") != "at"):
                 yield f"learner {memory.id}", "recall" if kind == "argument" else kind
                 for source, _ in (pair for arg in flow.args[:1] for pair in self._seen_from(arg, "query")):
                     self._link(source, f"learner {memory.id}", "query")
@@ -318,7 +318,7 @@ def _details(learner: Learner) -> list[str]:
     if learner.rule.call is not None:
         lines.append(f"rule {expression_text(learner.rule.call)}")
     if isinstance(form, NotLinear):
-        lines.append("general recurrence")
+        lines.append(f"{form.kind} recurrence")
     elif isinstance(form, LinearForm):
         chunks = f", {run.form}{f' {run.chunk}' if run.form == 'chunkwise' else ''}" if run is not None else ""
         lines.append(f"{form.kind}, n = {form.n}{chunks}")

@@ -150,6 +150,7 @@ def _where(learner: Learner) -> str:
     """Clock of a rule's learner, the group of the file, the block copy, the host."""
     parts = [f"every {learner.clock}"] if learner.clock is not None and learner.clock.unit == "update" else []
     parts += [f"group {learner.level}"] if learner.level else []
+    parts += [f"part of {learner.group}"] if learner.group is not None else []
     parts += [f"in {learner.scope}"] if learner.scope else []
     parts += [f"host {learner.host}"] if learner.host is not None else []
     return "".join(f" {part}" for part in parts)

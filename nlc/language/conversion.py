@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.language.expression import Expr, Lambda, ListOf, Name, Number
-from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, not_yet, unknown_word
+from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, unknown_word
 from nlc.language.schema import FOLDS, INPUT_WORDS, STATES
 from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Spec, Store, Use, Write
 from nlc.language.templates import Templates, is_inline
@@ -296,13 +296,13 @@ class _Conversion:
             return Period(Number(0, node.span), "all", node.span)
         return period(node, self.problems)
 
-    def keep(self, form: Mapping) -> Expr | None:
+    def keep(self, form: Mapping) -> Expr | dict[str, Expr] | None:
+        """A gate, or one for each tensor. A map with one entry reads as a call; the graph builder knows the tensors."""
         entry = form.entries.get("keep")
         if entry is None:
             return None
         if isinstance(entry.value, Mapping) and len(entry.value.entries) > 1:
-            self.problems.append(not_yet("a `keep` for each tensor", entry.key_span))
-            return None
+            return {gate.key: expression(gate.value, self.problems) for gate in self.named(entry.value)}
         return expression(entry.value, self.problems)
 
     def state(self, node: Node) -> Expr:

@@ -27,7 +27,7 @@ _NAME = "^[A-Za-z_][A-Za-z0-9_]*$"
 _FREE_NAME: JsonDict = {"pattern": _NAME, "not": {"enum": [*sorted(RESERVED)]}}
 _EXPRESSION: JsonSchemaValue = {"type": ["string", "number", "object", "array"], "minProperties": 1, "maxProperties": 1}
 _AXES: JsonSchemaValue = {"type": "array", "items": {"type": ["string", "integer"]}}
-_AXIS_NAMES: JsonSchemaValue = {"type": "array", "items": {"type": "string", "pattern": _NAME}}
+_AXIS_NAMES: JsonSchemaValue = {"type": "array", "items": {"type": ["string", "integer"], "pattern": _NAME, "minimum": 1}}
 _NAMED_CALL: JsonSchemaValue = {"type": ["object", "string"], "minProperties": 1, "maxProperties": 1}
 _PERIOD: JsonSchemaValue = {"type": "string", "pattern": f"^.+ ({'|'.join(CLOCKS)})s?$", "examples": ["1 token", "16 tokens", "1 step"]}
 _INLINE: JsonSchemaValue = {"anyOf": [{"required": ["params"]}, {"required": ["call"]}]}
@@ -47,6 +47,8 @@ def _words(words: tuple[str, ...]) -> JsonSchemaValue:
 
 # What `nlc.language.values` reads. To pydantic they are anything; the JSON schema says what they look like.
 Expression = Annotated[object, WithJsonSchema(_EXPRESSION)]
+_GATES: JsonSchemaValue = {"type": "object", "propertyNames": {"pattern": _NAME}, "additionalProperties": _EXPRESSION, "minProperties": 1}
+Gate = Annotated[object, WithJsonSchema(_one_of(_EXPRESSION, _GATES))]
 Axes = Annotated[object, WithJsonSchema(_AXES)]
 CallOnly = Annotated[object, WithJsonSchema(_NAMED_CALL)]
 Size = Annotated[object, WithJsonSchema({"type": ["integer", "string"], "minimum": 1})]
@@ -86,7 +88,9 @@ class WriteForm(_Strict):
     at: State = _optional(
         "The state the gradient is taken at: start of the period (default), running (before this sample), decayed (running, after keep)."
     )
-    keep: Expression = _optional("How much of the old state is kept: a scalar, or a vector on the axis it names. Default: 1.")
+    keep: Gate = _optional(
+        "How much of the old state is kept: a scalar, or a vector on the axis it names; a map gives each tensor its own. Default: 1."
+    )
     rate: Expression = _optional("The step size, short for the plain gradient rule; not together with `rule`. Default: 1.")
     rule: CallOnly = _optional("The update rule, a call of a spec: {name: {param: 0.1}}.")
     solve: Literal["gradient", "implicit", "exact"] = Field(

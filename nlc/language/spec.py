@@ -34,7 +34,7 @@ class Input:
     """One row a token. `kind` is `tensor`, `index` (an integer below `size`), or what the host of a rule or objective binds:
     `gradient`, `weights`, `input`, `error`, `pred`, `value` or `key`.
 
-    `axes` are the names of the axes; None where the host decides (`inputs: {g: gradient}`).
+    `axes` are the names of the axes, a size where the file has a number; None where the host decides (`inputs: {g: gradient}`).
     """
 
     name: str
@@ -89,7 +89,7 @@ class Write:
     minimize: Expr | None
     fold: Expr | dict[str, str] | None
     at: Expr | None
-    keep: Expr | None
+    keep: Expr | dict[str, Expr] | None
     rate: Expr | None
     rule: Call | None
     span: Span

@@ -221,15 +221,15 @@ def axes(node: Node, key: str, problems: Problems) -> tuple[Expr, ...]:
 
 
 def axis_names(node: Node, key: str, problems: Problems) -> tuple[str, ...]:
-    """`[H, K]` where each axis has a name."""
+    """`[H, K]` where each axis has a name; a number is a size and its name."""
     before = len(problems)
     found = axes(node, key, problems)
     if len(problems) == before:
         for axis in found:
-            if not isinstance(axis, Name):
+            if not isinstance(axis, Name | Number):
                 help = "give the size a name in `dims`; one number has the axes `[]`"
-                problems.append(WrongKind("an axis is the name of a dim", axis.span, help))
-    return tuple(axis.name for axis in found if isinstance(axis, Name))
+                problems.append(WrongKind("an axis is the name of a dim, or a number", axis.span, help))
+    return tuple(axis.name if isinstance(axis, Name) else str(axis.value) for axis in found if isinstance(axis, Name | Number))
 
 
 def size(node: Node, problems: Problems) -> Expr:

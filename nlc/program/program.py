@@ -65,7 +65,9 @@ def _refuse_general(graph: LevelGraph) -> None:
     problems: list[Diagnostic] = []
     for learner in graph.learners.values():
         if isinstance(learner.linear, NotLinear):
-            message = f"`{learner.id}` cannot be compiled: {learner.linear.reason}"
+            message = f"`{learner.base if learner.host is None else learner.id}` cannot be compiled: {learner.linear.reason}"
+            if message in (problem.message for problem in problems):
+                continue  # another tensor of the same function
             problems.append(
                 codes.CannotLower(message, learner.linear.span, "the reference backend runs it", (("the learner", learner.span),))
             )

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Flow, Init, Learner, LevelGraph, Write, size_of
+from nlc.graph.ir import Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
 from nlc.graph.ops import CARRYING
 from nlc.graph.state import needs_anchor, optimizer_keys, state_tensors
-from nlc.reference.operators import LAST_AXIS, align, elementwise, recall_map, solved_slope
+from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
 
@@ -136,6 +136,7 @@ class Tick:
         self.old = dict(old)
         self.values: dict[str, Any] = {}
         self.new: Tensors = {}
+        self.slopes: dict[str, Tensors] = {}
         self._mark_boundaries()
 
     def _mark_boundaries(self) -> None:
@@ -170,6 +171,10 @@ class Tick:
                 return self.recall(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
             case "gradient":
                 return self.gradient(graph.learners[flow.attr("learner")], flow.attr("write") or 0)
+            case "tensor":
+                return self.tensor(flow)
+            case "contract" | "outer":
+                return PRODUCTS[flow.op](args[0], args[1], axes, flow.axes[: flow.attr("copies")])
             case "proximal":
                 return self.proximal(graph.learners[flow.attr("learner")], args[0], axes[0])
             case "conv":
@@ -297,8 +302,32 @@ class Tick:
         ones = self.flow(keep).new_ones((1, *(axis.size for axis in learner.axes)))
         return elementwise("mul", [ones, self.flow(keep)], [learner.axes, flow.axes], learner.axes)
 
+    def tensor(self, flow: Flow) -> Tensor:
+        """A tensor of a store that is written out in flows; `pred`: the one that gradients are taken of."""
+        learner = self.graph.learners[flow.attr("learner")]
+        if flow.attr("pred"):
+            self.gradients(learner, flow.attr("write") or 0)
+            return self.values[flow.id]
+        return self.state(learner, flow.attr("state"))
+
+    def gradients(self, learner: Learner, number: int) -> Tensors:
+        """d objective / d tensor at the base state, for one write and all tensors of one function together."""
+        key = f"{learner.base} {number}"
+        if key not in self.slopes:
+            bases = {m.id: self.base(m) for m in self.graph.learners.values() if m.group == learner.base}
+            w = {id: (base if base.requires_grad else base.detach().requires_grad_()).clone() for id, base in bases.items()}
+            self.values.update({pred_id(id, number): x for id, x in w.items()})
+            loss = self.flow(learner.writes[number].loss).sum()
+            found: Any = [torch.zeros_like(x) for x in w.values()]
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, list(w.values()), create_graph=True, materialize_grads=True)
+            self.slopes[key] = dict(zip(w, found, strict=True))
+        return self.slopes[key]
+
     def gradient(self, learner: Learner, number: int = 0) -> Tensor:
         """d objective / d tensor at the base state, for one write. Only `pred` depends on the tensor; `self` in the context is constant."""
+        if learner.store.form == "tensor":
+            return self.gradients(learner, number)[learner.id]
         write = learner.writes[number]
         base = self.base(learner)
         w = (base if base.requires_grad else base.detach().requires_grad_()).clone()

@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nlc.graph.constants import NORM_EPS
 from nlc.graph.ir import Axes
-
-NORM_EPS = 1e-6
-"""Added under the root of `l2norm`, `rmsnorm` and `layernorm`."""
 
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "exp": torch.exp,
@@ -27,12 +25,14 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "logsigmoid": F.logsigmoid,
     "tanh": torch.tanh,
     "relu": torch.relu,
-    "elu": F.elu,
     "silu": F.silu,
     "gelu": F.gelu,
     "softplus": F.softplus,
     "sin": torch.sin,
     "cos": torch.cos,
+    "sign": torch.sign,
+    "elu": F.elu,
+    "erf": torch.erf,
     "neg": torch.neg,
     "sg": torch.detach,
     "add": torch.add,
@@ -99,3 +99,36 @@ def solved_slope(slope: Callable[[Tensor], Tensor], pred: Tensor, scale: Tensor,
     J, r = torch.stack(columns, -1), scale.expand(pred.shape).reshape(-1, width, 1)
     system = torch.eye(width, dtype=pred.dtype) + J * r.mT
     return torch.linalg.solve(system, at_rest.reshape(-1, width)).reshape(pred.shape)
+
+
+def contract(left: Tensor, right: Tensor, axes: list[Axes], copies: Axes) -> Tensor:
+    """`W @ z`: the last axis of `left` with the first of `right`, for each copy.
+
+    left [B, *copies, *A, c], right [B, *copies, c, *E] -> [B, *copies, *A, *E]; a copy that an operand does not tell apart is missing.
+    """
+    n = 1 + len(copies)
+    left, right = _copies_first(left, axes[0], copies), _copies_first(right, axes[1], copies)
+    before, after = left.shape[n:-1], right.shape[n + 1 :]
+    product = left.reshape(*left.shape[:n], -1, left.shape[-1]) @ right.reshape(*right.shape[: n + 1], -1)
+    return product.reshape(*product.shape[:n], *before, *after)
+
+
+def outer(left: Tensor, right: Tensor, axes: list[Axes], copies: Axes) -> Tensor:
+    """Products of each element of `left` and each of `right`: [B, *copies, *A], [B, *copies, *E] -> [B, *copies, *A, *E]."""
+    n = 1 + len(copies)
+    left, right = _copies_first(left, axes[0], copies), _copies_first(right, axes[1], copies)
+    before, after = [1] * (left.dim() - n), [1] * (right.dim() - n)
+    return left.reshape(*left.shape, *after) * right.reshape(*right.shape[:n], *before, *right.shape[n:])
+
+
+def _copies_first(x: Tensor, axes: Axes, copies: Axes) -> Tensor:
+    """x [B, *copies, *others], with length 1 for each copy it does not tell apart."""
+    others = [i for i, axis in enumerate(axes) if axis not in copies]
+    x = x.permute(0, *(1 + axes.index(axis) for axis in copies if axis in axes), *(1 + i for i in others))
+    for i, axis in enumerate(copies):
+        if axis not in axes:
+            x = x.unsqueeze(1 + i)
+    return x
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor, list[Axes], Axes], Tensor]] = {"contract": contract, "outer": outer}

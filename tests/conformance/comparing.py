@@ -26,6 +26,9 @@ VECTORS = {
 }
 """The reference vectors, and the op of the library that must reproduce each."""
 
+REFERENCE_ONLY = {"dla", "huber", "lp_mlp", "titans_mlp", "ttt_linear", "ttt_mlp", "yaad"}
+"""Specs of the library that the compiling backends refuse: functions of several tensors, and an objective that is not quadratic."""
+
 VALUE_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 1e-4
 """float32, relative to the tensor's max (golden/README.md)."""
 

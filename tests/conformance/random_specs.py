@@ -311,7 +311,7 @@ class Writer:
             return self.flow(f"conv({self.raw(axes)}, {rng.choice((1, 2, 3, 4))})")
         if how == "norm":
             one = any(name == last and self.sizes.get(role.removesuffix(" dim")) == 1 for role, name in self.taken.items())
-            norms = ("rmsnorm", "l2norm") if one else ("rmsnorm", "layernorm", "l2norm")  # the layernorm of one number is 0 and noise
+            norms = ("tanh",) if one else ("rmsnorm", "layernorm", "l2norm")  # the norm of one number is its sign; its gradient is noise
             return self.flow(f"{rng.choice(norms)}({self.raw(axes)})")
         if how == "activation":
             return self.flow(f"{rng.choice(('silu', 'softmax', 'tanh', 'gelu', 'relu', 'sin', 'sigmoid', 'abs'))}({self.raw(axes)})")

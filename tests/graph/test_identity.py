@@ -63,10 +63,14 @@ def test_passes_change_the_hash_where_they_change_the_graph(built: Build) -> Non
     assert [a != b for a, b in pairwise(hashes)] == [stage.changed for stage in stages]
 
 
+DEEP = "levels: {m: {every: 1 token, learners: {S: {store: STORE, init: learned, learn: {key: k, value: v}}}}}\noutputs: {o: S(k)}"
 HOSTS = {
     "stores": {
         "matrix": "levels: {m: {every: 1 token, learners: {S: {store: {matrix: [K, V]}, learn: {key: k, value: v}}}}}\noutputs: {o: S(k)}",
         "vector": "levels: {m: {every: 1 token, learners: {S: {store: {vector: [V]}, learn: {value: v}}}}}\noutputs: {o: S()}",
+        "mlp": DEEP.replace("STORE", "{mlp: [K, 5, V]}"),
+        "mlp3": DEEP.replace("STORE", "{mlp3: [K, 5, 6, V]}"),
+        "mlp4": DEEP.replace("STORE", "{mlp4: [K, 5, 6, 7, V]}"),
     },
     "objectives": "levels: {m: {every: 1 token, learners: {S: {store: {matrix: [K, V]}, "
     "learn: {key: k, value: v, minimize: NAME}}}}}\noutputs: {o: S(k)}",

@@ -64,6 +64,7 @@ OTHER: dict[str, object] = {
     "solve": Solve("k", "v", "beta", "q", "k", 3),
     "selector": parse("rest"),
     "owns": ("S",),
+    "group": "other",
     "host": "S",
     "scope": "h.0",
     "defaults": (("at", "start"), ("keep", "1")),

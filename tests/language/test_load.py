@@ -54,6 +54,7 @@ def test_a_file_becomes_a_spec_with_places() -> None:
     assert level.every is not None and (text(level.every.count), level.every.clock) == ("1", "token")
     assert memory.store is not None and memory.store.use is not None and text(memory.store.use) == "matrix(K, V)"
     assert [text(axis) for axis in memory.per] == ["H"]
+    assert not isinstance(write.keep, dict)
     assert [text(e) for e in (write.key, write.value, write.rate, write.keep, write.at)] == ["k", "v", "beta", "exp(g)", "decayed"]
     assert (write.minimize, write.fold, write.rule, memory.read, memory.scope, loaded.loss) == (None,) * 6
     assert str(write.spans["keep"]).endswith("gated_delta_rule.yaml:11:84")

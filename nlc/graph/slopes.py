@@ -1,0 +1,195 @@
+"""Slopes of one number in many flows, by the chain rule backwards, through all operators that a store written out in flows may use.
+
+`nlc.graph.calculus.derivative` is for objectives of linear memories and refuses what mixes channels; this does not. New flows are made in
+an `Algebra`. The slope of a flow may lack axes of it: it is the same along them. A tensor that enters a product `W @ z` gets the outer
+product of the slope at the output of the product and of its input z (docs/semantics.md, "Functions of several tensors").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable
+from nlc.graph.constants import NORM_EPS
+from nlc.graph.ir import Attribute, Axes, Axis, Flow, size_of
+
+
+def slopes(a: Algebra, loss: str, leaves: Sequence[str]) -> dict[str, Coefficient]:
+    """d loss / d leaf for each leaf; 0 where the loss does not depend on it.
+
+    Raises NotDifferentiable at an operator that has no slope, such as a recall of another memory.
+    """
+    chain = _Chain(a)
+    wanted = a.upstream(loss)
+    depends: set[str] = set()
+    between: list[Flow] = []
+    for id, flow in list(a.flows.items()):
+        if id in wanted and (id in leaves or depends.intersection(flow.args)):
+            depends.add(id)
+            between.append(flow)
+    found: dict[str, Coefficient] = {loss: 1}
+    for flow in reversed(between):
+        s = found.get(flow.id, 0)
+        if flow.id not in leaves and s != 0:
+            for arg, part in chain.parts(flow, s, depends):
+                found[arg] = a.add(found.get(arg, 0), part)
+    return {leaf: found.get(leaf, 0) for leaf in leaves}
+
+
+class _Chain:
+    """What one operator passes on to its operands."""
+
+    def __init__(self, a: Algebra) -> None:
+        self.a = a
+        self.known: dict[object, str] = {}
+
+    def parts(self, flow: Flow, s: Coefficient, depends: set[str]) -> list[tuple[str, Coefficient]]:
+        """(operand, its share of the slope) for the operands that depend on a leaf."""
+        mine = {i: arg for i, arg in enumerate(flow.args) if arg in depends}
+        if flow.op == "contract":
+            return [(arg, self.of_product(flow, s, i)) for i, arg in mine.items()]
+        full = max((self.a.axes(arg) for arg in flow.args), key=len)  # the axes before a reduction
+        return [(arg, self.fitted(self.part(flow, s, i), full, self.a.axes(arg))) for i, arg in mine.items()]
+
+    def part(self, flow: Flow, s: Coefficient, i: int) -> Coefficient:
+        """The slope in operand i, with the axes of the widest operand at most."""
+        a, x = self.a, flow.args[i]
+        other = flow.args[1 - i] if len(flow.args) == 2 else ""
+        match flow.op:
+            case "sum" | "add":
+                return s
+            case "mean":
+                return a.div(s, size_of(a.axes(x)) // size_of(flow.axes))
+            case "neg":
+                return a.neg(s)
+            case "sub":
+                return s if i == 0 else a.neg(s)
+            case "mul" | "dot":
+                return a.mul(s, other)
+            case "div":
+                return a.div(s, other) if i == 0 else a.neg(a.div(a.mul(s, flow.id), x))
+            case "pow" if i == 0:
+                n = a.value(other)
+                return a.mul(a.mul(s, n), a.pow(x, a.sub(n, 1)))
+            case "pow":
+                return a.mul(s, a.mul(flow.id, self.unary("log", other)))
+            case "max" | "min":
+                strict, loose = ("gt", "ge") if flow.op == "max" else ("lt", "le")
+                return a.mul(s, a.mul(0.5, a.add(a.make(strict, x, other), a.make(loose, x, other))))  # a tie: half to each
+            case "sg" | "sign" | "lt" | "le" | "gt" | "ge" | "eq" | "ne":
+                return 0
+            case "l2norm" | "rmsnorm" | "layernorm" | "softmax" if flow.attr("learner") is None:
+                return self.of_norm(flow, s, x)
+        if flow.op in UNARY:
+            return a.mul(s, UNARY[flow.op](self, x, flow.id))
+        raise NotDifferentiable(f"`{flow.op}` has no slope", flow.span)
+
+    def of_norm(self, flow: Flow, s: Coefficient, x: str) -> Coefficient:
+        """Operators along the last axis. With y = (x - mean) / scale: (s - mean(s) - y mean(s y)) / scale."""
+        a, y, last = self.a, flow.id, flow.axes[-1]
+        if flow.axes.count(last) > 1:
+            raise NotDifferentiable(f"`{flow.op}` of a tensor with two axes `{last.name}`", flow.span)
+        n = last.size
+        if flow.op == "softmax":
+            return a.mul(y, a.sub(s, self.summed(a.mul(s, y), last)))
+        if flow.op == "l2norm":
+            length = a.pow(a.add(self.summed(a.mul(x, x), last), NORM_EPS), -0.5)
+            return a.mul(length, a.sub(s, a.mul(y, self.summed(a.mul(s, y), last))))
+        centred: Coefficient = x
+        if flow.op == "layernorm":
+            centred = a.sub(x, a.div(self.summed(x, last), n))
+        scale = a.pow(a.add(a.div(self.summed(a.mul(centred, centred), last), n), NORM_EPS), -0.5)
+        inner = a.sub(s, a.mul(y, a.div(self.summed(a.mul(s, y), last), n)))
+        if flow.op == "layernorm":
+            inner = a.sub(inner, a.div(self.summed(s, last), n))
+        return a.mul(scale, inner)
+
+    def of_product(self, flow: Flow, s: Coefficient, i: int) -> Coefficient:
+        """`W @ z` or `z @ W`: the outer product for the matrix, the product with the transposed matrix for the vector."""
+        a, other = self.a, flow.args[1 - i]
+        copies = flow.axes[: flow.attr("copies")]
+        rest = flow.axes[len(copies) :]
+        if len(rest) > 1:
+            raise NotDifferentiable("a matrix times a matrix", flow.span)
+        mine, others = (tuple(axis for axis in a.axes(arg) if axis not in copies) for arg in (flow.args[i], other))
+        if not rest:
+            return self.fitted(a.mul(s, other), (*copies, *mine), a.axes(flow.args[i]))
+        if rest[0] not in a.axes(s):
+            s = a.mul(s, a.make("pow", flow.id, 0))  # the same number along that axis
+        slope = a.flow(s)
+        if len(mine) == 2:
+            left, right, op, axes = (slope, other, "outer", (*rest, *others)) if i == 0 else (other, slope, "outer", (*others, *rest))
+        else:
+            left, right = (other, slope) if i == 0 else (slope, other)
+            op, axes = "contract", mine
+        around = tuple(axis for axis in copies if axis in a.axes(left) or axis in a.axes(right))
+        made = self.made(op, (left, right), (*around, *axes), copies=len(around))
+        return self.fitted(made, (*copies, *mine), a.axes(flow.args[i]))
+
+    # -- axes -----------------------------------------------------------------------------------------------------------
+
+    def fitted(self, part: Coefficient, full: Axes, wanted: Axes) -> Coefficient:
+        """The sum of a part over the axes along which its operand was repeated."""
+        for axis in full:
+            if axis not in wanted:
+                part = self.summed(part, axis)
+        return part
+
+    def summed(self, x: Coefficient, axis: Axis) -> Coefficient:
+        """The sum over one axis, along which x may be the same."""
+        axes = self.a.axes(x)
+        if axis not in axes:
+            return self.a.mul(x, axis.size)
+        return self.made("sum", (self.a.flow(x),), tuple(a for a in axes if a != axis))
+
+    def unary(self, op: str, x: Coefficient) -> str:
+        return self.made(op, (self.a.flow(x),), self.a.axes(x))
+
+    def made(self, op: str, args: tuple[str, ...], axes: Axes, **attrs: Attribute) -> str:
+        """A new flow, once for each operator, operands and axes."""
+        key = (op, args, axes, *attrs.items())
+        if key not in self.known:
+            a = self.a
+            a.count += 1
+            id = f"{a.prefix}{a.count}"
+            a.flows[id] = Flow(id, op, args, attrs, axes, scope=a.learner.scope, host=a.host, span=a.learner.span)
+            self.known[key] = id
+        return self.known[key]
+
+
+def _gelu(c: _Chain, x: str, y: str) -> Coefficient:
+    """Phi(x) + x phi(x), with the normal distribution Phi and its density phi."""
+    a = c.a
+    below = a.mul(0.5, a.add(1, c.unary("erf", a.mul(x, 0.5**0.5))))
+    return a.add(below, a.mul(a.mul(x, (2 * math.pi) ** -0.5), _bell(c, x, 0.5)))
+
+
+def _bell(c: _Chain, x: str, by: float) -> Coefficient:
+    """exp(-by x^2)."""
+    return c.unary("exp", c.a.mul(c.a.mul(x, x), -by))
+
+
+def _silu(c: _Chain, x: str, y: str) -> Coefficient:
+    p = c.unary("sigmoid", x)
+    return c.a.add(p, c.a.mul(y, c.a.sub(1, p)))
+
+
+UNARY: dict[str, Callable[[_Chain, str, str], Coefficient]] = {
+    "exp": lambda c, x, y: y,
+    "log": lambda c, x, y: c.a.div(1, x),
+    "sqrt": lambda c, x, y: c.a.div(0.5, y),
+    "abs": lambda c, x, y: c.unary("sign", x),
+    "sigmoid": lambda c, x, y: c.a.mul(y, c.a.sub(1, y)),
+    "logsigmoid": lambda c, x, y: c.unary("sigmoid", c.a.neg(x)),
+    "tanh": lambda c, x, y: c.a.sub(1, c.a.mul(y, y)),
+    "relu": lambda c, x, y: c.a.make("gt", x, 0),
+    "silu": _silu,
+    "gelu": _gelu,
+    "softplus": lambda c, x, y: c.unary("sigmoid", x),
+    "sin": lambda c, x, y: c.unary("cos", x),
+    "cos": lambda c, x, y: c.a.neg(c.unary("sin", x)),
+    "elu": lambda c, x, y: c.unary("exp", c.a.make("min", x, 0)),
+    "erf": lambda c, x, y: c.a.mul(2 * math.pi**-0.5, _bell(c, x, 1)),
+}
+"""The slope of an elementwise operator y = f(x)."""
