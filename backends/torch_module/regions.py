@@ -208,7 +208,7 @@ class RegionWriter:
         self.memories.append(memory)
         gates = self._gates(writer, identifier(local(self.region.loop.id, self.region.scope)), learner)
         roles = arguments(learner, recalls)
-        texts = [text for (_, id), text in zip(roles, self._inputs(learner, recalls), strict=True) if id not in writer.flows]
+        texts = [text for (_, id), text in zip(roles, self._inputs(learner, recalls), strict=True) if id not in writer.coefficients]
         texts.append(f"gates[{self.gates.index(gates)}]")
         texts += [self._state(learner, key) for key in learner.linear.states]
         answers = [self.namer(f"{learner.id}:read {i}") for i in range(len(recalls))]
