@@ -8,6 +8,7 @@ from typing import ClassVar
 import networkx as nx
 
 from nlc.graph.calculus import Coefficient
+from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Bucket, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, roles, sees_decayed
 from nlc.graph.order import Node, tick_graph
@@ -55,7 +56,7 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     """What two memories must have in common to run as copies of one."""
     form = learner.linear
     assert isinstance(form, LinearForm)
-    reads = tuple(sorted((f.attr("state"), bool(f.args)) for f in _recalls(graph, learner)))
+    reads = tuple(sorted((f.attr("state"), bool(f.args), bool(f.attr("inverse"))) for f in _recalls(graph, learner)))
     sizes = (size_of(learner.store.in_axes), size_of(learner.store.out_axes))
 
     def kind(x: Coefficient) -> object:
@@ -71,7 +72,7 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
 def _pattern(graph: LevelGraph, learner: Learner) -> tuple[int, ...]:
     """Which of the flows that a sweep reads are the same: a key that is also the probe is one argument, not two."""
     recalls = sorted(_recalls(graph, learner), key=lambda f: (f.attr("state"), bool(f.args)))
-    flows = [flow for _, flow in roles(learner.linear, [f.args[0] if f.args else None for f in recalls])]
+    flows = [flow for _, flow in roles(learner.linear, [f.args[0] if f.args else None for f in recalls], ridges_of(recalls))]
     return tuple(flows.index(flow) for flow in flows)
 
 

@@ -202,7 +202,7 @@ class RegionWriter:
                 texts.append(self._at_sample(ones, learner, recalls, role) if asked else ones)
                 continue
             assert isinstance(learner.linear, LinearForm)
-            vector = role.startswith(("query", "key", "probe", "target")) or id in learner.linear.wide
+            vector = role.startswith(("query", "ridge", "key", "probe", "target")) or id in learner.linear.wide
             rest: Axes = () if not vector else store.out_axes if role.startswith("target") else store.in_axes
             if samples is None or asked:
                 text = self._normal(id, learner.per, rest, [copies, *([size_of(rest)] if vector else [])])

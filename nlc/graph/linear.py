@@ -14,7 +14,7 @@ No rule, objective or model is known by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from nlc.diagnostics import Span
@@ -415,9 +415,13 @@ def numbered(form: LinearForm) -> Iterator[tuple[LinearWrite, str]]:
         yield write, f" {number}" if len(form.writes) > 1 else ""
 
 
-def roles(form: LinearForm, queries: list[str | None]) -> list[tuple[str, str | None]]:
-    """What a sweep reads, in order: (role, flow). None is a query or key of ones. Numbers are part of the form itself."""
+def roles(form: LinearForm, queries: list[str | None], ridges: Mapping[int, str] | None = None) -> list[tuple[str, str | None]]:
+    """What a sweep reads, in order: (role, flow). None is a query or key of ones. Numbers are part of the form itself.
+
+    `ridges` are those of the queries that ask the inverse of the memory.
+    """
     vectors: list[tuple[str, str | None]] = [(f"query {i}", query) for i, query in enumerate(queries)]
+    vectors += [(f"ridge {i}", ridge) for i, ridge in (ridges or {}).items()]
     if form.log_keep is not None:
         gates: list[tuple[str, Coefficient]] = [("log keep", form.log_keep)]
     else:

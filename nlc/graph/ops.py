@@ -108,6 +108,7 @@ OPS: dict[str, Op] = {
         Op("next", 1, _same),
         Op("age", 0, _scalar),
         Op("cross_entropy", 2, _scalar),
+        Op("solve", 2, _scalar),
         # made by the compiler
         Op("number", 0, _scalar, callable=False),
         Op("input", 0, _scalar, callable=False),

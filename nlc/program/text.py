@@ -109,6 +109,8 @@ def _sweep(graph: LevelGraph, sweep: Sweep, scope: str, depth: int) -> Iterator[
         for flow in recalls:
             query = local(flow.args[0], scope) if flow.args else ""
             asked = f"{local(learner.id, scope)}({query})"
+            if flow.attr("inverse"):
+                asked = f"x of {local(learner.id, scope)}(x) + {local(flow.args[1], scope)} * x == {query}:"
             yield Line(depth + 2, f"{local(flow.id, scope)} = {asked} {flow.attr('state')}{_axes(flow)}", place(flow.span))
     yield Line(depth + 1, "}")
     yield Line(depth, "}")

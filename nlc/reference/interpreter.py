@@ -168,7 +168,8 @@ class Tick:
             case "position":
                 return self.old["position"].to(self.machine.dtype).reshape(1)
             case "recall":
-                return self.recall(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
+                answer = self.solved if flow.attr("inverse") else self.recall
+                return answer(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
             case "gradient":
                 return self.gradient(graph.learners[flow.attr("learner")], flow.attr("write") or 0)
             case "tensor":
@@ -269,6 +270,17 @@ class Tick:
 
     def recall(self, learner: Learner, state: str, args: list[Tensor], axes: list[Any]) -> Tensor:
         return self.call(learner, self.state(learner, state), args, axes)
+
+    def solved(self, learner: Learner, state: str, args: list[Tensor], axes: list[Any]) -> Tensor:
+        """The x with x @ W + ridge * x = q. A singular system has no finite answer."""
+        W, inner = self.state(learner, state), (*learner.per, *learner.store.in_axes)
+        query, ridge = (
+            elementwise("mul", [W.new_ones(1, *(a.size for a in inner)), x], [inner, a], inner) for x, a in zip(args, axes, strict=True)
+        )
+        n = 1 + len(learner.per)
+        q, a, W = query.flatten(n), ridge.flatten(n), W.flatten(n + len(learner.store.in_axes)).flatten(n, -2)
+        x, _ = torch.linalg.solve_ex(W.mT + torch.diag_embed(a), q.unsqueeze(-1))
+        return x.reshape(-1, *(axis.size for axis in inner))
 
     def call(self, learner: Learner, w: Tensor, args: list[Tensor], axes: list[Any]) -> Tensor:
         """The function a store is: z @ W, or W itself."""
