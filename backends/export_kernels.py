@@ -8,6 +8,8 @@ Axes: N chunks, G independent memories (batch x heads), C tokens of a chunk, K k
       n states of a rule (memory, momentum, ...), D = n * K stacked key rows.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,6 +105,33 @@ def sweep(scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0:
         out.append(seen[:, :reads] + scores[i, :, :reads] @ error)
         state = _advanced(decay[i], state) + x[i].mT @ error
     return torch.stack(out), state
+
+
+def over_periods(
+    body: Callable[..., tuple[Tensor | dict[str, Tensor], ...]],
+    p: dict[str, Tensor],
+    z: dict[str, Tensor],
+    flows: list[Tensor],
+    anchored: list[str],
+    period: int,
+    position: Tensor,
+) -> list[Tensor | dict[str, Tensor]]:
+    """What `layers.over_periods` returns, for calls of one token, or calls that begin where a period begins: lengths must be known."""
+    T = max(x.shape[1] for x in flows)
+    if T == 1 and anchored:
+        begins = position % period == 0
+        anchors = {f"{name}.anchor": torch.where(begins, z[name], z[f"{name}.anchor"]) for name in anchored}
+        *outputs, states = body(p, {**z, **anchors}, *flows)
+        return [*outputs, {**anchors, **states}]
+    lengths = [min(period, T - start) for start in range(0, T, period)]
+    parts = [x.split(lengths, 1) if x.shape[1] == T else [x] * len(lengths) for x in flows]
+    made, new = [], {}
+    for piece in zip(*parts, strict=True):
+        new = {**new, **{f"{name}.anchor": {**z, **new}[name] for name in anchored}}
+        *outputs, states = body(p, {**z, **new}, *piece)
+        new = {**new, **states}
+        made.append(outputs)
+    return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
 
 
 def embedding(table: Tensor, tokens: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def test_vector_is_reproduced(name: str, form: str) -> None:
     vector, _ = read_vector(name)
     sizes = {"H": vector["k"].shape[2], "K": vector["k"].shape[3], "V": vector["v"].shape[3]}
 
-    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes, **FORMS[form])  # type: ignore[arg-type]
+    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{VECTORS[name]}.yaml", dims=sizes, **FORMS[form])  # type: ignore[arg-type]
 
     check_vector(compiled, vector)
 
@@ -36,7 +36,7 @@ def test_vector_is_reproduced_at_every_chunk_length(name: str, chunk: int) -> No
     vector, _ = read_vector(name)
     sizes = {"H": vector["k"].shape[2], "K": vector["k"].shape[3], "V": vector["v"].shape[3]}
 
-    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes, backend="eager", form="chunkwise", chunk=chunk)
+    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{VECTORS[name]}.yaml", dims=sizes, backend="eager", form="chunkwise", chunk=chunk)
 
     check_vector(compiled, vector)
 
