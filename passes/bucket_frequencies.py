@@ -66,7 +66,18 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     writes = tuple(
         (tuple(map(kind, w.b)), None if w.c is None else tuple(map(kind, w.c)), sees_decayed(form, w), w.key is None) for w in form.writes
     )
-    return learner.scope, learner.clock, learner.samples, sizes, F, writes, form.log_keep is not None, reads, _pattern(graph, learner)
+    return (
+        form.flipped,
+        learner.scope,
+        learner.clock,
+        learner.samples,
+        sizes,
+        F,
+        writes,
+        form.log_keep is not None,
+        reads,
+        _pattern(graph, learner),
+    )
 
 
 def _pattern(graph: LevelGraph, learner: Learner) -> tuple[int, ...]:

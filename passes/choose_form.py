@@ -53,6 +53,10 @@ class ChooseForm(Pass):
         if inverse and not (form.plain and form.n == 1 and not form.solves):
             reason = "systems of its states are solved token by token, but for one state, one write and gates of copies"
             return Execution("recurrent", 1, decays, legal[:1], reason)
+        if form.flipped and not (form.plain and form.n == 1):
+            return Execution(
+                "recurrent", 1, decays, legal[:1], "a read from the other side of its states takes one state and gates of copies"
+            )
         longest = learner.clock.period if learner.group is not None and learner.clock is not None else CHUNKS[-1]
         if longest == 1:
             return Execution("recurrent", 1, decays, ("recurrent",), "its gradients are taken at a new state every token")

@@ -62,16 +62,18 @@ class MemoryWriter:
 
     def __init__(self, sweep: Sweep, tokens_only: bool = False) -> None:
         self.learner, self.recalls = sweep.learners[0], sweep.recalls[0]
-        self.asked = tuple(flow for flow in self.recalls if not flow.attr("inverse"))
-        self.solved = [i for i, flow in enumerate(self.recalls) if flow.attr("inverse")]
         form = self.learner.linear
+        self.solved = [i for i, flow in enumerate(self.recalls) if flow.attr("inverse")]
         assert isinstance(form, LinearForm) and self.learner.execution is not None
         self.form, self.execution = form, self.learner.execution
+        self.across = list(range(len(self.recalls))) if form.flipped else self.solved
+        """Recalls that are no rows of the scores."""
         self.stem = identifier(local(self.learner.id, self.learner.scope))
         self.namer = Namer(self.learner.scope)
         for word in RESERVED_HERE:
             self.namer.names[f"reserved {word}"] = word
-        for i in self.solved:
+        self.asked = tuple(flow for i, flow in enumerate(self.recalls) if i not in self.across)
+        for i in self.across:
             for word in ("within", "from_start", "solution"):
                 self.namer.names[f"reserved {word} {i}"] = f"{word}_{i}"
         self.states = [self.namer(state) for state in form.states]
@@ -116,6 +118,7 @@ class MemoryWriter:
         lines = [self.signature(f"{self.stem}_recurrent"), '    """One token after the other.', "", *self.equations("    "), '    """']
         names = list(self.names.values())
         lines.append(f"    {', '.join(names)}{',' * (len(names) == 1)} = (x.to({self.states[0]}.dtype) for x in ({', '.join(names)},))")
+        lines += self._turned("    ")
         lines += ["    rows = []", f"    for t in range({self.target}.shape[1]):"]
         body: list[str] = []
         if form.log_keep is not None:
@@ -146,8 +149,12 @@ class MemoryWriter:
             body.append(f"rows.append(torch.stack([{', '.join(outs)}]))")
         lines += [f"        {line}" for line in body]
         stacked = ["*torch.stack(rows, 2).unbind()"] if outs else []
-        lines.append(f"    return ({', '.join([*stacked, *self.states])},)")
+        lines.append(f"    return ({', '.join([*stacked, *(state + '.mT' * form.flipped for state in self.states)])},)")
         return "\n".join(lines)
+
+    def _turned(self, indent: str) -> list[str]:
+        """A recurrence of transposed states."""
+        return [f"{indent}{state} = {state}.mT" for state in self.states] if self.form.flipped else []
 
     def _at_t(self, flow: str | None) -> str:
         return f"{self.args[flow]}[:, t]"
@@ -179,7 +186,7 @@ class MemoryWriter:
         return self.form.states.index(anchor) if flow.attr("state") == "start" and anchor in self.form.states else 0
 
     def _recurrent_read(self, flow: Flow) -> str:
-        state = self.states[self._row(flow)]
+        state = self.states[self._row(flow)] + ".mT" * self.form.flipped
         if flow.attr("inverse"):
             self.uses.add("solved_now")
             return f"solved_now({self._query(flow)}[:, t], {self.names[flow.args[1], 'ridge']}[:, t], {state})"
@@ -198,6 +205,7 @@ class MemoryWriter:
         ]
         lines += [*self.equations("    "), '    """', f"    B, T = {target}.shape[:2]", "    if T == 1:"]
         lines.append(f"        return {self.stem}_recurrent({', '.join([*self.names.values(), *self.states])})")
+        lines += self._turned("    ")
         body = self._chunk_body() if self.form.plain else self._general_body()
         lines += [f"    {line}" for line in [*self._chunk_inputs(), *body]]
         return "\n".join(lines)
@@ -242,7 +250,9 @@ class MemoryWriter:
         z0 = f"{self.states[0]}.flatten(0, 1)" if form.n == 1 else f"torch.cat([{', '.join(self.states)}], 2).flatten(0, 1)"
         lines = self._rows() + scores()
         target, reads = self.target, len(self.asked)
-        if form.solves:
+        if form.flipped:
+            lines += self._read_across(z0)
+        elif form.solves:
             self.uses.add("sweep")
             lines.append(f"o, last = sweep(scores, {target}, carried, x, total, {z0})")
         else:
@@ -256,12 +266,29 @@ class MemoryWriter:
 
     def _chunk_results(self) -> str:
         n, reads = self.form.n, len(self.asked)
-        final = "last.unflatten(0, (B, -1))" if n == 1 else f"*last.unflatten(0, (B, -1)).chunk({n}, 2)"
+        final = f"last.unflatten(0, (B, -1)){'.mT' * self.form.flipped}" if n == 1 else f"*last.unflatten(0, (B, -1)).chunk({n}, 2)"
         outs = ["unchunked(o, B, T)"] if reads == 1 else [f"*(unchunked(y, B, T) for y in o.chunk({reads}, 2))"] if reads else []
-        if self.solved:
+        if self.across:
             parts = iter(["o"] if reads == 1 else [f"o.chunk({reads}, 2)[{i}]" for i in range(reads)])
-            outs = [f"unchunked({f'solution_{i}' if i in self.solved else next(parts)}, B, T)" for i in range(len(self.recalls))]
+            outs = [f"unchunked({f'solution_{i}' if i in self.across else next(parts)}, B, T)" for i in range(len(self.recalls))]
         return f"return ({', '.join([*outs, final])},)"
+
+    def _read_across(self, z0: str) -> list[str]:
+        """Reads from the other side: the errors first, as what the probes see, then each read goes by the errors to what was written."""
+        self.uses |= {"sweep", "inter_chunk_free"}
+        written = "w" if self.form.log_keep is not None or not self.form.fades else self.args[self.write.key]
+        twice = "torch.cat([scores.tril(-1), scores], 2), {0}, torch.cat([carried, carried], 2), x, total, {1}"
+        lines = [
+            f"seen, _ = sweep({twice.format(self.target, z0)})",
+            f"errors = {self.target} - seen",
+            f"states = inter_chunk_free(x.mT @ errors, {'total' if self.form.fades else 'None'}, {z0})",
+            "last = states[-1]",
+        ]
+        for i in self.across:
+            query = self._query(self.recalls[i])
+            carried = f"from_start_{i} * ({query} @ states[:-1].mT)"
+            lines.append(f"solution_{i} = {carried} + (({query} @ errors.mT) * within_{i}) @ {written}")
+        return lines
 
     def _solutions(self) -> list[str]:
         """What is asked of the inverse: the systems of all tokens, from the states at chunk starts and the writes since."""
@@ -353,7 +380,7 @@ class MemoryWriter:
                 f"scores = scores * {masks}",
                 "carried = rows",
             ]
-        for i in self.solved:
+        for i in self.across:
             C, new = self.execution.chunk, self._sees_new(self.recalls[i])
             lines.append(f"within_{i}, from_start_{i} = w.new_ones(1, 1, {C}, {C}).tril({'' if new else '-1'}), w.new_ones(1, 1, {C}, 1)")
         if self.form.solves:
@@ -371,7 +398,7 @@ class MemoryWriter:
             f"w = {self._scaled(self.args[self.write.key], self.write.b[0])}",
             f"scores, carried, x, total = decayed({rows}, w, {self.args[form.log_keep]}, {kinds!r})",
         ]
-        for i in self.solved:
+        for i in self.across:
             kind = (self._sees_new(self.recalls[i]),)
             ones, gates = "torch.ones_like(w[..., :1])", self.args[form.log_keep]
             lines.append(f"within_{i}, from_start_{i}, _, _ = decayed({ones}, {ones}, {gates}, {kind!r})")
@@ -387,7 +414,7 @@ class MemoryWriter:
         if write.c is not None and not sees_decayed(form, write):
             sights[-1] = [(x, (i, False)) for i, x in enumerate(write.c) if x != 0]
         looks = list(dict.fromkeys(look for sight in sights for _, look in sight))
-        inverted = {i: (0, self._sees_new(self.recalls[i])) for i in self.solved}
+        inverted = {i: (0, self._sees_new(self.recalls[i])) for i in self.across}
         seen_looks = list(dict.fromkeys([*looks, *inverted.values()]))
         sums = [" + ".join(self._scaled(f"y[{looks.index(look)}]", x) for x, look in sight) for sight in sights]
         lines = [

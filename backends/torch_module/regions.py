@@ -203,7 +203,8 @@ class RegionWriter:
                 continue
             assert isinstance(learner.linear, LinearForm)
             vector = role.startswith(("query", "ridge", "key", "probe", "target")) or id in learner.linear.wide
-            rest: Axes = () if not vector else store.out_axes if role.startswith("target") else store.in_axes
+            on_values = role.startswith("target") if not learner.linear.flipped else role.startswith(("key", "probe"))
+            rest: Axes = () if not vector else store.out_axes if on_values else store.in_axes
             if samples is None or asked:
                 text = self._normal(id, learner.per, rest, [copies, *([size_of(rest)] if vector else [])])
                 texts.append(self._at_sample(text, learner, recalls, role) if asked else text)

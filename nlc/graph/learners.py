@@ -8,11 +8,27 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
-from nlc.graph.ir import ANY, Attribute, Axes, Axis, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.ir import (
+    ANY,
+    Attribute,
+    Axes,
+    Axis,
+    Clock,
+    Flow,
+    Init,
+    Learner,
+    Rule,
+    Store,
+    StoreTensor,
+    Write,
+    pred_id,
+    show_axes,
+    size_of,
+)
 from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
 from nlc.language import spec as language
-from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
+from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, parts_of, to_text
 from nlc.language.parser import parse
 
 DEFAULT_OBJECTIVE = "0.5 * sum((pred - value)^2)"
@@ -336,12 +352,22 @@ def _write(
     b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
     pred = f"{learner.id}.pred{f'.{number + 1}' if number else ''}"
     b.node("pred", [], write.span, context, pred, out, learner=learner.id, write=number or None)
-    loss = _objective(b, write, pred, value, context, defaults)
+    local = _own_tensor(b, learner, write, number)
+    loss = _objective(b, write, pred, value, replace(context, local=local), defaults)
     return Write(key, value, loss, pred, write.span)
 
 
+def _own_tensor(b: Builder, learner: Learner, write: language.Write, number: int) -> dict[str, str]:
+    """`self.W` in an objective: the tensor that the gradient is taken of."""
+    name = f"self.{learner.store.tensors[0].name}"
+    if learner.store.form != "map" or write.minimize is None or name not in map(to_text, parts_of(write.minimize)):
+        return {}
+    attrs: dict[str, Attribute] = {"learner": learner.id, "state": "at", "pred": True, **({"write": number} if number else {})}
+    return {name: b.add(Flow(pred_id(learner.id, number), "tensor", attrs=attrs, axes=learner.axes, span=write.minimize.span))}
+
+
 def _objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
-    inner = replace(context, owner=f"{context.owner}.objective", local={"pred": pred, "value": value}, self_id=None)
+    inner = replace(context, owner=f"{context.owner}.objective", local={**context.local, "pred": pred, "value": value}, self_id=None)
     expr = write.minimize
     if expr is None:
         _default(defaults, "minimize", DEFAULT_OBJECTIVE)

@@ -350,6 +350,7 @@ class Tick:
         axes = [self.graph.flows[write.key].axes] if write.key is not None else []
         assert write.pred is not None
         self.values[write.pred] = self.call(learner, w, args, axes)
+        self.values[pred_id(learner.id, number)] = w
         loss = self.flow(write.loss).sum()
         if not loss.requires_grad:  # an objective that nothing can change
             return torch.zeros_like(w)
@@ -461,7 +462,7 @@ class SampleTick(Tick):
             flow = self.graph.flows[id]
             named = str(flow.attr("learner"))
             inner = named in self.graph.learners and self._root(self.graph.learners[named]).id == self.learner.id
-            leaf = inner and (flow.op in ("pred", "gradient", "proximal") or (flow.op == "recall" and self._is_inside(flow)))
+            leaf = inner and (flow.op in ("pred", "gradient", "proximal", "tensor") or (flow.op == "recall" and self._is_inside(flow)))
             self.own[id] = leaf or any(map(self._moves, flow.args))
         return self.own[id]
 
