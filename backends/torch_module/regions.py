@@ -105,6 +105,8 @@ class RegionWriter:
             return
         if flow.op == "conv":
             self._conv(flow)
+        elif flow.op == "delay":
+            self._delay(flow)
         elif flow.op == "attend":
             self._attend(flow)
         elif flow.op == "first" and self.expressions.constant(flow.args[0]):
@@ -132,6 +134,19 @@ class RegionWriter:
         self.expressions.variables.add(flow.id)
         tail = f"{self.namer(key + ':tail')}"
         self._line(f'{self.namer(flow.id)}, {tail} = causal_conv({x.text}, z["{local(key, self.region.scope)}"], {weight})', show(flow))
+        self.states[key] = tail
+
+    def _delay(self, flow: Flow) -> None:
+        x, key = self.expressions.code(flow.args[0]).text, str(flow.attr("tail"))
+        if flow.args[0] not in self.full:
+            self.needs_size = True
+            self.expressions.used.add("spread")
+            x = f"spread({x}, {', '.join(['B', 'T', *(str(axis.size) for axis in flow.axes)])})"
+        self.expressions.used.add("delayed")
+        self.expressions.variables.add(flow.id)
+        tail = self.namer(f"{key}:tail")
+        state = local(key, self.region.scope)
+        self._line(f'{self.namer(flow.id)}, {tail} = delayed({x}, z["{state}"], {flow.attr("by")})', show(flow))
         self.states[key] = tail
 
     def _attend(self, flow: Flow) -> None:
@@ -312,6 +327,6 @@ def full_flows(graph: LevelGraph) -> set[str]:
     for flow in graph.flows.values():
         learner = graph.learners.get(str(flow.attr("learner")))
         memory = flow.op == "attend" or (flow.op == "recall" and learner is not None and bool(learner.writes))
-        if memory or flow.op in ("input", "next", "embed") or any(arg in full for arg in flow.args):
+        if memory or flow.op in ("input", "next", "embed", "delay") or any(arg in full for arg in flow.args):
             full.add(flow.id)
     return full

@@ -27,6 +27,7 @@ from nlc.graph.ir import (
 )
 from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
+from nlc.graph.window import length, windowed
 from nlc.language import spec as language
 from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, parts_of, to_text
 from nlc.language.parser import parse
@@ -240,9 +241,6 @@ def attach(b: Builder, learner: language.Learner) -> None:
     if is_solved(learner):
         solved_context(b, learner)
         return
-    for key in ("over", "weight"):
-        if key in learner.learn[0].spans:
-            b.fail(codes.NotCompiledYet, f"`{key}` without `solve: exact` is not compiled yet", learner.learn[0].spans[key])
     write = learner.learn[0]
     defaults = list(declared.defaults)
     if learner.owns is not None:
@@ -258,6 +256,7 @@ def attach(b: Builder, learner: language.Learner) -> None:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
     declared = replace(declared, samples=b.host.samples if b.host else _samples(b, declared, write, at))
     b.learners[id] = declared
+    samples = length(b, declared, learner.learn)
     kept = (*_axis_of(declared), *declared.per)
     context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
     _on_the_first(b, learner)
@@ -271,7 +270,10 @@ def attach(b: Builder, learner: language.Learner) -> None:
     else:
         keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.axes)
         _fits_gate(b, declared, keep, write.keep.span, "`keep`")
-    if len(built) > 1:
+    if samples > 1 or write.weight is not None:
+        objective = lambda pred, value: _objective(b, write, pred, value, context, [])  # noqa: E731
+        built = windowed(b, declared, write, built[0], context, samples, objective)
+    elif len(built) > 1:
         built = tuple(_weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     declared = replace(declared, writes=built)
     rule = implicit_rule(b, declared, write, context) if prox else _rule(b, declared, write, context, defaults)

@@ -83,7 +83,7 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
 
 
 def _flow(flow: Flow, name: Namer, depth: int) -> Line:
-    carries = " carries its last inputs" if flow.op == "conv" and flow.attr("width") > 1 else ""
+    carries = " carries its last inputs" if flow.op in ("conv", "delay") and flow.attr("width") > 1 else ""
     if flow.op == "attend":
         over = flow.attr("over")
         carries = f" carries its last {over - 1} samples" if over else " carries all samples"

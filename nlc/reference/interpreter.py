@@ -180,6 +180,10 @@ class Tick:
                 return self.proximal(graph.learners[flow.attr("learner")], args[0], axes[0])
             case "conv":
                 return self._conv(flow, args[0])
+            case "delay":
+                rows = self.old[flow.attr("tail")]
+                self.new[flow.attr("tail")] = torch.cat([rows, args[0][:, None].expand(len(rows), -1, *args[0].shape[1:])], 1)[:, 1:]
+                return rows[:, -flow.attr("by")]
             case "attend":
                 return self._attend(graph.learners[flow.attr("learner")], *args)
             case "embed":

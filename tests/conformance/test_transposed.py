@@ -1,4 +1,4 @@
-"""Objectives with `self.W @ u`, a matrix that is read from the other side: every form against the reference, and Oja's rule by its formula."""
+"""Objectives with `self.W @ u`, a matrix read from the other side: every form against the reference, and Oja's rule by its formula."""
 
 import pytest
 import torch
