@@ -9,10 +9,13 @@ Axes: N chunks, G independent memories (batch x heads), C tokens of a chunk, K k
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nlc.backends.layers import gates_of, pieces
 
 BLOCK = 16
 """Rows of a triangular matrix that are inverted one by one; the blocks themselves are joined by products."""
@@ -108,26 +111,28 @@ def sweep(scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0:
 
 
 def over_periods(
-    body: Callable[..., tuple[Tensor | dict[str, Tensor], ...]],
+    body: Callable[..., tuple[Any, ...]],
     p: dict[str, Tensor],
     z: dict[str, Tensor],
-    flows: list[Tensor],
+    flows: list[Tensor | float],
     anchored: list[str],
     period: int,
-    position: Tensor,
+    position: Tensor | int,
+    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
 ) -> list[Tensor | dict[str, Tensor]]:
     """What `layers.over_periods` returns, for calls of one token, or calls that begin where a period begins: lengths must be known."""
-    T = max(x.shape[1] for x in flows)
-    if T == 1 and anchored:
-        begins = position % period == 0
-        anchors = {f"{name}.anchor": torch.where(begins, z[name], z[f"{name}.anchor"]) for name in anchored}
-        *outputs, states = body(p, {**z, **anchors}, *flows)
-        return [*outputs, {**anchors, **states}]
+    B, T = (max(x.shape[i] for x in flows if isinstance(x, Tensor)) for i in (0, 1))
     lengths = [min(period, T - start) for start in range(0, T, period)]
-    parts = [x.split(lengths, 1) if x.shape[1] == T else [x] * len(lengths) for x in flows]
-    made, new = [], {}
+    parts = pieces(flows, lengths)
+    if gates:
+        like = next(x for x in z.values() if x.is_floating_point()).new_zeros((B, T))
+        parts.append([list(each) for each in zip(*(gates_of(make, [like, *given], lengths) for make, given in gates), strict=True)])
+    begins = torch.as_tensor(position) % period == 0
+    made: list[list[Tensor]] = []
+    new: dict[str, Tensor] = {}
     for piece in zip(*parts, strict=True):
-        new = {**new, **{f"{name}.anchor": {**z, **new}[name] for name in anchored}}
+        now = {**z, **new}
+        new = {**new, **{f"{n}.anchor": torch.where(begins, z[n], z[f"{n}.anchor"]) if T == 1 else now[n] for n in anchored}}
         *outputs, states = body(p, {**z, **new}, *piece)
         new = {**new, **states}
         made.append(outputs)

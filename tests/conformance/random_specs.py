@@ -20,7 +20,7 @@ Options = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "store": ("matrix", "square matrix", "vector"),
+    "store": ("matrix", "square matrix", "vector", "function"),
     "copies": ("none", "one axis", "two axes"),
     "objective": ("default", "l2", "dot", "square", "expression"),
     "value": ("plain", "minus self", "plus self"),
@@ -51,14 +51,15 @@ def legal(o: Options) -> bool:
     """The combinations that the language, or this version of the compiler, takes."""
     has_rule = o["rule"] != "absent"
     rate_in_rule = has_rule and o["rate"] != "absent"
-    eye_without_matrix = o["store"] == "vector" and "eye" in o["init"]
+    eye_without_matrix = o["store"] in ("vector", "function") and "eye" in o["init"]
+    deep = o["store"] == "function" and (o["at"] not in ("absent", "start") or o["samples"] != "none" or o["solve"] != "gradient")
     key_without_query = o["store"] == "vector" and o["key from"] != "input"
     query_of_value = o["learners"] == "feeds query" and o["store"] == "vector"
     no_channels = o["store"] != "matrix" and ("channels" in o["keep"] or o["rate"] == "channels")
     seen_at_once = o["samples"] != "none" and (o["at"] not in ("decayed", "running") or o["every"] != "1")
     steps = has_rule or o["at"] != "absent" or o["writes"] != "one" or o["samples"] != "none" or o["rate"] == "channels"
     impossible = o["solve"] == "implicit" and steps
-    return not any((rate_in_rule, eye_without_matrix, key_without_query, query_of_value, no_channels, seen_at_once, impossible))
+    return not any((deep, rate_in_rule, eye_without_matrix, key_without_query, query_of_value, no_channels, seen_at_once, impossible))
 
 
 @cache
@@ -529,12 +530,25 @@ class Writer:
             K, V = V, K
         name = self.name(role)
         store = f"{{vector: [{V}]}}" if o["store"] == "vector" else f"{{matrix: [{K}, {V}]}}"
+        store = self.function(K, V) if o["store"] == "function" else store
         copies = f", per: [{', '.join(per)}]" if per else ""
         read = f", read: {o['read']}" if o["read"] != "absent" else ""
         learn = self.learn(key, value, (K, V), per, gate)
         every = f"{o['every']} token{'s' if o['every'] != '1' else ''}"
         self.levels.setdefault(every, []).append(f"{name}: {{store: {store}{copies}{read}{self.init()}, learn: {learn}}}")
         return name
+
+    def function(self, K: str, V: str) -> str:
+        """A store of several tensors."""
+        h, act = self.dim("hidden"), self.rng.choice(("tanh", "gelu", "sigmoid", "silu"))
+        forms = [
+            (f"W1: [{K}, {h}], W2: [{h}, {V}]", f"{act}(z @ W1) @ W2"),
+            (f"W1: [{h}, {K}], c1: [{h}], W2: [{V}, {h}]", f"W2 @ {act}(W1 @ z + c1)"),
+            (f"W: [{K}, {V}], c1: [{V}]", "z @ W + c1"),
+            (f"W1: [{h}, {K}], W2: [{V}, {h}], W: [{K}, {V}]", f"W2 @ {act}(W1 @ z) + 0.5 * (z @ W)"),
+        ]
+        params, call = self.rng.choice(forms)
+        return f"{{params: {{{params}}}, call: {json.dumps(f'z -> {call}')}}}"
 
     def recall(self, name: str, query: str | None) -> str:
         return f"{name}({'' if query is None else query})"
@@ -588,7 +602,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     """The case of a number: the options are those of the plan unless given."""
     o = dict(options or plan()[number])
     rng = random.Random(f"case {number}")
-    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R")}
+    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R", "hidden")}
     writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)
