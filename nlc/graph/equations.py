@@ -50,9 +50,13 @@ class _Words:
     def flow(self, id: str) -> str:
         """The name of a flow; the expression of one that has none."""
         name, flow = local(id, self.scope).lstrip("#"), self.flows.get(id)
+        if flow is not None and flow.op == "tensor":
+            return f"{local(flow.attr('learner'), self.scope)}.start"
         if flow is None or ":" not in name or flow.attr("learner") is not None:
             return name
         args = [self.flow(arg) for arg in flow.args]
+        if flow.op == "contract":
+            return f"({args[0]} @ {args[1]})"
         if flow.op in INFIX:
             return f"({args[0]} {INFIX[flow.op]} {args[1]})"
         if flow.op == "boundary":

@@ -72,7 +72,8 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
         return "input" if scope and id == carried else local(id, scope)
 
     made = ", ".join(map(name, region.outputs))
-    yield Line(depth, f"region {region.name}({', '.join(map(name, region.inputs))}){f' -> {made}' if made else ''} {{")
+    often = f" for each period of {region.loop.period} tokens" if region.loop is not None else ""
+    yield Line(depth, f"region {region.name}({', '.join(map(name, region.inputs))}){f' -> {made}' if made else ''}{often} {{")
     answered = {flow.id for sweep in program.sweeps.values() for flows in sweep.recalls for flow in flows}
     for kind, id in region.nodes:
         if kind == "sweep":
