@@ -1,7 +1,7 @@
 """`over: c tokens` with a gradient step: each update sees the last c samples, all at the state that `at` names, each times its `weight`.
 
-In the graph these are c writes of one token. The write of the sample j tokens ago has key, value and weight from flows `delay`, which carry the
-last c - 1 of them; before the start of a stream they are zeros, and a key of zeros writes nothing.
+In the graph these are c writes of one token. The write of the sample j tokens ago has key, value and weight from flows `delay`, which carry
+the last c - 1 of them; before the start of a stream they are zeros, and a key of zeros writes nothing.
 """
 
 from __future__ import annotations
