@@ -134,6 +134,12 @@ def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     return y, rows[:, T:].to(tail.dtype)
 
 
+def delayed(x: Tensor, tail: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """x [B, T, ...] as it was `by` tokens ago, and the new tail; the rows before x are tail [B, n, ...], n at least `by`."""
+    rows, T, n = torch.cat([tail.to(x.dtype), x], 1), x.shape[1], tail.shape[1]
+    return rows[:, n - by : n - by + T], rows[:, T:].to(tail.dtype)
+
+
 def attended(
     query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float, over: int
 ) -> tuple[Tensor, Tensor, Tensor]:

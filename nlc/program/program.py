@@ -16,6 +16,7 @@ import networkx as nx
 from nlc.diagnostics import BackendError, Diagnostic
 from nlc.graph import codes
 from nlc.graph.equations import local
+from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, roles
 from nlc.graph.ops import CARRYING
@@ -124,7 +125,7 @@ def _reads(graph: LevelGraph, sweeps: dict[str, Sweep], answers: dict[str, str],
     for learner, recalls in zip(sweeps[id].learners, sweeps[id].recalls, strict=True):
         assert isinstance(learner.linear, LinearForm)
         queries = [flow.args[0] if flow.args else None for flow in recalls]
-        found += [flow for _, flow in roles(learner.linear, queries) if flow is not None]
+        found += [flow for _, flow in roles(learner.linear, queries, ridges_of(recalls)) if flow is not None]
     return [("flow", flow) for flow in found]
 
 
