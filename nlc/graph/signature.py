@@ -187,7 +187,9 @@ class _Reader:
 
 def _leaf(flow: Flow) -> Hashable:
     """The id of a flow; a boundary of a period is the same wherever it stands."""
-    return ("boundary", flow.attr("period")) if flow.op == "boundary" else flow.id
+    if flow.op != "boundary":
+        return flow.id
+    return "last" if flow.attr("last") else "boundary", flow.attr("period")
 
 
 def _operands(term: Term) -> tuple[Term, ...]:
