@@ -5,6 +5,8 @@ Like `kernels.py` this file is a quarry: the generator copies the functions a mo
 Axes: B batch, T tokens, G copies of a memory (heads), N chunks, C tokens of a chunk, D any width.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,36 @@ def chunked(x: Tensor, chunk: int, dtype: torch.dtype, fill: float = 0.0) -> Ten
 def unchunked(x: Tensor, batch: int, tokens: int) -> Tensor:
     """[N, B * G, C, D] -> [B, T, G, D], the inverse of `chunked`."""
     return x.unflatten(1, (batch, -1)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :tokens]
+
+
+def over_periods(
+    body: Callable[..., tuple[Tensor | dict[str, Tensor], ...]],
+    p: dict[str, Tensor],
+    z: dict[str, Tensor],
+    flows: list[Tensor],
+    anchored: list[str],
+    period: int,
+    position: Tensor,
+) -> list[Tensor | dict[str, Tensor]]:
+    """Run `body(p, z, *flows)` for each period of a call, one after the other, and join what it makes along time.
+
+    flows [B, T, ..] or [.., 1, ..] where they are the same for all tokens. Token `position` is the first of the call. Where a period
+    begins, the anchors of the states `anchored` become these states. Returns the outputs [B, T, ..] and the new states.
+    """
+    T = max(x.shape[1] for x in flows)
+    first = (period - int(position) % period) % period
+    lengths = [n for n in (min(first, T), *([period] * ((T - first) // period))) if n > 0]
+    lengths += [T - sum(lengths)] if sum(lengths) < T else []
+    parts = [x.split(lengths, 1) if x.shape[1] == T else [x] * len(lengths) for x in flows]
+    made: list[list[Tensor]] = []
+    new: dict[str, Tensor] = {}
+    for i, piece in enumerate(zip(*parts, strict=True)):
+        if i > 0 or first == 0:
+            new |= {f"{name}.anchor": {**z, **new}[name] for name in anchored}
+        *outputs, states = body(p, {**z, **new}, *piece)
+        new |= states  # type: ignore[arg-type]
+        made.append(outputs)  # type: ignore[arg-type]
+    return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
 
 
 def each_sample(x: Tensor, samples: int) -> Tensor:

@@ -33,7 +33,7 @@ class BucketFrequencies(Pass):
             return graph
         tick = tick_graph(graph)
         buckets: list[list[Learner]] = []
-        memories = [m for m in graph.learners.values() if is_memory(m) and isinstance(m.linear, LinearForm)]
+        memories = [m for m in graph.learners.values() if is_memory(m) and m.group is None and isinstance(m.linear, LinearForm)]
         signatures = {m.id: signature(graph, m) for m in memories}
         for learner in memories:
             for bucket in buckets:

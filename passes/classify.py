@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from nlc.diagnostics import BackendError
 from nlc.graph import codes
+from nlc.graph.anchored import anchored_forms
 from nlc.graph.calculus import Algebra, NotDifferentiable, derivative
 from nlc.graph.ir import Flow, Learner, LevelGraph
-from nlc.graph.linear import LinearForm, NotLinear, linear_form
+from nlc.graph.linear import linear_form
 from nlc.graph.order import ordered
 from nlc.graph.rewrite import substitute
 from nlc.passmanager import Numerics, Pass
@@ -32,19 +32,20 @@ class Classify(Pass):
 
     def run(self, graph: LevelGraph) -> LevelGraph:
         before = graph
-        for learner in graph.learners.values():
-            if is_memory(learner) and learner.linear is None:
-                form, flows = _form(graph, learner)
+        for learner in before.learners.values():
+            if not is_memory(learner) or learner.linear is not None:
+                continue
+            if learner.store.form != "tensor":
+                form, flows = linear_form(graph, learner)
                 graph = graph.with_(flows=flows).with_learner(replace(learner, linear=form))
-            elif in_optimizer(learner) and learner.rule.gradient in graph.flows:
+            elif graph.learners[learner.id].linear is None:  # the tensors of a function are classified together
+                graph, forms = anchored_forms(graph, learner.base)
+                for id, each in forms.items():
+                    graph = graph.with_learner(replace(graph.learners[id], linear=each))
+        for learner in before.learners.values():
+            if in_optimizer(learner) and learner.rule.gradient in graph.flows:
                 graph = _explicit_gradient(graph, learner)
         return graph if graph is before else ordered(graph, [])
-
-
-def _form(graph: LevelGraph, learner: Learner) -> tuple[LinearForm | NotLinear, Mapping[str, Flow]]:
-    if learner.store.form == "tensor":
-        return NotLinear("its store is a function of several tensors", learner.span, "deep"), graph.flows
-    return linear_form(graph, learner)
 
 
 def is_memory(learner: Learner) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nlc.backends.torch_module import quarry
 from nlc.graph.ir import Axes, Flow, LevelGraph, size_of
+from nlc.graph.state import needs_anchor
 
 ATOM, POWER, MINUS, PRODUCT, SUM, COMPARISON = 9, 8, 7, 6, 5, 4
 INFIX = {"add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT), "pow": ("**", POWER)}
@@ -112,7 +113,8 @@ class Expressions:
         if flow.op in CALLS:
             return Code(f"{CALLS[flow.op]}({self._tensor(args[0], flow.args[0], True).text})")
         if flow.op == "tensor":
-            return Code(f"{self.parameter(flow)}[None, None]")
+            learner = self.graph.learners[flow.attr("learner")]
+            return Code(f"{self.anchor(flow)}.unsqueeze(1)" if learner.writes else f"{self.parameter(flow)}[None, None]")
         return getattr(self, f"_{flow.op}")(flow, args)
 
     def _tensor(self, code: Code, id: str, wanted: bool) -> Code:
@@ -234,8 +236,11 @@ class Expressions:
             names = [next(own) for _ in inner]
             names[-1 if i == 0 else 0] = "c"
             known = iter(names)
-            marks.append(("" if slow else "bt") + "".join(letters.get(axis) or next(known) for axis in self.graph.flows[arg].axes))
-            texts.append(self.parameter(self.graph.flows[arg]) if slow else code.text)
+            tensor = self.graph.flows[arg]
+            learns = slow and bool(self.graph.learners[tensor.attr("learner")].writes)
+            batch = "b" if learns else "" if slow else "bt"
+            marks.append(batch + "".join(letters.get(axis) or next(known) for axis in tensor.axes))
+            texts.append(self.anchor(tensor) if learns else self.parameter(tensor) if slow else code.text)
         rest = "".join(mark for i, mark in enumerate(marks) for mark in mark if mark in ("opqr", "uvwx")[i])
         out = "bt" + "".join(letters[axis] for axis in copies) + rest
         return Code(f'torch.einsum("{marks[0]},{marks[1]}->{out}", {texts[0]}, {texts[1]})')
@@ -261,6 +266,12 @@ class Expressions:
 
     def _unflat(self, x: Code, axes: Axes) -> Code:
         return Code(f"{x.at(ATOM)}.unflatten(-1, ({', '.join(str(axis.size) for axis in axes)}))")
+
+    def anchor(self, flow: Flow) -> str:
+        """A tensor that learns, as it was at the start of the period: [B, ..]."""
+        learner = self.graph.learners[flow.attr("learner")]
+        key = f"{learner.id}.anchor" if needs_anchor(self.graph, learner) else learner.id
+        return f'z["{local(key, self.name.scope)}"]'
 
     def parameter(self, flow: Flow) -> str:
         learner = self.graph.learners[flow.attr("learner")]

@@ -247,8 +247,10 @@ class RegionWriter:
         text = f'z["{local(key, self.region.scope)}"]'
         if len(learner.store.out_axes) > 1:
             text += f".flatten(-{len(learner.store.out_axes)})"
-        if learner.store.form != "map":
+        if not learner.store.in_axes:
             text += ".unsqueeze(-2)"
+        elif _is_transposed(learner):
+            text += ".mT"
         if len(learner.per) != 1:
             text += f".flatten(1, {len(learner.per)})" if learner.per else ".unsqueeze(1)"
         return text
@@ -271,11 +273,19 @@ class RegionWriter:
         for key, name in zip(learner.linear.states, new, strict=True):
             text = name if count == 1 else f"{name}[:, {i * copies}:{(i + 1) * copies}]"
             text += _unflat(1, learner.per)
-            if learner.store.form != "map":
+            if not learner.store.in_axes:
                 text += ".squeeze(-2)"
+            elif _is_transposed(learner):
+                text += ".mT"
             if len(learner.store.out_axes) != 1:
                 text += _unflat(-1, learner.store.out_axes)
             self.states[key] = text
+
+
+def _is_transposed(learner: Learner) -> bool:
+    """True for a tensor written for the product `W @ z`: its value axes come first."""
+    store = learner.store
+    return store.tensors[0].axes != store.in_axes + store.out_axes
 
 
 def _place(learner: Learner, recall: Flow) -> int:

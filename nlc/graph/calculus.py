@@ -26,7 +26,7 @@ class Algebra:
         self.learner = learner
         self.prefix = f"{learner.id}:form."
         self.host: str | None = learner.host
-        self.count = 0
+        self.count = sum(id.startswith(self.prefix) for id in graph.flows)  # another algebra may have made some
         self.known: dict[tuple[str, tuple[Coefficient, ...]], str] = {}
 
     def axes(self, value: Coefficient) -> Axes:

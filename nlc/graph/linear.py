@@ -85,7 +85,7 @@ class NotLinear:
     kind: str = "general"
 
 
-class _General(Exception):
+class General(Exception):
     def __init__(self, reason: str, span: Span) -> None:
         self.found = NotLinear(reason, span)
 
@@ -103,17 +103,17 @@ _Evaluate = Callable[[str], Affine]
 
 def linear_form(graph: LevelGraph, learner: Learner) -> tuple[LinearForm | NotLinear, dict[str, Flow]]:
     """The linear form of a learner on the token clock, and the graph's flows with those its coefficients need."""
-    derivation = _Derivation(graph, learner)
+    derivation = Derivation(graph, learner)
     try:
         form = derivation.run()
-    except _General as general:
+    except General as general:
         return general.found, dict(graph.flows)
     except NotDifferentiable as problem:
         return NotLinear(str(problem), problem.span), dict(graph.flows)
     return form, derivation.algebra.flows
 
 
-class _Derivation:
+class Derivation:
     def __init__(self, graph: LevelGraph, learner: Learner) -> None:
         self.graph, self.learner = graph, learner
         self.algebra = Algebra(graph, learner)
@@ -136,10 +136,9 @@ class _Derivation:
     def run(self) -> LinearForm:
         learner, a = self.learner, self.algebra
         if learner.sharing != "sequence":
-            raise _General(f"its state is `{learner.sharing}`, not one per sequence", learner.span)
+            raise General(f"its state is `{learner.sharing}`, not one per sequence", learner.span)
         self._no_feedback()
-        states = [learner.id, *(m.id for m in self.inner)]
-        rows = {id: self._new_state(self.graph.learners[id]) for id in states}
+        states, rows = self.recurrence()
         anchored = needs_anchor(self.graph, learner)
         old: dict[str, Coefficient] = {learner.id: 1}
         if anchored:
@@ -149,19 +148,26 @@ class _Derivation:
             old = {learner.id: boundary, anchor: a.sub(1, boundary)}
             rows[anchor] = Affine(dict(old))
             states.append(anchor)
-        for row in rows.values():
-            if row.rest != 0:
-                raise _General("its rule adds something that is no gradient", learner.span)
-        if learner.folds:
-            rows = {**self._at_the_end(rows), **self._gathered()}
-            states = list(rows)
-        F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
         views: dict[str, dict[str, Coefficient]] = {"start": old, "running": {learner.id: 1}, "decayed": {learner.id: self._keep()}}
         seen = views[learner.at]
         writes = []
         for number, write in enumerate(learner.writes):
-            b = tuple(a.neg(rows[i].terms.get(_gradient(number), 0)) for i in states)
+            b = tuple(a.neg(rows[i].terms.get(gradient_symbol(number), 0)) for i in states)
             writes.append(self._write(write, b, tuple(seen.get(state, 0) for state in states)))
+        return self.form(states, rows, writes)
+
+    def recurrence(self) -> tuple[list[str], dict[str, Affine]]:
+        """The states of the learner and its rule, and the new value of each."""
+        states = [self.learner.id, *(m.id for m in self.inner)]
+        rows = {id: self._new_state(self.graph.learners[id]) for id in states}
+        if any(row.rest != 0 for row in rows.values()):
+            raise General("its rule adds something that is no gradient", self.learner.span)
+        if self.learner.folds:
+            rows = {**self._at_the_end(rows), **self._gathered()}
+        return list(rows), rows
+
+    def form(self, states: list[str], rows: dict[str, Affine], writes: list[LinearWrite]) -> LinearForm:
+        F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
         form = LinearForm(tuple(states), F, tuple(writes), self._log_keep(F))
         return replace(form, wide=frozenset(self._wide(form)))
 
@@ -193,9 +199,10 @@ class _Derivation:
             seen.add(flow.id)
             todo.extend(flow.args)
             read = graph.learners.get(str(flow.attr("learner")))
-            if flow.op == "recall" and flow.attr("state") != "at" and read is not None and read.writes and read.host is None:
-                if read.id == self.learner.id:
-                    raise _General("its own context depends on what it recalls", flow.span)
+            changing = flow.op == "recall" and flow.attr("state") != "at"
+            if changing and read is not None and read.writes and read.host is None:
+                if read.base == self.learner.base:
+                    raise General("its own context depends on what it recalls", flow.span)
                 todo.extend(needed for _, needed in graph.needs_of(read))
 
     def _boundary(self, period: int, last: bool = False) -> str:
@@ -263,7 +270,7 @@ class _Derivation:
             if learner.rule.keep is not None:
                 rule_keep = self._tensor(learner.rule.keep)
                 if rule_keep.terms:
-                    raise _General("its rule keeps an amount that depends on the state", learner.span)
+                    raise General("its rule keeps an amount that depends on the state", learner.span)
                 keep = a.mul(keep, rule_keep.rest)
             assert learner.rule.step is not None
             step = self._tensor(learner.rule.step)
@@ -277,16 +284,16 @@ class _Derivation:
         if flow.op == "gradient":
             learner = self.graph.learners[flow.attr("learner")]
             number = int(flow.attr("write") or 0)
-            return Affine({_gradient(number): 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
+            return Affine({gradient_symbol(number): 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
         if flow.op == "folded":  # where a rule is applied, the sum did not begin at this token
             return self._plus(Affine({f"{self.learner.id}.sum": 1}), self._tensor(flow.args[0]))
         if flow.op == "proximal":
-            return Affine({_gradient(0): self.algebra.neg(self._implicit_rate(flow))})
+            return Affine({gradient_symbol(0): self.algebra.neg(self._implicit_rate(flow))})
         if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
             learner = self.graph.learners[flow.attr("learner")]
             return self._new_state(learner) if flow.attr("state") == "after" else self._old_state(learner, flow.attr("state"))
         if flow.op in ("age", "weights"):
-            raise _General(f"its rule uses `{flow.op}`", flow.span)
+            raise General(f"its rule uses `{flow.op}`", flow.span)
         return self._combine(flow, self._tensor)
 
     def _implicit_rate(self, flow: Flow) -> Coefficient:
@@ -342,10 +349,10 @@ class _Derivation:
             return self._combine(flow, evaluate)
 
         if write.key is not None and self._sees_self(write.key):
-            raise _General("its key depends on `self`", self.graph.flows[write.key].span)
+            raise General("its key depends on `self`", self.graph.flows[write.key].span)
         for flow_id in (self.learner.keep, self.learner.rule.step):
             if flow_id is not None and self._sees_self(flow_id):
-                raise _General("its rate or keep depends on `self`", self.graph.flows[flow_id].span)
+                raise General("its rate or keep depends on `self`", self.graph.flows[flow_id].span)
         return self._evaluate(slope, evaluate)
 
     def _sees_self(self, id: str) -> bool:
@@ -409,7 +416,7 @@ class _Derivation:
                     {s: a.div(self._gate(c, flow.span), self._gate(args[1].rest, flow.span)) for s, c in args[0].terms.items()},
                     a.div(args[0].rest, args[1].rest),
                 )
-        raise _General(f"`{flow.op}` is applied to its state", flow.span)
+        raise General(f"`{flow.op}` is applied to its state", flow.span)
 
     def _rebuild(self, flow: Flow, args: list[Affine]) -> Coefficient:
         a = self.algebra
@@ -419,7 +426,7 @@ class _Derivation:
     def _gate(self, coefficient: Coefficient, span: Span) -> Coefficient:
         """A number for each copy, or for each key channel of each copy."""
         if not set(self.algebra.axes(coefficient)) <= self.copies | self.channels:
-            raise _General("a gate or rate differs between the channels of its values", span)
+            raise General("a gate or rate differs between the channels of its values", span)
         return coefficient
 
     def _scale(self, x: Affine, by: Coefficient, flow: Flow) -> Affine:
@@ -448,7 +455,7 @@ def _root(graph: LevelGraph, learner: Learner) -> str:
     return learner.id
 
 
-def _gradient(number: int) -> str:
+def gradient_symbol(number: int) -> str:
     """The symbol of the gradient of a write."""
     return f"gradient {number}"
 

@@ -8,11 +8,12 @@ product of the slope at the output of the product and of its input z (docs/seman
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable
 from nlc.graph.constants import NORM_EPS
-from nlc.graph.ir import Attribute, Axes, Axis, Flow, size_of
+from nlc.graph.ir import Attribute, Axes, Axis, Flow, Learner, size_of
 
 
 def slopes(a: Algebra, loss: str, leaves: Sequence[str]) -> dict[str, Coefficient]:
@@ -20,7 +21,48 @@ def slopes(a: Algebra, loss: str, leaves: Sequence[str]) -> dict[str, Coefficien
 
     Raises NotDifferentiable at an operator that has no slope, such as a recall of another memory.
     """
+    return _slopes(a, loss, leaves, {})[0]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A part of the gradient of a tensor: the outer product of `input`, along the axis that its first product contracts, and `slope`.
+
+    Without an input, the slope itself.
+    """
+
+    slope: Coefficient
+    input: str | None
+
+
+def product_slopes(a: Algebra, loss: str, leaves: Mapping[str, Learner]) -> dict[str, list[Product]]:
+    """The gradient of each tensor as a sum of products; none where the loss does not depend on it.
+
+    `leaves` are flows `tensor` and the learners whose tensors they are. Raises NotDifferentiable as `slopes` does.
+    """
+    found, products = _slopes(a, loss, tuple(leaves), {leaf: m for leaf, m in leaves.items() if m.store.in_axes})
+    for leaf, learner in leaves.items():
+        if found[leaf] != 0 and learner.store.in_axes:
+            name = learner.store.tensors[0].name
+            raise NotDifferentiable(f"its matrix `{name}` is used outside of products", a.flows[leaf].span)
+        if found[leaf] != 0:
+            products[leaf].append(Product(_whole(a, found[leaf], learner), None))
+    return products
+
+
+def _whole(a: Algebra, s: Coefficient, learner: Learner) -> Coefficient:
+    """A slope with all axes of the tensor."""
+    if set(learner.store.out_axes) <= set(a.axes(s)):
+        return s
+    raise NotDifferentiable("its slope is one number for many entries of a tensor", learner.span)
+
+
+def _slopes(
+    a: Algebra, loss: str, leaves: Sequence[str], matrices: Mapping[str, Learner]
+) -> tuple[dict[str, Coefficient], dict[str, list[Product]]]:
+    """Slopes of the leaves; what products add to those of `matrices` is not multiplied out but listed."""
     chain = _Chain(a)
+    products: dict[str, list[Product]] = {leaf: [] for leaf in leaves}
     wanted = a.upstream(loss)
     depends: set[str] = set()
     between: list[Flow] = []
@@ -32,9 +74,12 @@ def slopes(a: Algebra, loss: str, leaves: Sequence[str]) -> dict[str, Coefficien
     for flow in reversed(between):
         s = found.get(flow.id, 0)
         if flow.id not in leaves and s != 0:
-            for arg, part in chain.parts(flow, s, depends):
+            listed = [arg for arg in flow.args if flow.op == "contract" and arg in matrices]
+            for arg in listed:
+                products[arg].append(chain.product(flow, s, flow.args.index(arg), matrices[arg]))
+            for arg, part in chain.parts(flow, s, depends - set(listed)):
                 found[arg] = a.add(found.get(arg, 0), part)
-    return {leaf: found.get(leaf, 0) for leaf in leaves}
+    return {leaf: found.get(leaf, 0) for leaf in leaves}, products
 
 
 class _Chain:
@@ -105,6 +150,20 @@ class _Chain:
             inner = a.sub(inner, a.div(self.summed(s, last), n))
         return a.mul(scale, inner)
 
+    def product(self, flow: Flow, s: Coefficient, i: int, learner: Learner) -> Product:
+        """What a product adds to the gradient of its matrix, operand i: as key and value of a memory that is asked as in its first product."""
+        a, other = self.a, flow.args[1 - i]
+        slope = self.along(flow, s)
+        contracted = learner.store.tensors[0].axes[-1 if i == 0 else 0]
+        return Product(slope, other) if (contracted,) == learner.store.in_axes else Product(other, a.flow(slope))
+
+    def along(self, flow: Flow, s: Coefficient) -> str:
+        """The slope of a product as a flow with the axis of its result."""
+        a = self.a
+        if flow.axes[-1] not in a.axes(s):
+            s = a.mul(s, a.make("pow", flow.id, 0))  # the same number along that axis
+        return a.flow(s)
+
     def of_product(self, flow: Flow, s: Coefficient, i: int) -> Coefficient:
         """`W @ z` or `z @ W`: the outer product for the matrix, the product with the transposed matrix for the vector."""
         a, other = self.a, flow.args[1 - i]
@@ -115,9 +174,7 @@ class _Chain:
         mine, others = (tuple(axis for axis in a.axes(arg) if axis not in copies) for arg in (flow.args[i], other))
         if not rest:
             return self.fitted(a.mul(s, other), (*copies, *mine), a.axes(flow.args[i]))
-        if rest[0] not in a.axes(s):
-            s = a.mul(s, a.make("pow", flow.id, 0))  # the same number along that axis
-        slope = a.flow(s)
+        slope = self.along(flow, s)
         if len(mine) == 2:
             left, right, op, axes = (slope, other, "outer", (*rest, *others)) if i == 0 else (other, slope, "outer", (*others, *rest))
         else:

@@ -1,7 +1,7 @@
 """Level graph -> program: which computations run together, in which order, under which clocks.
 
 A program is the loop nest that a generator writes down. Its parts:
-  region  a function that is compiled as a whole: one copy of a block, or what stands between blocks
+  region  a function that is compiled as a whole: one copy of a block, or what stands between blocks; or one period of a loop
   sweep   one pass over the tokens for a memory (or a bucket of memories): new states, and all that is recalled
   outer   the update of the weights, once a step
 """
@@ -15,11 +15,13 @@ import networkx as nx
 
 from nlc.diagnostics import BackendError, Diagnostic
 from nlc.graph import codes
+from nlc.graph.equations import local
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, roles
 from nlc.graph.ops import CARRYING
 from nlc.graph.order import Node
 from nlc.passes.classify import is_memory
+from nlc.program.periods import Loop, loops
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Region:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     for_loss: bool
+    loop: Loop | None = None
+    """Where it runs period by period."""
 
 
 @dataclass(frozen=True)
@@ -153,31 +157,67 @@ def _unit(graph: LevelGraph, sweeps: dict[str, Sweep], node: Node) -> str:
 
 
 def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node], order: list[Node]) -> tuple[Region, ...]:
-    """Cut the order into block copies and the stages between them."""
-    for_loss = _only_for_loss(graph, needs)
-    unit = {node: _unit(graph, sweeps, node) for node in order}
+    """Cut the order into block copies, loops over periods and the stages between them."""
+    found = loops(graph, needs)
+    for_loss = _only_for_loss(graph, needs) - {node for loop in found for node in loop.body}
+    scopes = {node: _unit(graph, sweeps, node) for node in order}
+    parts = _parts(order, needs, scopes, found)
+    unit = {node: scopes[node] or (parts[node][1].id if parts[node][1] else "") for node in order}
+    key = {node: (unit[node], parts[node][0]) for node in order}
     stage: dict[Node, int] = {}
-    unit_stage: dict[str, int] = {}
-    for node in order:
-        before = list(needs.predecessors(node))
-        if unit[node]:
-            outside = [stage[b] + 1 if not unit[b] else unit_stage[unit[b]] + 2 for b in before if unit[b] != unit[node]]
-            unit_stage[unit[node]] = max([unit_stage.get(unit[node], 1), *outside])
-            stage[node] = unit_stage[unit[node]]
-        else:
-            stage[node] = max([stage[b] if not unit[b] else unit_stage[unit[b]] + 1 for b in before], default=0)
-    groups: dict[tuple[int, str, bool], list[Node]] = {}
+    unit_stage: dict[tuple[str, int], int] = {}
+    settled = False
+    while not settled:  # a unit is as late as its latest node, which may move what was placed before
+        settled = True
+        for node in order:
+            before = list(needs.predecessors(node))
+            if unit[node]:
+                outside = [stage[b] + 1 if not unit[b] else unit_stage[key[b]] + 2 for b in before if key[b] != key[node]]
+                latest = max([unit_stage.get(key[node], 1), *outside])
+                settled = settled and unit_stage.get(key[node], latest) == latest
+                unit_stage[key[node]] = stage[node] = latest
+            else:
+                stage[node] = max([stage[b] if not unit[b] else unit_stage[key[b]] + 1 for b in before], default=0)
+    groups: dict[tuple[int, tuple[str, int], bool], list[Node]] = {}
     for node in order:
         if node[0] == "flow" and graph.flows[node[1]].op in ("number", "input", "next"):
             continue
-        at = unit_stage[unit[node]] if unit[node] else stage[node]
-        groups.setdefault((at, unit[node], node in for_loss), []).append(node)
-    stages = sorted({at for at, scope, late in groups if not scope})
+        at = unit_stage[key[node]] if unit[node] else stage[node]
+        groups.setdefault((at, key[node] if unit[node] else ("", 0), node in for_loss), []).append(node)
+    stages = sorted({at for at, (name, _), late in groups if not name})
     made = []
-    for (at, scope, late), nodes in sorted(groups.items(), key=lambda item: (item[0][2], item[0][0])):
-        name = "loss_of" if late else scope.split(".")[0] if scope else f"stage_{stages.index(at)}"
-        made.append(_region(graph, sweeps, needs, name, scope, _ordered(graph, needs.subgraph(nodes), sweeps), late))
+    for (at, (name, _), late), nodes in sorted(groups.items(), key=lambda item: (item[0][2], item[0][0])):
+        scope, loop = scopes[nodes[0]], parts[nodes[0]][1]
+        called = (
+            "loss_of"
+            if late
+            else f"{local(loop.id, scope)}_period"
+            if loop
+            else name.split(".")[0]
+            if name
+            else f"stage_{stages.index(at)}"
+        )
+        made.append(_region(graph, sweeps, needs, called, scope, _ordered(graph, needs.subgraph(nodes), sweeps), late, loop))
     return tuple(made)
+
+
+def _parts(
+    order: list[Node], needs: nx.DiGraph[Node], scopes: dict[Node, str], found: tuple[Loop, ...]
+) -> dict[Node, tuple[int, Loop | None]]:
+    """For each node its loop, and how many borders of loops lie before it within its block copy."""
+    loop = {node: each for each in found for node in each.body}
+    depth = dict.fromkeys(order, 0)
+    settled = not found
+    while not settled:
+        settled = True
+        for node in order:
+            same = [b for b in needs.predecessors(node) if scopes[b] == scopes[node]]
+            deep = max([depth[node], *(depth[b] + (loop.get(b) is not loop.get(node)) for b in same)])
+            inside = loop[node].body if node in loop else (node,)
+            if any(depth[other] != deep for other in inside if other in depth):
+                depth.update((other, deep) for other in inside if other in depth)
+                settled = False
+    return {node: (depth[node], loop.get(node)) for node in order}
 
 
 def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
@@ -191,7 +231,14 @@ def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
 
 
 def _region(
-    graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node], name: str, scope: str, nodes: list[Node], late: bool
+    graph: LevelGraph,
+    sweeps: dict[str, Sweep],
+    needs: nx.DiGraph[Node],
+    name: str,
+    scope: str,
+    nodes: list[Node],
+    late: bool,
+    loop: Loop | None,
 ) -> Region:
     inside = set(nodes)
     fixed = {"number"}
@@ -204,7 +251,7 @@ def _region(
     outputs = [
         id for kind, id in nodes if kind == "flow" and (id in roots or any(after not in inside for after in needs.successors((kind, id))))
     ]
-    return Region(name, scope, tuple(nodes), tuple(reads), tuple(outputs), late)
+    return Region(name, scope, tuple(nodes), tuple(reads), tuple(outputs), late, loop)
 
 
 def chains(program: Program) -> list[list[Region]]:
@@ -213,6 +260,7 @@ def chains(program: Program) -> list[list[Region]]:
     for before, region in pairwise(program.regions):
         if (
             region.scope
+            and region.loop is None
             and region.name == before.name
             and before.scope
             and region.inputs[:1] == before.outputs[:1]

@@ -275,9 +275,12 @@ class Tick:
 
     def call(self, learner: Learner, w: Tensor, args: list[Tensor], axes: list[Any]) -> Tensor:
         """The function a store is: z @ W, or W itself."""
-        if learner.store.form != "map":
+        store = learner.store
+        if not store.in_axes or not args:
             return w
-        return recall_map(args[0], axes[0], w, learner.per, learner.store.in_axes, learner.store.out_axes)
+        if store.tensors[0].axes != store.in_axes + store.out_axes:  # a tensor of a function, written for W @ z
+            w = w.movedim(-1, 1 + len(learner.per))
+        return recall_map(args[0], axes[0], w, learner.per, store.in_axes, store.out_axes)
 
     def state(self, learner: Learner, which: str) -> Tensor:
         """The version of a learner's tensor that a call sees."""

@@ -1,0 +1,115 @@
+"""Functions of several tensors whose gradients are taken at the start of a period (docs/semantics.md, "Functions of several tensors").
+
+Within a period the gradients stand at known tensors, so what each product `z @ W` adds to the gradient of W is known before any of its
+updates: the outer product of its input and of the slope at its output. Every tensor is then a memory without errors that see its state,
+z_t = F z_{t-1} + b w e^T with w the input and e minus the slope; the flows that make w and e are those of the call at the anchor, and
+their slopes by the chain rule. One period after the other is sequential; within it all tokens are one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from nlc.graph.calculus import Algebra, NotDifferentiable
+from nlc.graph.ir import Flow, Learner, LevelGraph, pred_id
+from nlc.graph.linear import Derivation, General, LinearForm, LinearWrite, NotLinear, gradient_symbol
+from nlc.graph.slopes import Product, product_slopes
+
+ANCHORED = ("start", "at")
+"""States that do not change within a period."""
+
+
+def anchored_forms(graph: LevelGraph, group: str) -> tuple[LevelGraph, dict[str, LinearForm | NotLinear]]:
+    """The linear form of each tensor of a function, or the reason why it has none, and the graph with the flows these need.
+
+    Calls that see the state within a period become recalls of the single tensors.
+    """
+    members = [m for m in graph.learners.values() if m.group == group and m.host is None]
+    try:
+        _check(graph, members)
+        products = _products(graph, members)
+        asked = _as_recalls(graph.with_(flows=products[1]), members)
+        forms: dict[str, LinearForm | NotLinear] = {}
+        for learner in members:
+            derivation = _Anchored(asked, learner, products[0][learner.id])
+            forms[learner.id] = derivation.run()
+            asked = asked.with_(flows=derivation.algebra.flows)
+        return asked, forms
+    except (General, NotDifferentiable) as problem:
+        found = problem.found if isinstance(problem, General) else NotLinear(str(problem), problem.span)
+        return graph, {m.id: replace(found, kind="deep") for m in members}
+
+
+def _check(graph: LevelGraph, members: list[Learner]) -> None:
+    first = members[0]
+    if first.at != "start":
+        raise General(f"its gradients are taken at the {first.at} state, which every token changes", first.span)
+    if first.clock is not None and first.clock.period > 1 and first.fold.get("token") != "each":
+        raise General("its updates are folded over a period", first.span)
+    if first.sharing != "sequence":
+        raise General(f"its state is `{first.sharing}`, not one per sequence", first.span)
+
+
+def _products(graph: LevelGraph, members: list[Learner]) -> tuple[dict[str, list[tuple[int, Product]]], dict[str, Flow]]:
+    """For each tensor what its gradient is made of: (number of the write, product)."""
+    algebra = Algebra(graph, members[0])
+    found: dict[str, list[tuple[int, Product]]] = {m.id: [] for m in members}
+    for number, write in enumerate(members[0].writes):
+        leaves = {pred_id(m.id, number): m for m in members}
+        for leaf, products in product_slopes(algebra, write.loss, leaves).items():
+            found[leaves[leaf].id] += [(number, product) for product in products]
+    return found, algebra.flows
+
+
+def _as_recalls(graph: LevelGraph, members: list[Learner]) -> LevelGraph:
+    """Products with a tensor in a version that changes within the period are what its memory recalls."""
+    known = {m.id: m for m in members}
+    flows: dict[str, Flow] = {}
+    leaves = {f.id: known[f.attr("learner")] for f in graph.flows.values() if _changes(f, known)}
+    for flow in graph.flows.values():
+        leaf = next((arg for arg in flow.args if arg in leaves), None)
+        if leaf is not None and leaves[leaf].store.in_axes:
+            flow = _recall(flow, graph.flows[leaf], leaves[leaf])
+        elif flow.id in leaves and not leaves[flow.id].store.in_axes:
+            flow = replace(flow, op="recall", attrs={"learner": flow.attr("learner"), "state": flow.attr("state")})
+        flows[flow.id] = flow
+    kept = {id: f for id, f in flows.items() if id not in leaves or f.op == "recall"}
+    roots = set(graph.roots())
+    whole = next((id for id in leaves if id not in kept and id in roots), None)
+    if whole is not None:
+        raise General(f"its tensor `{leaves[whole].store.tensors[0].name}` is read as a whole", graph.flows[whole].span)
+    return graph.with_(flows=kept)
+
+
+def _changes(flow: Flow, known: Mapping[str, Learner]) -> bool:
+    return flow.op == "tensor" and flow.attr("learner") in known and flow.attr("state") not in ANCHORED
+
+
+def _recall(flow: Flow, leaf: Flow, learner: Learner) -> Flow:
+    """`z @ W` as a recall of the memory W with the query z."""
+    left = flow.args[0] == leaf.id
+    contracted = learner.store.tensors[0].axes[-1 if left else 0]
+    if flow.op != "contract" or (contracted,) != learner.store.in_axes or flow.args.count(leaf.id) > 1:
+        name = learner.store.tensors[0].name
+        raise General(f"its tensor `{name}` is used in another way than the product it is first used in", flow.span)
+    query = flow.args[1 if left else 0]
+    return replace(flow, op="recall", args=(query,), attrs={"learner": learner.id, "state": leaf.attr("state")})
+
+
+class _Anchored(Derivation):
+    """The recurrence of one tensor; its writes are the products that its gradient is made of."""
+
+    def __init__(self, graph: LevelGraph, learner: Learner, products: list[tuple[int, Product]]) -> None:
+        super().__init__(graph, learner)
+        self.products = products
+
+    def run(self) -> LinearForm:
+        self._no_feedback()
+        states, rows = self.recurrence()
+        a, writes = self.algebra, []
+        for number, product in self.products:
+            b = tuple(a.neg(rows[i].terms.get(gradient_symbol(number), 0)) for i in states)
+            target = a.flow(a.neg(product.slope))
+            writes.append(LinearWrite(b, None, product.input, None, target))
+        return self.form(states, rows, writes)
