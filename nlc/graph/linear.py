@@ -219,10 +219,13 @@ class Derivation:
         last = self._boundary(clock.period, last=True)
         found = {}
         for id, row in rows.items():
-            terms = {symbol: a.mul(last, coefficient) for symbol, coefficient in row.terms.items()}
+            terms = {symbol: a.neg(a.mul(last, a.neg(x))) if self._is_neg(x) else a.mul(last, x) for symbol, x in row.terms.items()}
             terms[id] = 1 if row.terms.get(id) == 1 else a.add(terms.get(id, 0), a.sub(1, last))
             found[id] = Affine(terms)
         return found
+
+    def _is_neg(self, x: Coefficient) -> bool:
+        return isinstance(x, str) and self.algebra.flows[x].op == "neg"
 
     def _gathered(self) -> dict[str, Affine]:
         """The sum of a period's gradients, and the state times its keeps: both begin anew with a period."""

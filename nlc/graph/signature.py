@@ -312,7 +312,8 @@ class _Literal:
     def _learner(self, learner: Learner) -> str:
         self.names[learner.id] = f"m{len(self.names)}"
         parts = [(kind, self._flow(id)) for kind, id in self.graph.needs_of(learner)]
-        return f"[at {learner.at}, {', '.join(f'{kind} {text}' for kind, text in parts)}]"
+        fold = f", fold {learner.folds}" if learner.folds else ""
+        return f"[at {learner.at}{fold}, {', '.join(f'{kind} {text}' for kind, text in parts)}]"
 
     def _flow(self, id: str) -> str:
         flow = self.graph.flows[id]

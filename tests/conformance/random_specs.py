@@ -401,7 +401,12 @@ class Writer:
             case "sigmoid":
                 f = self.gate(copies)
                 return rng.choice(
-                    (f"sigmoid({f})", f"1 - 0.5 * sigmoid({f})", f"exp({self.gate(copies, 'log gate')}) * sigmoid({f})", f"tanh({f})")
+                    (
+                        f"sigmoid({f})",
+                        f"1 - 0.5 * sigmoid({f})",
+                        f"exp({self.gate(copies, 'log gate')}) * sigmoid({self.raw(copies)})",
+                        f"tanh({f})",
+                    )
                 )
             case "zeros in data":
                 return self.gate(copies, "zeros")

@@ -276,6 +276,8 @@ def check_training(stages: tuple[Stage, ...], numbers: Given, chosen: tuple[str,
         if max(x.abs().max().item() for x in parameters.values() if x.numel()) > LARGEST:
             return  # the first step went too far
         loss, parameters, optimizer = Reference(stages[0].graph, parameters, torch.float64).train_step(numbers.inputs, optimizer)
+        if not loss.isfinite():
+            return  # the first step went too far: the meaning itself is no number
         mine, state = compiled.train_step(numbers.inputs, state)
         found = {"loss": mine, **{f"parameter {k}": x.detach() for k, x in compiled.named_parameters()}, **state}
         wanted = {"loss": loss, **{f"parameter {k}": x.detach() for k, x in parameters.items()}, **optimizer}
