@@ -53,6 +53,8 @@ class Slots:
     F: tuple[tuple[Polynomial, ...], ...]
     writes: tuple[WriteSlots, ...]
     kinds: dict[Leaf, str]
+    gathered: int = 0
+    """So many states, the last ones, are no states of a rule: what a period has gathered."""
 
     def all(self) -> Iterator[tuple[str, Polynomial]]:
         for write in self.writes:
@@ -67,7 +69,7 @@ class Slots:
 
     def map(self, change: Callable[[Polynomial], Polynomial]) -> Slots:
         F = tuple(tuple(map(change, row)) for row in self.F)
-        return Slots(F, tuple(write.map(change) for write in self.writes), self.kinds)
+        return replace(self, F=F, writes=tuple(write.map(change) for write in self.writes))
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def _slots(graph: LevelGraph, learner: Learner, form: LinearForm) -> Slots:
         return _normal(WriteSlots(tuple(map(gate, write.b)), c, key, probe, target), reader.kinds)
 
     F = tuple(tuple(map(gate, row)) for row in form.F)
-    return Slots(F, tuple(map(slots_of, form.writes)), reader.kinds)
+    gathered = sum(state in (f"{learner.id}.sum", f"{learner.id}.kept") for state in form.states)
+    return Slots(F, tuple(map(slots_of, form.writes)), reader.kinds, gathered)
 
 
 class _Reader:
@@ -239,11 +242,12 @@ def _leading(x: Polynomial) -> float:
 
 
 def _variants(slots: Slots) -> Iterator[Slots]:
-    """All orders and signs of the states behind the first, and all orders of the writes."""
+    """All orders and signs of the states of the rule, and all orders of the writes."""
     n = len(slots.F)
-    for order in permutations(range(1, n)):
-        for signs in product((1, -1), repeat=n - 1):
-            at, sign = (0, *order), (1, *signs)
+    free = n - slots.gathered
+    for order in permutations(range(1, free)):
+        for signs in product((1, -1), repeat=free - 1):
+            at, sign = (0, *order, *range(free, n)), (1, *signs, *(1 for _ in range(free, n)))
             F = tuple(tuple(slots.F[at[i]][at[j]].scaled(sign[i] * sign[j]) for j in range(n)) for i in range(n))
             writes = [_signed(write, at, sign) for write in slots.writes]
             for each in permutations(writes):
