@@ -8,9 +8,14 @@ Axes: N chunks, G independent memories (batch x heads), C tokens of a chunk, K k
       n states of a rule (memory, momentum, ...), D = n * K stacked key rows.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nlc.backends.layers import gates_of
 
 BLOCK = 16
 """Rows of a triangular matrix that are inverted one by one; the blocks themselves are joined by products."""
@@ -103,6 +108,36 @@ def sweep(scores: Tensor, v: Tensor, rows: Tensor, x: Tensor, decay: Tensor, z0:
         out.append(seen[:, :reads] + scores[i, :, :reads] @ error)
         state = _advanced(decay[i], state) + x[i].mT @ error
     return torch.stack(out), state
+
+
+def over_periods(
+    body: Callable[..., tuple[Any, ...]],
+    p: dict[str, Tensor],
+    z: dict[str, Tensor],
+    flows: list[Tensor],
+    anchored: list[str],
+    period: int,
+    position: Tensor | int,
+    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]],
+) -> list[Tensor | dict[str, Tensor]]:
+    """What `layers.over_periods` returns, for calls of one token, or calls that begin where a period begins: lengths must be known."""
+    B, T = (max(x.shape[i] for x in flows) for i in (0, 1))
+    lengths = [min(period, T - start) for start in range(0, T, period)]
+    parts: list[list[Any]] = [list(x.split(lengths, 1)) if x.shape[1] == T else [x] * len(lengths) for x in flows]
+    if gates:
+        like = next(x for x in z.values() if x.is_floating_point()).new_zeros((B, T))
+        made_gates = [gates_of(make, [x.expand(B, T, *x.shape[2:]) for x in (like, *given)], lengths) for make, given in gates]
+        parts.append([list(each) for each in zip(*made_gates, strict=True)])
+    begins = torch.as_tensor(position) % period == 0
+    made: list[list[Tensor]] = []
+    new: dict[str, Tensor] = {}
+    for piece in zip(*parts, strict=True):
+        now = {**z, **new}
+        new = {**new, **{f"{n}.anchor": torch.where(begins, z[n], z[f"{n}.anchor"]) if T == 1 else now[n] for n in anchored}}
+        *outputs, states = body(p, {**z, **new}, *piece)
+        new = {**new, **states}
+        made.append(outputs)
+    return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
 
 
 def embedding(table: Tensor, tokens: Tensor) -> Tensor:

@@ -495,6 +495,63 @@ def several(
     return out + seen[:, :, :count], last + states[-1]
 
 
+def period_gates(
+    rows: list[list[Tensor | float]], columns: list[Tensor | float], looks: list[tuple[int, bool]], like: Tensor, copies: int
+) -> tuple[Tensor, ...]:
+    """What `propagated` returns, for one period of T tokens of each row: gates and rates are numbers or [B, T, copies], like [B, T].
+
+    A token beyond T keeps everything and writes nothing. seen [looks, B * copies, C, n], between [looks, B * copies, C, C],
+    to_end [B * copies, C, n], total [B * copies, n, n], for the smallest power of two C that holds T.
+    """
+    B, T = like.shape
+    padding = (1 << (T - 1).bit_length()) - T
+
+    def padded(x: Tensor | float, fill: float) -> Tensor:
+        whole = x.to(like.dtype).expand(B, T, copies) if isinstance(x, Tensor) else like.new_full((B, T, copies), x)
+        return torch.cat([whole, like.new_full((B, padding, copies), fill)], 1).transpose(1, 2).flatten(0, 1).unsqueeze(0)
+
+    gates = torch.stack([torch.stack([padded(x, float(i == j)) for j, x in enumerate(row)], -1) for i, row in enumerate(rows)], -2)
+    seen, between, to_end, total = propagated(gates, torch.stack([padded(x, 0.0) for x in columns], -1), looks)
+    return seen.squeeze(1), between.squeeze(1), to_end.squeeze(0), total.squeeze(0)
+
+
+def in_chunk(x: Tensor, gates: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """[B, T, G, D] -> [B * G, C, D], with zeros beyond T."""
+    padding = gates[2].shape[1] - x.shape[1]
+    whole = x.to(dtype) if padding == 0 else torch.cat([x.to(dtype), x.new_zeros((x.shape[0], padding, *x.shape[2:]), dtype=dtype)], 1)
+    return whole.transpose(1, 2).flatten(0, 1)
+
+
+def one_chunk(
+    queries: list[Tensor],
+    kinds: list[int],
+    key: Tensor,
+    u: Tensor,
+    gates: tuple[Tensor, ...],
+    states: list[Tensor],
+    links: tuple[tuple[int, ...], ...],
+) -> tuple[Tensor, ...]:
+    """One chunk of a memory whose errors u [G, C, V] are known, with the gates of `period_gates`.
+
+    queries [G, C, K] with, for each, the look of the gates it has; key [G, C, K]; states [B, H, K, V] with G = B * H; `links[i]` are the
+    states that reach state i. Returns the answers [B, C, H, V], then the new states.
+    """
+    seen, between, to_end, total = gates
+    old = [z.flatten(0, 1) for z in states]
+    made = []
+    for q, look in zip(queries, kinds, strict=True):
+        answer = (q @ key.mT * between[look]) @ u
+        for j, z in enumerate(old):
+            answer = answer + seen[look, :, :, j : j + 1] * (q @ z)
+        made.append(answer.unflatten(0, (states[0].shape[0], -1)).transpose(1, 2))
+    for i, sources in enumerate(links):
+        state = (key * to_end[:, :, i : i + 1]).mT @ u
+        for j in sources:
+            state = state + total[:, i, j, None, None] * old[j]
+        made.append(state.unflatten(0, (states[0].shape[0], -1)))
+    return tuple(made)
+
+
 def channel_gates(rows: list[list[Tensor | float]], like: Tensor) -> Tensor:
     """[N, G, C, n, n, K] from n rows of n gates: numbers, [N, G, C], or [N, G, C, K] as `like`."""
     return torch.stack([torch.stack([_each_channel(x, like) for x in row], -2) for row in rows], -3)

@@ -6,6 +6,8 @@ Axes: B batch, T tokens, G copies of a memory (heads), N chunks, C tokens of a c
 """
 
 from collections.abc import Callable
+from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,33 +30,52 @@ def unchunked(x: Tensor, batch: int, tokens: int) -> Tensor:
 
 
 def over_periods(
-    body: Callable[..., tuple[Tensor | dict[str, Tensor], ...]],
+    body: Callable[..., tuple[Any, ...]],
     p: dict[str, Tensor],
     z: dict[str, Tensor],
     flows: list[Tensor],
     anchored: list[str],
     period: int,
-    position: Tensor,
+    position: Tensor | int,
+    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]],
 ) -> list[Tensor | dict[str, Tensor]]:
-    """Run `body(p, z, *flows)` for each period of a call, one after the other, and join what it makes along time.
+    """Run `body(p, z, *flows, gates)` for each period of a call, one after the other, and join what it makes along time.
 
     flows [B, T, ..] or [.., 1, ..] where they are the same for all tokens. Token `position` is the first of the call. Where a period
-    begins, the anchors of the states `anchored` become these states. Returns the outputs [B, T, ..] and the new states.
+    begins, the anchors of the states `anchored` become these states. `gates`: functions that multiply gates out, and their flows; the body
+    gets what they make of its period. Returns the outputs [B, T, ..] and the new states.
     """
-    T = max(x.shape[1] for x in flows)
+    B, T = (max(x.shape[i] for x in flows) for i in (0, 1))
     first = (period - int(position) % period) % period
     lengths = [n for n in (min(first, T), *([period] * ((T - first) // period))) if n > 0]
     lengths += [T - sum(lengths)] if sum(lengths) < T else []
-    parts = [x.split(lengths, 1) if x.shape[1] == T else [x] * len(lengths) for x in flows]
+    parts: list[list[Any]] = [list(x.split(lengths, 1)) if x.shape[1] == T else [x] * len(lengths) for x in flows]
+    if gates:
+        like = next(x for x in z.values() if x.is_floating_point()).new_zeros((B, T))
+        made_gates = [gates_of(make, [x.expand(B, T, *x.shape[2:]) for x in (like, *given)], lengths) for make, given in gates]
+        parts.append([list(each) for each in zip(*made_gates, strict=True)])
     made: list[list[Tensor]] = []
     new: dict[str, Tensor] = {}
     for i, piece in enumerate(zip(*parts, strict=True)):
         if i > 0 or first == 0:
             new |= {f"{name}.anchor": {**z, **new}[name] for name in anchored}
         *outputs, states = body(p, {**z, **new}, *piece)
-        new |= states  # type: ignore[arg-type]
-        made.append(outputs)  # type: ignore[arg-type]
+        new |= states
+        made.append(outputs)
     return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
+
+
+def gates_of(make: Callable[..., tuple[Tensor, ...]], flows: list[Tensor], lengths: list[int]) -> list[tuple[Tensor, ...]]:
+    """`make(*flows)` for pieces of these lengths of flows [B, T, ..]; neighbours of one length together, as rows of one batch."""
+    found: list[tuple[Tensor, ...]] = []
+    for n, same in groupby(lengths):
+        count = len(list(same))
+        start = sum(lengths[: len(found)])
+        rows = [x[:, start : start + n * count].unflatten(1, (count, n)).transpose(0, 1).flatten(0, 1) for x in flows]
+        seen, between, to_end, total = make(*rows)
+        made = [x.unflatten(axis, (count, -1)).unbind(axis) for x, axis in ((seen, 1), (between, 1), (to_end, 0), (total, 0))]
+        found += zip(*made, strict=True)
+    return found
 
 
 def each_sample(x: Tensor, samples: int) -> Tensor:

@@ -52,7 +52,7 @@ class ChooseForm(Pass):
         longest = learner.clock.period if learner.group is not None and learner.clock is not None else CHUNKS[-1]
         if longest == 1:
             return Execution("recurrent", 1, decays, ("recurrent",), "its gradients are taken at a new state every token")
-        chunks = tuple(C for C in CHUNKS if C < 2 * longest) or CHUNKS[:1]
+        chunks = tuple(C for C in CHUNKS if 2 * longest > C) or CHUNKS[:1]
         costs = {C: cost_per_token(form, K, V, C) for C in chunks}
         best = self.chunk or min(costs, key=lambda C: costs[C])
         reason = "asked for" if self.chunk else "least multiply-adds a token and copy: " + ", ".join(f"{C}: {costs[C]:.0f}" for C in chunks)

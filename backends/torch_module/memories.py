@@ -54,6 +54,13 @@ def argument_of(learner: Learner, recalls: tuple[Flow, ...], role: str, flow: st
     return flow, recalls[int(role.split()[1])].attr("state")
 
 
+def coefficients_of(form: LinearForm) -> list[str]:
+    """The flows that gates and rates are made of, each once."""
+    gates: list[Coefficient] = [form.log_keep] if form.log_keep is not None else [x for row in form.F for x in row]
+    found = [*gates, *(x for write in form.writes for x in (*write.b, *(write.c or ())))]
+    return list(dict.fromkeys(x for x in found if isinstance(x, str)))
+
+
 class MemoryWriter:
     """Writes the functions for one sweep; the first learner of a bucket gives the names."""
 

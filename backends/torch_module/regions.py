@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from nlc.backends.torch_module.expressions import INLINE, Code, Expressions, Namer, local, show
+from nlc.backends.torch_module.expressions import ATOM, INLINE, Code, Expressions, Namer, identifier, local, show
 from nlc.backends.torch_module.memories import MemoryFunction, MemoryWriter, arguments
+from nlc.backends.torch_module.periods import Gates, PeriodWriter, is_one_chunk
 from nlc.diagnostics import BackendError
 from nlc.graph.codes import CannotLower
 from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
@@ -26,13 +27,15 @@ class RegionFunction:
     memories: list[MemoryFunction]
     uses: set[str] = field(default_factory=set)
     ticks: bool = False
+    gates: list[Gates] = field(default_factory=list)
+    """Functions of gates that run before the loop of this region."""
 
 
 class RegionWriter:
     def __init__(self, program: Program, region: Region, full: set[str]) -> None:
         self.program, self.graph, self.region = program, program.graph, region
         self.namer = Namer(region.scope)
-        for word in ("B", "T", "ticks", "dtype"):
+        for word in ("B", "T", "ticks", "dtype", "gates"):
             self.namer.names[f"reserved {word}"] = word
         if region.scope:
             for id in region.inputs:  # copies of a block must read alike, whatever feeds them
@@ -42,6 +45,7 @@ class RegionWriter:
         self.memories: list[MemoryFunction] = []
         self.states: dict[str, str] = {}
         self.needs_size = False
+        self.gates: list[Gates] = []
         self.reads = self._count_reads()
         self.full = full
 
@@ -54,10 +58,12 @@ class RegionWriter:
         uses = self.expressions.used | {use for memory in self.memories for use in memory.uses}
         if ticks:
             arguments_ += ["ticks", "dtype"]
+        arguments_ += ["gates"] if self.gates else []
         head = [f"def {name}(p: dict[str, Tensor], z: dict[str, Tensor], {', '.join(f'{a}: Tensor' for a in arguments_)}):"]
         head[0] = (
             head[0]
             .replace("dtype: Tensor", "dtype: torch.dtype")
+            .replace("gates: Tensor", "gates: list[tuple[Tensor, ...]]")
             .replace(", ):", "):")
             .replace("):", ") -> tuple[Tensor | dict[str, Tensor], ...]:")
         )
@@ -68,7 +74,7 @@ class RegionWriter:
         states = ", ".join(f'"{local(key, self.region.scope)}": {value}' for key, value in self.states.items())
         outputs = [self.expressions.code(id).text for id in self.region.outputs]
         tail = f"    return {', '.join([*outputs, f'{{{states}}}'])}" + ("" if outputs else ",")
-        return RegionFunction(name, "\n".join([*head, *self.lines, tail]), self.memories, uses, ticks)
+        return RegionFunction(name, "\n".join([*head, *self.lines, tail]), self.memories, uses, ticks, self.gates)
 
     def _doc(self) -> str:
         first = next(((kind, id) for kind, id in self.region.nodes if kind == "flow" and self.graph.flows[id].span.file), None)
@@ -166,9 +172,12 @@ class RegionWriter:
     # -- memories -------------------------------------------------------------------------------------------------------
 
     def _sweep(self, sweep: Sweep) -> None:
+        first = sweep.learners[0]
+        if is_one_chunk(self.region, first):
+            self._period(sweep)
+            return
         memory = MemoryWriter(sweep).function()
         self.memories.append(memory)
-        first = sweep.learners[0]
         assert isinstance(first.linear, LinearForm)
         count = len(sweep.learners)
         columns = [self._inputs(learner, recalls) for learner, recalls in zip(sweep.learners, sweep.recalls, strict=True)]
@@ -188,6 +197,39 @@ class RegionWriter:
         for i, learner in enumerate(sweep.learners):
             self._answers(sweep, learner, i, count, answers)
             self._new_states(learner, i, count, new)
+
+    def _period(self, sweep: Sweep) -> None:
+        """The sweep of one period in a loop, with gates made before the loop."""
+        (learner,), (recalls,) = sweep.learners, sweep.recalls
+        assert self.region.loop is not None and isinstance(learner.linear, LinearForm)
+        self.needs_size = True
+        writer = PeriodWriter(sweep)
+        memory = writer.period()
+        self.memories.append(memory)
+        gates = self._gates(writer, identifier(local(self.region.loop.id, self.region.scope)), learner)
+        roles = arguments(learner, recalls)
+        texts = [text for (_, id), text in zip(roles, self._inputs(learner, recalls), strict=True) if id not in writer.flows]
+        texts.append(f"gates[{self.gates.index(gates)}]")
+        texts += [self._state(learner, key) for key in learner.linear.states]
+        answers = [self.namer(f"{learner.id}:read {i}") for i in range(len(recalls))]
+        new = [self.namer(f"{state}:new") for state in learner.linear.states]
+        results = f"{', '.join([*answers, *new])}{',' * (len(answers) + len(new) == 1)}"
+        place = f"{learner.span.file}:{learner.span.line + 1}"
+        self._line(f"{results} = {memory.name}({', '.join(texts)})", f"{local(learner.id, self.region.scope)}  {place}")
+        self._answers(sweep, learner, 0, 1, [f"{answer}[:, :T]" for answer in answers])
+        self._new_states(learner, 0, 1, new)
+
+    def _gates(self, writer: PeriodWriter, stem: str, learner: Learner) -> Gates:
+        """The function of the gates; tensors with equal gates have one."""
+        count = size_of(learner.per)
+        copies = lambda id: self.expressions.copies_of(id, learner.per, ()).at(ATOM)  # noqa: E731
+        made = writer.gates(f"{stem}_gates", self.region, self.namer, copies, count)
+        for known in self.gates:
+            if known.renamed(made.name) == made:
+                return known
+        made = made.renamed(f"{made.name}_{len(self.gates) + 1}") if self.gates else made
+        self.gates.append(made)
+        return made
 
     def _inputs(self, learner: Learner, recalls: tuple[Flow, ...]) -> list[str]:
         """The arguments of a sweep for one learner, each [B, T, G, width] or [B, T, G]."""

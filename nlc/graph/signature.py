@@ -3,11 +3,13 @@
 A memory with a linear form is its recurrence: F, b, c as polynomials over placeholders, and which of key, probe and target
 are the same. Placeholders stand for what the context supplies: inputs, named flows, results of operators that are no
 arithmetic. Arithmetic that the declaration writes out itself counts, because it ties coefficients together: `rate: a` with
-`keep: 1 - a` is another learner than two free gates. Three freedoms of notation are removed:
+`keep: 1 - a` is another learner than two free gates, and so is a rate that is made of the key. Freedoms of notation are removed:
 
   scale of the error     `rate: b, value: v` is `value: b * (v - self(k)), minimize: dot`: common factors move into b
   scale of key, probe    `key: a * k` is `key: k` with a in b
-  states of the rule     their order and sign
+  states of the rule     their order and sign, and those that nothing sees
+  writes of a token      their order
+  samples of a token     where there is one only
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from nlc.graph.ir import Axes, Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, LinearWrite
 from nlc.graph.polynomial import Leaf, Polynomial, number, variable
 
-ARITHMETIC = ("add", "sub", "mul", "div", "neg")
+ARITHMETIC = ("add", "sub", "mul", "div", "neg", "sum", "dot", "pow", "first")
 MANY = 720
 """So many namings of placeholders are tried for the least text; beyond, they are named in order of first use."""
 
@@ -38,16 +40,36 @@ def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
     read = "before" if learner.read == "start" and period == 1 else learner.read
     init = "learned" if learner.init.learned else str(learner.init)
     head = f"{learner.store.form}, every {learner.clock}, read {read}, init {init}, {learner.sharing}"
+    if learner.samples is not None and learner.samples.size > 1:
+        head += ", sample by sample"
     if isinstance(learner.linear, LinearForm):
         return f"{head}: {_least(_slots(graph, learner, learner.linear))}"
     return f"{head}: general {_Literal(graph, learner).text()}"
 
 
 @dataclass(frozen=True)
+class Composite:
+    """A leaf that is no polynomial of its parts: a sum over an axis, a quotient, a gate that acts at the first sample only."""
+
+    op: str
+    parts: tuple[Polynomial, ...]
+
+
+def _deep(x: Polynomial) -> Iterator[Leaf]:
+    """The leaves of a polynomial and of the parts of its composite leaves."""
+    for leaf in x.leaves:
+        if isinstance(leaf, Composite):
+            yield from (each for part in leaf.parts for each in _deep(part))
+        else:
+            yield leaf
+
+
+@dataclass(frozen=True)
 class Slots:
     """The linear form as polynomials.
 
-    `kinds` says of each leaf what it is: `k` on the key side, `v` on the value side, `g` a number, `channel` a number for each key channel.
+    `kinds` says of each leaf what it is: `k` on the key side, `v` on the value side, `g` a number, `channel` a number for each key channel,
+    `once` a gate that acts at the first sample of a token, `steady` what no token changes.
     """
 
     F: tuple[tuple[Polynomial, ...], ...]
@@ -110,7 +132,22 @@ def _slots(graph: LevelGraph, learner: Learner, form: LinearForm) -> Slots:
 
     F = tuple(tuple(map(gate, row)) for row in form.F)
     gathered = sum(state in (f"{learner.id}.sum", f"{learner.id}.kept") for state in form.states)
-    return Slots(F, tuple(map(slots_of, form.writes)), reader.kinds, gathered)
+    return _without_unseen(Slots(F, tuple(map(slots_of, form.writes)), reader.kinds, gathered))
+
+
+def _without_unseen(slots: Slots) -> Slots:
+    """Without the states of the rule that neither an error nor the next tick sees."""
+    n = len(slots.F)
+    seen = {0} | {i for write in slots.writes for i, x in enumerate(write.c or ()) if x.terms}
+    while more := {j for i in seen for j in range(n) if slots.F[i][j].terms} - seen:
+        seen |= more
+
+    def kept(parts: tuple[Polynomial, ...]) -> tuple[Polynomial, ...]:
+        return tuple(part for i, part in enumerate(parts) if i in seen)
+
+    writes = tuple(replace(write, b=kept(write.b), c=None if write.c is None else kept(write.c)) for write in slots.writes)
+    gathered = sum(i >= n - slots.gathered for i in seen)
+    return replace(slots, F=tuple(kept(row) for i, row in enumerate(slots.F) if i in seen), writes=writes, gathered=gathered)
 
 
 class _Reader:
@@ -121,6 +158,9 @@ class _Reader:
         self.kinds: dict[Leaf, str] = {}
         self.cut: set[Term] = set()
         self.axes: dict[Term, Axes] = {}
+        samples = learner.samples
+        self.alone = {samples} if samples is not None and samples.size == 1 else set()
+        self.copies = {*learner.per, *([samples] if samples is not None else [])} - self.alone
 
     def term(self, x: Coefficient) -> Term:
         if not isinstance(x, str):
@@ -128,9 +168,24 @@ class _Reader:
         flow = self.graph.flows[x]
         if flow.op == "number":
             return ("number", float(flow.attr("value")))
-        made: Term = ("leaf", _leaf(flow)) if self._is_context(flow) else (flow.op, *map(self.term, flow.args))
-        self.axes[made] = flow.axes
+        if self._is_once(flow):
+            keep = self.term(str(self.learner.keep))
+            made: Term = keep if self.alone else ("first", keep)
+        elif self._is_context(flow):
+            made = ("leaf", _leaf(flow))
+        elif flow.op == "dot":
+            product = ("mul", *map(self.term, flow.args))
+            self.axes[product] = max((self.graph.flows[arg].axes for arg in flow.args), key=len)
+            made = ("sum", product)
+        else:
+            made = (flow.op, *map(self.term, flow.args))
+        self.axes.setdefault(made, flow.axes)
         return made
+
+    def _is_once(self, flow: Flow) -> bool:
+        """The keep of the learner, made to act at the first sample of a token only."""
+        inner = self.graph.flows[flow.args[0]] if flow.op == "exp" else flow
+        return inner.op == "first"
 
     def _is_context(self, flow: Flow) -> bool:
         """Inputs, named flows and what is no arithmetic. Inside a rule names are the rule's own, and do not count."""
@@ -144,7 +199,7 @@ class _Reader:
             term = todo.pop()
             if term[0] in ("leaf", "number") or term in self.cut:
                 continue
-            if not self._is_scaled_vector(term) and self._owns_leaves(term, roots):
+            if not self._is_scaled_vector(term) and not _has_first(term) and self._owns_leaves(term, roots):
                 self.cut.add(term)
             else:
                 todo.extend(_operands(term))
@@ -156,7 +211,7 @@ class _Reader:
         return not self._is_gate(term) and (term[0] == "neg" or any(map(self._is_gate, _operands(term))))
 
     def _is_gate(self, term: Term) -> bool:
-        return set(self.axes.get(term, ())) <= set(self.learner.per)
+        return set(self.axes.get(term, ())) - self.alone <= self.copies
 
     def _owns_leaves(self, term: Term, roots: list[Term]) -> bool:
         mine = _leaves(term, None)
@@ -174,18 +229,38 @@ class _Reader:
             return -parts[0]
         if term[0] in ("add", "sub"):
             return parts[0] + (parts[1] if term[0] == "add" else -parts[1])
-        other = parts[1] if term[0] == "mul" else poly.inverse(parts[1])
-        return self._variable(term, kind) if other is None else parts[0] * other
+        power = parts[1].constant if term[0] == "pow" else None
+        if power in (1.0, 2.0, 3.0, 4.0):
+            return reduce(lambda x, y: x * y, [parts[0]] * int(power))
+        other = parts[1] if term[0] == "mul" else poly.inverse(parts[1]) if term[0] == "div" else None
+        return self._composite(term, kind, parts) if other is None else parts[0] * other
+
+    def _composite(self, term: Term, kind: str, parts: list[Polynomial]) -> Polynomial:
+        side = self._kind(term, kind)
+        leaf = Composite(f"{term[0]} {side}", tuple(parts))
+        self.kinds[leaf] = f"once {side}" if term[0] == "first" else side
+        return variable(leaf)
 
     def _variable(self, term: Term, kind: str) -> Polynomial:
-        axes = set(self.axes[term])
-        copies = set(self.learner.per)
-        shared = "" if copies <= axes else "~"
-        side = "g" if axes <= copies else "channel" if kind == "g" else kind
-        self.kinds.setdefault(term, side + shared)
+        self.kinds.setdefault(term, self._kind(term, kind))
         if term[0] == "leaf" and isinstance(term[1], tuple):
             self.kinds[term] = ":".join(map(str, term[1]))
         return variable(term)
+
+    def _kind(self, term: Term, kind: str) -> str:
+        """What stands on a side of the recurrence; `~` where it is the same for some copies."""
+        axes = set(self.axes[term]) - self.alone
+        side = "g" if axes <= self.copies else "channel" if kind == "g" else kind
+        side = side if self.copies <= axes else f"{side}~"
+        return f"{side} steady " if all(map(self._is_steady, _leaves(term, None))) else side
+
+    def _is_steady(self, leaf: Term) -> bool:
+        """Made of parameters and numbers only."""
+        flows = [self.graph.flows[id] for id in self.graph.upstream(str(leaf[1]))] if isinstance(leaf[1], str) else []
+        recalls = [self.graph.learners[flow.attr("learner")] for flow in flows if flow.op == "recall"]
+        return (
+            bool(flows) and all(m.is_parameter for m in recalls) and not any(flow.op in ("input", "position", "boundary") for flow in flows)
+        )
 
 
 def _leaf(flow: Flow) -> Hashable:
@@ -193,6 +268,10 @@ def _leaf(flow: Flow) -> Hashable:
     if flow.op != "boundary":
         return flow.id
     return "last" if flow.attr("last") else "boundary", flow.attr("period")
+
+
+def _has_first(term: Term) -> bool:
+    return term[0] == "first" or any(map(_has_first, _operands(term)))
 
 
 def _operands(term: Term) -> tuple[Term, ...]:
@@ -215,7 +294,7 @@ def _normal(slots: WriteSlots, kinds: dict[Leaf, str]) -> WriteSlots:
     """Move common factors of key, probe and error to where they act."""
 
     def is_gate(leaf: Leaf) -> bool:
-        return kinds[leaf].rstrip("~") == "g"
+        return kinds[leaf].split()[0].rstrip("~") == "g"
 
     def common(*parts: Polynomial) -> Polynomial:
         return poly.of_monomial(poly.content(parts, is_gate)).scaled(_leading(parts[0]))
@@ -265,14 +344,14 @@ def _absorbed(slots: Slots) -> Slots:
     kinds = dict(slots.kinds)
     places: dict[Leaf, set[Polynomial]] = {}
     for _, x in slots.all():
-        for leaf in x.leaves:
+        for leaf in _deep(x):
             places.setdefault(leaf, set()).add(x)
 
     def change(x: Polynomial) -> Polynomial:
         names = {kinds[leaf] for leaf in x.leaves}
-        if not names or any(":" in name for name in names) or any(places.get(leaf) != {x} for leaf in x.leaves):
+        if not names or any(":" in name for name in names) or any(places.get(leaf) != {x} for leaf in _deep(x)):
             return x
-        kinds[x] = max(names, key=lambda name: (name[0] != "g", name))
+        kinds[x] = max(names, key=lambda name: (name[0] != "g", "steady" not in name, name))
         return variable(x)
 
     return replace(slots.map(change), kinds=kinds)
@@ -286,14 +365,23 @@ def _texts(slots: Slots) -> Iterator[str]:
     """The form with every naming of its placeholders."""
     groups: dict[str, list[Leaf]] = {}
     for _, x in slots.all():
-        for leaf in x.leaves:
+        for leaf in _deep(x):
             group = groups.setdefault(slots.kinds[leaf], [])
             group += [leaf] if leaf not in group else []
     namings = reduce(lambda count, group: count * _factorial(len(group)), groups.values(), 1)
     orders = [permutations(group) if namings <= MANY else [tuple(group)] for group in groups.values()]
     for order in product(*orders):
         names = {leaf: f"{kind}{i}" for kind, leaves in zip(groups, order, strict=True) for i, leaf in enumerate(leaves)}
-        yield "; ".join(f"{slot} {x.show(names.__getitem__)}" for slot, x in slots.all())
+        yield "; ".join(f"{slot} {_shown(x, names)}" for slot, x in slots.all())
+
+
+def _shown(x: Polynomial, names: dict[Leaf, str]) -> str:
+    def name(leaf: Leaf) -> str:
+        if isinstance(leaf, Composite):
+            return f"{leaf.op}({', '.join(_shown(part, names) for part in leaf.parts)})"
+        return names[leaf]
+
+    return x.show(name)
 
 
 def _factorial(n: int) -> int:

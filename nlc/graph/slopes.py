@@ -151,7 +151,7 @@ class _Chain:
         return a.mul(scale, inner)
 
     def product(self, flow: Flow, s: Coefficient, i: int, learner: Learner) -> Product:
-        """What a product adds to the gradient of its matrix, operand i: as key and value of a memory that is asked as in its first product."""
+        """What a product adds to the gradient of its matrix, operand i, as seen from the matrix's first product."""
         a, other = self.a, flow.args[1 - i]
         slope = self.along(flow, s)
         contracted = learner.store.tensors[0].axes[-1 if i == 0 else 0]

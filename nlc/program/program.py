@@ -162,7 +162,7 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
     for_loss = _only_for_loss(graph, needs) - {node for loop in found for node in loop.body}
     scopes = {node: _unit(graph, sweeps, node) for node in order}
     parts = _parts(order, needs, scopes, found)
-    unit = {node: scopes[node] or (parts[node][1].id if parts[node][1] else "") for node in order}
+    unit = {node: scopes[node] or (loop.id if (loop := parts[node][1]) is not None else "") for node in order}
     key = {node: (unit[node], parts[node][0]) for node in order}
     stage: dict[Node, int] = {}
     unit_stage: dict[tuple[str, int], int] = {}

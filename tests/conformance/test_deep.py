@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import nlc
+from nlc.diagnostics import BackendError
 from nlc.graph.calculus import Algebra
 from nlc.graph.ir import Axes, pred_id
 from nlc.graph.order import ordered
@@ -151,8 +152,11 @@ def sizes_of(name: str) -> dict[str, int]:
     return {dim: size for dim, size in {**SIZES, "V": 3}.items() if dim in known}
 
 
-def spec(name: str) -> CompiledSpec:
-    return nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes_of(name), backend="reference").double()
+BACKENDS = ["reference", "eager"]
+
+
+def spec(name: str, backend: str = "reference") -> CompiledSpec:
+    return nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes_of(name), backend=backend).double()
 
 
 def numbers(compiled: CompiledSpec) -> tuple[Tensors, Tensors]:
@@ -182,10 +186,11 @@ def score(output: Tensor, final: Tensors, leaves: Tensors) -> Tensors:
     return {f"gradient of {name}": x for name, x in zip(leaves, found, strict=True)}
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_deep_memory_is_its_formula_token_by_token(name: str) -> None:
+def test_a_deep_memory_is_its_formula_token_by_token(name: str, backend: str) -> None:
     step, f = SYSTEMS[name]
-    compiled = spec(name)
+    compiled = spec(name, backend)
     inputs, first = numbers(compiled)
     leaves = {**inputs, **first}
 
@@ -197,9 +202,10 @@ def test_a_deep_memory_is_its_formula_token_by_token(name: str) -> None:
     assert_close(score(outputs["o"], mine, leaves), score(wanted, final, leaves), 1e-10)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_stream_of_a_deep_memory_may_be_cut_inside_a_period(name: str) -> None:
-    compiled = spec(name)
+def test_a_stream_of_a_deep_memory_may_be_cut_inside_a_period(name: str, backend: str) -> None:
+    compiled = spec(name, backend)
     inputs, first = numbers(compiled)
     leaves = {**inputs, **first}
     whole, end = compiled(inputs, starting(compiled, first))
@@ -295,9 +301,10 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("period", "at_", "read", "keep", "rule", "write"), CASES, ids=lambda x: str(x))
 def test_every_option_of_a_deep_memory_is_the_loop(
-    period: int, at_: str, read: str, keep: str, rule: str, write: str, tmp_path: Path
+    period: int, at_: str, read: str, keep: str, rule: str, write: str, backend: str, tmp_path: Path
 ) -> None:
     keeps = {"none": "", "one": ", keep: alpha", "each": ", keep: {A: alpha, B: beta}"}[keep]
     rules = {"rate": ", rate: eta", "momentum": ", rule: {momentum: {rate: theta, decay: eta}}"}[rule]
@@ -309,7 +316,11 @@ def test_every_option_of_a_deep_memory_is_the_loop(
         learn = f"[{{key: k, value: v, at: {at_}{fold}{keeps}, rate: theta}}, {other}]"
     file = tmp_path / "options.yaml"
     file.write_text(OPTIONS.format(period=period, read=read, learn=learn), encoding="utf-8")
-    compiled = nlc.compile(file, backend="reference").double()
+    if backend != "reference" and at_ != "start":
+        with pytest.raises(BackendError, match=f"its gradients are taken at the {at_} state, which every token changes"):
+            nlc.compile(file, backend=backend)
+        return
+    compiled = nlc.compile(file, backend=backend).double()
     inputs, first = numbers(compiled)
     leaves = {**inputs, **first}
     state = {k: x.double() if x.is_floating_point() else x for k, x in compiled.initial_state(B).items()}

@@ -62,8 +62,6 @@ def gate(name: str, table: dict[str, Callable[[], Tensor | float]]) -> Tensor:
 def rate_of(name: str, x: Tensors) -> Tensor:
     return gate(
         name,
-        x,
-        0,
         {"absent": lambda: 1.0, "number": lambda: 0.3, "data": lambda: x["beta"].sigmoid(), "channels": lambda: x["c"].sigmoid()},
     )
 

@@ -25,7 +25,7 @@ def test_vector_is_reproduced(name: str, form: str) -> None:
     vector, _ = read_vector(name)
     sizes = {"H": vector["k"].shape[2], "K": vector["k"].shape[3], "V": vector["v"].shape[3]}
 
-    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes, **FORMS[form])  # type: ignore[arg-type]
+    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{VECTORS[name]}.yaml", dims=sizes, **FORMS[form])  # type: ignore[arg-type]
 
     check_vector(compiled, vector)
 
@@ -36,12 +36,13 @@ def test_vector_is_reproduced_at_every_chunk_length(name: str, chunk: int) -> No
     vector, _ = read_vector(name)
     sizes = {"H": vector["k"].shape[2], "K": vector["k"].shape[3], "V": vector["v"].shape[3]}
 
-    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{name}.yaml", dims=sizes, backend="eager", form="chunkwise", chunk=chunk)
+    compiled = nlc.compile(ROOT / "specs" / "ops" / f"{VECTORS[name]}.yaml", dims=sizes, backend="eager", form="chunkwise", chunk=chunk)
 
     check_vector(compiled, vector)
 
 
-def test_the_vector_of_a_function_of_several_tensors_is_reproduced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["reference", "eager", pytest.param("inductor", marks=[pytest.mark.inductor, pytest.mark.slow])])
+def test_the_vector_of_a_function_of_several_tensors_is_reproduced(backend: str, tmp_path: Path) -> None:
     """The file has the gains and the rate once for all tokens, and its bias as a row below its matrix.
 
     The function that made it (fla-core 0.6.0, `ttt/naive.py`) learns f(x) = x + LN(x W + c), but adds the norm of a read to the
@@ -53,7 +54,7 @@ def test_the_vector_of_a_function_of_several_tensors_is_reproduced(tmp_path: Pat
     assert text.count("o: S(q)") == 1
     file = tmp_path / "read_of_the_file.yaml"
     file.write_text(text.replace("o: S(q)", "o: S(q) - q + (q @ S.W + S.bias)"), encoding="utf-8")
-    compiled = nlc.compile(file, dims={"H": H, "K": K, "c": 16}, backend="reference")
+    compiled = nlc.compile(file, dims={"H": H, "K": K, "c": 16}, backend=backend)
     names = ("q", "k", "v", "eta", "w", "b", "initial_state", "initial_bias")
     leaves = {name: vector[name].clone().requires_grad_() for name in names}
     inputs = {name: leaves[name] for name in ("q", "k", "v")}

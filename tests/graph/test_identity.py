@@ -13,6 +13,7 @@ import nlc
 from nlc.diagnostics import SpecError
 from nlc.graph.identity import canonical_signature, equivalents, graph_hash, memories, prepared
 from nlc.graph.ir import LevelGraph
+from nlc.language import loads
 from nlc.language.library import Library
 from nlc.passmanager import PassManager
 
@@ -191,6 +192,10 @@ SAME = {
     "momentum": ("key: k, value: v, keep: g, rule: {momentum: {rate: beta, decay: decay}}", "ops/momentum_delta"),
     "gate without exp": ("key: k, value: v, minimize: dot, keep: g", "ops/scalar_decay"),
     "plain": ("key: k, value: v, minimize: dot", "ops/linear_attention"),
+    "a gate for each channel": ("key: k, value: v, rate: beta, keep: sigmoid(p), at: decayed", "ops/kda"),
+    "that without an error": ("key: k, value: v, minimize: dot, keep: sigmoid(p)", "ops/gla"),
+    "a momentum that forgets at once": ("key: k, value: v, rule: {momentum: {rate: beta, decay: 0}}", "ops/delta_rule"),
+    "the implicit step written out": ('key: k, value: v, rate: "beta / (1 + beta * dot(k, k))"', "ops/longhorn"),
 }
 
 
@@ -205,12 +210,49 @@ DIFFERENT = {
     "a rate for linear attention": "key: k, value: v, minimize: dot, rate: beta",
     "twice the step": "key: k, value: v, minimize: square",
     "a gate that is a number": "key: k, value: v, minimize: dot, keep: 0.5",
+    "a rate tied to the key": 'key: k, value: v - self(p), minimize: dot, rate: "beta / (1 + dot(k, k))", keep: g, at: decayed',
+    "gates and rates for each channel": "key: k, value: v, rate: sigmoid(p), keep: sigmoid(q), at: decayed",
 }
 
 
 @pytest.mark.parametrize("learn", DIFFERENT.values(), ids=list(DIFFERENT))
 def test_other_learners_are_not_the_same(learn: str, memory: Build) -> None:
     assert equivalents(memory(learn), Library()) == {"S": []}
+
+
+@pytest.mark.parametrize("name", ["gla", "kda", "rwkv7", "gated_delta_product", "longhorn", "retnet", "scalar_decay", "delta_rule"])
+def test_an_op_is_the_same_as_itself_only(name: str, built: Build) -> None:
+    """A gate per channel, steps one after the other, a rate tied to the key, a gate that no token changes: each is a learner of its own."""
+    assert equivalents(built(f"ops/{name}"), Library()) == {"S": [f"ops/{name}"]}
+
+
+def _changed(name: str, *changes: tuple[str, str]) -> LevelGraph:
+    """An op of the library with other words in its text."""
+    text = (ROOT / "specs" / "ops" / f"{name}.yaml").read_text(encoding="utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    return nlc.build(loads(text))
+
+
+def test_one_sample_a_token_is_no_sample_axis() -> None:
+    assert equivalents(_changed("gated_delta_product", ("R: 2", "R: 1")), Library()) == {"S": ["ops/gated_delta_rule"]}
+
+
+def test_when_a_gate_acts_counts_where_a_token_holds_samples() -> None:
+    once, each = _changed("gated_delta_product"), _changed("gated_delta_product", ("g: [H]", "g: [R, H]"))
+    without = ("rate: beta, keep: exp(g), at: decayed", "rate: beta, at: running")
+
+    assert _signature(once) != _signature(each)
+    assert equivalents(_changed("gated_delta_product", without), Library()) == {"S": []}
+
+
+def test_writes_of_a_token_have_no_order() -> None:
+    erase, write = "key: a * kap, value: -self(kap), minimize: dot", "key: kt, value: v, minimize: dot"
+    swapped = _changed("rwkv7", (erase, "FIRST"), (write, erase), ("FIRST", write))
+
+    assert swapped.learners["S"].writes[0].key == "kt"
+    assert equivalents(swapped, Library()) == {"S": ["ops/rwkv7"]}
 
 
 def test_keep_of_a_rule_is_the_keep_of_the_learner(tmp_path: Path, memory: Build) -> None:

@@ -10,10 +10,9 @@ import torch
 
 import nlc
 from nlc.language.library import Library
-from tests.conformance.comparing import check_vector, read_vector
+from tests.conformance.comparing import VECTORS, check_vector, read_vector
 
 ROOT = Path(__file__).parents[2]
-VECTORS = ("linear_attention", "scalar_decay", "delta_rule", "gated_delta_rule", "separate_probe_key")
 WORDS_OF_THE_FIELD = {"matrix", "vector", "dot", "square"}
 """Stems of library files that are ordinary words, which code may use in their ordinary sense."""
 
@@ -40,7 +39,7 @@ def renamed_library(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("name", VECTORS)
 def test_renamed_ops_reproduce_the_vectors(name: str, backend: str, tmp_path: Path) -> None:
     vector, _ = read_vector(name)
-    word = renamed_library(tmp_path)[name]
+    word = renamed_library(tmp_path)[VECTORS[name]]
 
     compiled = nlc.compile(f"ops/{word}", dims={"H": 2, "K": 16, "V": 24}, backend=backend, library=Library(tmp_path))
 
