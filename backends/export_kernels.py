@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.backends.layers import gates_of
+from nlc.backends.layers import gates_of, pieces
 
 BLOCK = 16
 """Rows of a triangular matrix that are inverted one by one; the blocks themselves are joined by products."""
@@ -114,20 +114,19 @@ def over_periods(
     body: Callable[..., tuple[Any, ...]],
     p: dict[str, Tensor],
     z: dict[str, Tensor],
-    flows: list[Tensor],
+    flows: list[Tensor | float],
     anchored: list[str],
     period: int,
     position: Tensor | int,
-    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]],
+    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
 ) -> list[Tensor | dict[str, Tensor]]:
     """What `layers.over_periods` returns, for calls of one token, or calls that begin where a period begins: lengths must be known."""
-    B, T = (max(x.shape[i] for x in flows) for i in (0, 1))
+    B, T = (max(x.shape[i] for x in flows if isinstance(x, Tensor)) for i in (0, 1))
     lengths = [min(period, T - start) for start in range(0, T, period)]
-    parts: list[list[Any]] = [list(x.split(lengths, 1)) if x.shape[1] == T else [x] * len(lengths) for x in flows]
+    parts = pieces(flows, lengths)
     if gates:
         like = next(x for x in z.values() if x.is_floating_point()).new_zeros((B, T))
-        made_gates = [gates_of(make, [x.expand(B, T, *x.shape[2:]) for x in (like, *given)], lengths) for make, given in gates]
-        parts.append([list(each) for each in zip(*made_gates, strict=True)])
+        parts.append([list(each) for each in zip(*(gates_of(make, [like, *given], lengths) for make, given in gates), strict=True)])
     begins = torch.as_tensor(position) % period == 0
     made: list[list[Tensor]] = []
     new: dict[str, Tensor] = {}

@@ -33,29 +33,28 @@ def over_periods(
     body: Callable[..., tuple[Any, ...]],
     p: dict[str, Tensor],
     z: dict[str, Tensor],
-    flows: list[Tensor],
+    flows: list[Tensor | float],
     anchored: list[str],
     period: int,
     position: Tensor | int,
-    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor]]],
+    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
 ) -> list[Tensor | dict[str, Tensor]]:
     """Run `body(p, z, *flows, gates)` for each period of a call, one after the other, and join what it makes along time.
 
-    flows [B, T, ..] or [.., 1, ..] where they are the same for all tokens. Token `position` is the first of the call. Where a period
+    flows [B, T, ..], [.., 1, ..] or numbers where they are the same for all tokens. Token `position` is the first of the call. Where a period
     begins, the anchors of the states `anchored` become these states. `gates`: functions that multiply gates out, and their flows; the body
     gets what they make of its period. Returns the outputs [B, T, ..] and the new states.
     """
-    B, T = (max(x.shape[i] for x in flows) for i in (0, 1))
+    B, T = (max(x.shape[i] for x in flows if isinstance(x, Tensor)) for i in (0, 1))
     first = (period - int(position) % period) % period
     lengths = [n for n in (min(first, T), *([period] * ((T - first) // period))) if n > 0]
     lengths += [T - sum(lengths)] if sum(lengths) < T else []
-    parts: list[list[Any]] = [list(x.split(lengths, 1)) if x.shape[1] == T else [x] * len(lengths) for x in flows]
+    parts = pieces(flows, lengths)
     if gates:
         like = next(x for x in z.values() if x.is_floating_point()).new_zeros((B, T))
-        made_gates = [gates_of(make, [x.expand(B, T, *x.shape[2:]) for x in (like, *given)], lengths) for make, given in gates]
-        parts.append([list(each) for each in zip(*made_gates, strict=True)])
+        parts.append([list(each) for each in zip(*(gates_of(make, [like, *given], lengths) for make, given in gates), strict=True)])
     made: list[list[Tensor]] = []
-    new: dict[str, Tensor] = {}
+    new = {f"{name}.anchor": z[f"{name}.anchor"] for name in anchored}
     for i, piece in enumerate(zip(*parts, strict=True)):
         if i > 0 or first == 0:
             new |= {f"{name}.anchor": {**z, **new}[name] for name in anchored}
@@ -65,13 +64,25 @@ def over_periods(
     return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
 
 
-def gates_of(make: Callable[..., tuple[Tensor, ...]], flows: list[Tensor], lengths: list[int]) -> list[tuple[Tensor, ...]]:
-    """`make(*flows)` for pieces of these lengths of flows [B, T, ..]; neighbours of one length together, as rows of one batch."""
+def pieces(flows: list[Tensor | float], lengths: list[int]) -> list[list[Any]]:
+    """Each flow [B, T, ..] cut along time; what is the same for all tokens stays whole."""
+    T, count = sum(lengths), len(lengths)
+    return [list(x.split(lengths, 1)) if isinstance(x, Tensor) and x.shape[1] == T else [x] * count for x in flows]
+
+
+def gates_of(make: Callable[..., tuple[Tensor, ...]], flows: list[Tensor | float], lengths: list[int]) -> list[tuple[Tensor, ...]]:
+    """`make(*flows)` for pieces of these lengths of flows [B, T, ..]; neighbours of one length together, as rows of one batch.
+
+    The first flow has its whole B and T.
+    """
     found: list[tuple[Tensor, ...]] = []
+    B, T = flows[0].shape[:2]  # type: ignore[union-attr]
+    flows = [x.expand(B, T, *x.shape[2:]) if isinstance(x, Tensor) else x for x in flows]
     for n, same in groupby(lengths):
         count = len(list(same))
         start = sum(lengths[: len(found)])
-        rows = [x[:, start : start + n * count].unflatten(1, (count, n)).transpose(0, 1).flatten(0, 1) for x in flows]
+        parts = [x[:, start : start + n * count] if isinstance(x, Tensor) else x for x in flows]
+        rows = [x.unflatten(1, (count, n)).transpose(0, 1).flatten(0, 1) if isinstance(x, Tensor) else x for x in parts]
         seen, between, to_end, total = make(*rows)
         made = [x.unflatten(axis, (count, -1)).unbind(axis) for x, axis in ((seen, 1), (between, 1), (to_end, 0), (total, 0))]
         found += zip(*made, strict=True)

@@ -20,7 +20,7 @@ Options = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "store": ("matrix", "square matrix", "vector"),
+    "store": ("matrix", "square matrix", "vector", "function"),
     "copies": ("none", "one axis", "two axes"),
     "objective": ("default", "l2", "dot", "square", "expression"),
     "value": ("plain", "minus self", "plus self"),
@@ -57,10 +57,10 @@ def wrong(o: Options) -> int:
     """How many combinations of a case are not legal."""
     has_rule = o["rule"] != "absent"
     added = o["fold"] in ("sum", "mean")
-    implicit = o["solve"] == "implicit"
+    implicit, deep = o["solve"] == "implicit", o["store"] == "function"
     found = (
         has_rule and o["rate"] != "absent",
-        o["store"] == "vector" and "eye" in o["init"],
+        o["store"] in ("vector", "function") and "eye" in o["init"],
         o["store"] == "vector" and o["key from"] != "input",
         o["store"] == "vector" and o["learners"] == "feeds query",
         o["store"] != "matrix" and "channels" in o["keep"],
@@ -68,6 +68,10 @@ def wrong(o: Options) -> int:
         o["samples"] != "none" and o["at"] not in ("decayed", "running"),
         o["samples"] != "none" and o["every"] != "1",
         o["every"] == "1" and o["fold"] != "each",
+        deep and o["at"] not in ("absent", "start"),
+        deep and o["samples"] != "none",
+        deep and o["fold"] != "each",
+        deep and implicit,
         added and o["at"] == "decayed",
         implicit and added,
         implicit and has_rule,
@@ -556,12 +560,25 @@ class Writer:
             K, V = V, K
         name = self.name(role)
         store = f"{{vector: [{V}]}}" if o["store"] == "vector" else f"{{matrix: [{K}, {V}]}}"
+        store = self.function(K, V) if o["store"] == "function" else store
         copies = f", per: [{', '.join(per)}]" if per else ""
         read = f", read: {o['read']}" if o["read"] != "absent" else ""
         learn = self.learn(key, value, (K, V), per, gate)
         every = f"{o['every']} token{'s' if o['every'] != '1' else ''}"
         self.levels.setdefault(every, []).append(f"{name}: {{store: {store}{copies}{read}{self.init()}, learn: {learn}}}")
         return name
+
+    def function(self, K: str, V: str) -> str:
+        """A store of several tensors."""
+        h, act = self.dim("hidden"), self.rng.choice(("tanh", "gelu", "sigmoid", "silu"))
+        forms = [
+            (f"W1: [{K}, {h}], W2: [{h}, {V}]", f"{act}(z @ W1) @ W2"),
+            (f"W1: [{h}, {K}], c1: [{h}], W2: [{V}, {h}]", f"W2 @ {act}(W1 @ z + c1)"),
+            (f"W: [{K}, {V}], c1: [{V}]", "z @ W + c1"),
+            (f"W1: [{h}, {K}], W2: [{V}, {h}], W: [{K}, {V}]", f"W2 @ {act}(W1 @ z) + 0.5 * (z @ W)"),
+        ]
+        params, call = self.rng.choice(forms)
+        return f"{{params: {{{params}}}, call: {json.dumps(f'z -> {call}')}}}"
 
     def recall(self, name: str, query: str | None) -> str:
         return f"{name}({'' if query is None else query})"
@@ -615,7 +632,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     """The case of a number: the options are those of the plan unless given."""
     o = dict(options or plan()[number])
     rng = random.Random(f"case {number}")
-    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R")}
+    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R", "hidden")}
     writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)

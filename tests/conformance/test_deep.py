@@ -214,9 +214,10 @@ def test_a_stream_of_a_deep_memory_may_be_cut_inside_a_period(name: str, backend
     tail, last = compiled({key: x[:, CUT:] for key, x in inputs.items()}, middle)
 
     joined = torch.cat([head["o"], tail["o"]], 1)
+    tolerance = 1e-14 if backend == "reference" else 1e-12  # sums over a period in another order
     assert last["position"] == T
     floats = [key for key in end if key != "position"]
-    assert_close({"o": joined, **{k: last[k] for k in floats}}, {"o": whole["o"], **{k: end[k] for k in floats}}, 1e-14)
+    assert_close({"o": joined, **{k: last[k] for k in floats}}, {"o": whole["o"], **{k: end[k] for k in floats}}, tolerance)
     ours, theirs = ({k: state[k] for k in floats} for state in (last, end))
     assert_close(score(joined, ours, leaves), score(whole["o"], theirs, leaves), 1e-12)
 
