@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.backends.layers import gates_of, pieces
+from nlc.backends.layers import gates_of, has_tokens, pieces
 
 BLOCK = 16
 """Rows of a triangular matrix that are inverted one by one; the blocks themselves are joined by products."""
@@ -121,7 +121,7 @@ def over_periods(
     gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
 ) -> list[Tensor | dict[str, Tensor]]:
     """What `layers.over_periods` returns, for calls of one token, or calls that begin where a period begins: lengths must be known."""
-    B, T = (max(x.shape[i] for x in flows if isinstance(x, Tensor)) for i in (0, 1))
+    B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
     lengths = [min(period, T - start) for start in range(0, T, period)]
     parts = pieces(flows, lengths)
     if gates:
@@ -142,3 +142,20 @@ def over_periods(
 def embedding(table: Tensor, tokens: Tensor) -> Tensor:
     """Rows of table [vocabulary, ...] for tokens [B, T]."""
     return F.embedding(tokens, table.flatten(1)).unflatten(-1, table.shape[1:])
+
+
+def solved_now(q: Tensor, ridge: Tensor, state: Tensor) -> Tensor:
+    """What `kernels.solved_now` returns, by elimination without exchange of rows: enough for a positive definite state."""
+    unit = torch.eye(q.shape[-1], dtype=q.dtype, device=q.device)
+    rows = torch.cat([state.mT + ridge.unsqueeze(-1) * unit, q.unsqueeze(-1)], -1)
+    for i in range(q.shape[-1]):
+        pivot = rows[..., i : i + 1, :] / rows[..., i : i + 1, i : i + 1]
+        rows = rows - (rows[..., i : i + 1] - unit[:, i : i + 1]) * pivot
+    return rows[..., -1]
+
+
+def solved(q: Tensor, ridge: Tensor, w: Tensor, v: Tensor, within: Tensor, from_start: Tensor, states: Tensor, iterate: bool) -> Tensor:
+    """What `kernels.solved` returns; the state of every token is formed."""
+    writes = (w.unsqueeze(-1) * v.unsqueeze(-2)).flatten(-2)
+    seen = (within.expand(*w.shape[:3], w.shape[2]) @ writes).unflatten(-1, states.shape[-2:])
+    return solved_now(q, ridge, seen + from_start.unsqueeze(-1) * states.unsqueeze(2))

@@ -566,3 +566,96 @@ def _each_channel(x: Tensor | float, like: Tensor) -> Tensor:
     if not isinstance(x, Tensor):
         return like.new_full((), x).expand(like.shape)
     return (x.unsqueeze(-1) if x.dim() < like.dim() else x).expand(like.shape)
+
+
+def _applied(x: Tensor, ridge: Tensor, w: Tensor, v: Tensor, within: Tensor, from_start: Tensor, states: Tensor) -> Tensor:
+    """What the memory and the ridge make of x, for all tokens at once; no state of a token is formed."""
+    return ridge * x + from_start * (x @ states) + ((x @ w.mT) * within) @ v
+
+
+def _conjugate(q: Tensor, *system: Tensor) -> tuple[Tensor, bool]:
+    """Conjugate gradients for all tokens at once, each until its residual is 16 units in the last place of q. False: some are not there."""
+    x, r = torch.zeros_like(q), q
+    p, rr = r, (r * r).sum(-1, keepdim=True)
+    limit = rr * (16 * torch.finfo(q.dtype).eps) ** 2
+    for step in range(2 * q.shape[-1]):
+        if step % 4 == 0 and bool((rr <= limit).all()):
+            return x, True
+        seen = _applied(p, *system)
+        curvature = (p * seen).sum(-1, keepdim=True)
+        going = (rr > limit) & (curvature > 0)
+        length = torch.where(going, rr / curvature, 0)
+        x, r = x + length * p, r - length * seen
+        new = (r * r).sum(-1, keepdim=True)
+        p, rr = r + torch.where(going, new / rr, 0) * p, new
+    return x, bool((rr <= limit).all())
+
+
+def _eliminated(q: Tensor, ridge: Tensor, w: Tensor, v: Tensor, within: Tensor, from_start: Tensor, states: Tensor) -> Tensor:
+    """The state of every token of a chunk is formed, and its system solved; one chunk after the other."""
+    found = []
+    for q_i, ridge_i, w_i, v_i, within_i, start_i, state in zip(q, ridge, w, v, within, from_start, states, strict=True):
+        writes = (w_i.unsqueeze(-1) * v_i.unsqueeze(-2)).flatten(-2)
+        seen = (within_i @ writes).unflatten(-1, state.shape[-2:]) + start_i.unsqueeze(-1) * state.unsqueeze(1)
+        found.append(solved_now(q_i, ridge_i, seen))
+    return torch.stack(found)
+
+
+def solved_now(q: Tensor, ridge: Tensor, state: Tensor) -> Tensor:
+    """The x with x @ state + ridge * x = q, for q and ridge [.., K] and state [.., K, K]. A singular system has no finite answer."""
+    x, _ = torch.linalg.solve_ex(state.mT + torch.diag_embed(ridge), q.unsqueeze(-1))
+    return x.squeeze(-1)
+
+
+def _solved_forward(
+    q: Tensor, ridge: Tensor, w: Tensor, v: Tensor, within: Tensor, from_start: Tensor, states: Tensor, iterate: bool
+) -> Tensor:
+    system = (ridge, w, v, within, from_start, states)
+    x, done = _conjugate(q, *system) if iterate else (q, False)
+    return x if done else _eliminated(q, *system)
+
+
+def _solved_backward(
+    d_x: Tensor, x: Tensor, ridge: Tensor, w: Tensor, v: Tensor, within: Tensor, from_start: Tensor, states: Tensor, iterate: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The transposed system for the cotangent gives y; the rest is the slope of -y . (A x) at this x."""
+    y = _solved_forward(d_x, ridge, v, w, within, from_start, states.mT, iterate)
+    by_key, by_value = x @ w.mT, y @ v.mT
+    d_w, d_v = -(by_value * within).mT @ x, -(by_key * within).mT @ y
+    d_start = -((x @ states) * y).sum(-1, keepdim=True)
+    return y, -y * x, d_w, d_v, -by_key * by_value, d_start, -(from_start * x).mT @ y
+
+
+def _define_solved() -> torch._ops.OpOverload:
+    """Registers the solve and its backward, once in a process."""
+    if not hasattr(torch.ops.nlc, "solved_1"):
+        backward = torch.library.custom_op("nlc::solved_backward_1", _solved_backward, mutates_args=())
+        backward.register_fake(lambda d_x, x, *system: tuple(torch.empty_like(y) for y in (x, *system[:-1])))
+        forward = torch.library.custom_op("nlc::solved_1", _solved_forward, mutates_args=())
+        forward.register_fake(lambda q, *system: torch.empty_like(q))
+        forward.register_autograd(_solved_gradients, setup_context=_solved_context)
+    return torch.ops.nlc.solved_1.default
+
+
+def _solved_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *system, ctx.iterate = inputs[1:]
+    ctx.save_for_backward(output, *system)
+
+
+def _solved_gradients(ctx, d_x):  # type: ignore[no-untyped-def]
+    return *torch.ops.nlc.solved_backward_1.default(d_x.contiguous(), *ctx.saved_tensors, ctx.iterate), None
+
+
+_SOLVED = _define_solved()
+
+
+def solved(q: Tensor, ridge: Tensor, w: Tensor, v: Tensor, within: Tensor, from_start: Tensor, states: Tensor, iterate: bool) -> Tensor:
+    """The x_t with x_t @ M_t + ridge_t * x_t = q_t, for the states M_t of a memory whose errors do not see it.
+
+        M_t = from_start_t states + sum_s within_ts w_s v_s^T
+
+    q, ridge, w, v [N, G, C, K], within [N, G, C, C], from_start [N, G, C, 1], states at chunk starts [N, G, K, K]. `iterate`: by conjugate
+    gradients, and by elimination if those fail; else by elimination, token by token. Gradients solve the transposed system, once.
+    """
+    x: Tensor = _SOLVED(q, ridge, w, v, within.expand(*w.shape[:3], w.shape[2]), from_start.expand(*w.shape[:3], 1), states, iterate)
+    return x

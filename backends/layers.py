@@ -7,7 +7,7 @@ Axes: B batch, T tokens, G copies of a memory (heads), N chunks, C tokens of a c
 
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,11 @@ def over_periods(
 ) -> list[Tensor | dict[str, Tensor]]:
     """Run `body(p, z, *flows, gates)` for each period of a call, one after the other, and join what it makes along time.
 
-    flows [B, T, ..], [.., 1, ..] or numbers where they are the same for all tokens. Token `position` is the first of the call. Where a period
-    begins, the anchors of the states `anchored` become these states. `gates`: functions that multiply gates out, and their flows; the body
-    gets what they make of its period. Returns the outputs [B, T, ..] and the new states.
+    flows [B, T, ..], or [.., 1, ..] or numbers where they are the same for all tokens. Token `position` is the first of the call. Where a
+    period begins, the anchors of the states `anchored` become these states. `gates`: functions that multiply gates out, and their flows;
+    the body gets what they make of its period. Returns the outputs [B, T, ..] and the new states.
     """
-    B, T = (max(x.shape[i] for x in flows if isinstance(x, Tensor)) for i in (0, 1))
+    B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
     first = (period - int(position) % period) % period
     lengths = [n for n in (min(first, T), *([period] * ((T - first) // period))) if n > 0]
     lengths += [T - sum(lengths)] if sum(lengths) < T else []
@@ -64,10 +64,15 @@ def over_periods(
     return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
 
 
+def has_tokens(x: Tensor | float) -> TypeGuard[Tensor]:
+    """False for a number."""
+    return isinstance(x, Tensor) and x.dim() > 1
+
+
 def pieces(flows: list[Tensor | float], lengths: list[int]) -> list[list[Any]]:
     """Each flow [B, T, ..] cut along time; what is the same for all tokens stays whole."""
     T, count = sum(lengths), len(lengths)
-    return [list(x.split(lengths, 1)) if isinstance(x, Tensor) and x.shape[1] == T else [x] * count for x in flows]
+    return [list(x.split(lengths, 1)) if has_tokens(x) and x.shape[1] == T else [x] * count for x in flows]
 
 
 def gates_of(make: Callable[..., tuple[Tensor, ...]], flows: list[Tensor | float], lengths: list[int]) -> list[tuple[Tensor, ...]]:
@@ -77,12 +82,12 @@ def gates_of(make: Callable[..., tuple[Tensor, ...]], flows: list[Tensor | float
     """
     found: list[tuple[Tensor, ...]] = []
     B, T = flows[0].shape[:2]  # type: ignore[union-attr]
-    flows = [x.expand(B, T, *x.shape[2:]) if isinstance(x, Tensor) else x for x in flows]
+    flows = [x.expand(B, T, *x.shape[2:]) if has_tokens(x) else x for x in flows]
     for n, same in groupby(lengths):
         count = len(list(same))
         start = sum(lengths[: len(found)])
-        parts = [x[:, start : start + n * count] if isinstance(x, Tensor) else x for x in flows]
-        rows = [x.unflatten(1, (count, n)).transpose(0, 1).flatten(0, 1) if isinstance(x, Tensor) else x for x in parts]
+        parts = [x[:, start : start + n * count] if has_tokens(x) else x for x in flows]
+        rows = [x.unflatten(1, (count, n)).transpose(0, 1).flatten(0, 1) if has_tokens(x) else x for x in parts]
         seen, between, to_end, total = make(*rows)
         made = [x.unflatten(axis, (count, -1)).unbind(axis) for x, axis in ((seen, 1), (between, 1), (to_end, 0), (total, 0))]
         found += zip(*made, strict=True)
@@ -127,6 +132,12 @@ def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     for j in range(width - 1):
         y = y + rows[:, j : j + T] * weight[j]
     return y, rows[:, T:].to(tail.dtype)
+
+
+def delayed(x: Tensor, tail: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """x [B, T, ...] as it was `by` tokens ago, and the new tail; the rows before x are tail [B, n, ...], n at least `by`."""
+    rows, T, n = torch.cat([tail.to(x.dtype), x], 1), x.shape[1], tail.shape[1]
+    return rows[:, n - by : n - by + T], rows[:, T:].to(tail.dtype)
 
 
 def attended(

@@ -8,6 +8,7 @@ from typing import ClassVar
 import networkx as nx
 
 from nlc.graph.calculus import Coefficient
+from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Bucket, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, roles, sees_decayed
 from nlc.graph.order import Node, tick_graph
@@ -55,7 +56,7 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     """What two memories must have in common to run as copies of one."""
     form = learner.linear
     assert isinstance(form, LinearForm)
-    reads = tuple(sorted((f.attr("state"), bool(f.args)) for f in _recalls(graph, learner)))
+    reads = tuple(sorted((f.attr("state"), bool(f.args), bool(f.attr("inverse"))) for f in _recalls(graph, learner)))
     sizes = (size_of(learner.store.in_axes), size_of(learner.store.out_axes))
 
     def kind(x: Coefficient) -> object:
@@ -65,13 +66,24 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     writes = tuple(
         (tuple(map(kind, w.b)), None if w.c is None else tuple(map(kind, w.c)), sees_decayed(form, w), w.key is None) for w in form.writes
     )
-    return learner.scope, learner.clock, learner.samples, sizes, F, writes, form.log_keep is not None, reads, _pattern(graph, learner)
+    return (
+        form.flipped,
+        learner.scope,
+        learner.clock,
+        learner.samples,
+        sizes,
+        F,
+        writes,
+        form.log_keep is not None,
+        reads,
+        _pattern(graph, learner),
+    )
 
 
 def _pattern(graph: LevelGraph, learner: Learner) -> tuple[int, ...]:
     """Which of the flows that a sweep reads are the same: a key that is also the probe is one argument, not two."""
     recalls = sorted(_recalls(graph, learner), key=lambda f: (f.attr("state"), bool(f.args)))
-    flows = [flow for _, flow in roles(learner.linear, [f.args[0] if f.args else None for f in recalls])]
+    flows = [flow for _, flow in roles(learner.linear, [f.args[0] if f.args else None for f in recalls], ridges_of(recalls))]
     return tuple(flows.index(flow) for flow in flows)
 
 

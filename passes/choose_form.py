@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from nlc.diagnostics import UsageError
+from nlc.graph.inverse import inverses
 from nlc.graph.ir import Execution, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm
 from nlc.passes.classify import is_memory
@@ -38,17 +39,24 @@ class ChooseForm(Pass):
             raise UsageError(f"the chunk length {self.chunk} is no power of two")
         for learner in graph.learners.values():
             if is_memory(learner) and isinstance(learner.linear, LinearForm):
-                execution = self._choose(learner, learner.linear)
+                execution = self._choose(learner, learner.linear, bool(inverses(graph, learner.id)))
                 if execution != learner.execution:
                     graph = graph.with_learner(replace(learner, execution=execution))
         return graph
 
-    def _choose(self, learner: Learner, form: LinearForm) -> Execution:
+    def _choose(self, learner: Learner, form: LinearForm, inverse: bool) -> Execution:
         legal = ("recurrent", "chunkwise")
         decays = "none" if not form.fades else "log" if form.log_keep is not None and form.plain else "product"
         K, V = size_of(learner.store.in_axes), size_of(learner.store.out_axes)
         if self.form == "recurrent":
             return Execution("recurrent", 1, decays, legal, "asked for")
+        if inverse and not (form.plain and form.n == 1 and not form.solves):
+            reason = "systems of its states are solved token by token, but for one state, one write and gates of copies"
+            return Execution("recurrent", 1, decays, legal[:1], reason)
+        if form.flipped and not (form.plain and form.n == 1):
+            return Execution(
+                "recurrent", 1, decays, legal[:1], "a read from the other side of its states takes one state and gates of copies"
+            )
         longest = learner.clock.period if learner.group is not None and learner.clock is not None else CHUNKS[-1]
         if longest == 1:
             return Execution("recurrent", 1, decays, ("recurrent",), "its gradients are taken at a new state every token")
@@ -56,7 +64,24 @@ class ChooseForm(Pass):
         costs = {C: cost_per_token(form, K, V, C) for C in chunks}
         best = self.chunk or min(costs, key=lambda C: costs[C])
         reason = "asked for" if self.chunk else "least multiply-adds a token and copy: " + ", ".join(f"{C}: {costs[C]:.0f}" for C in chunks)
+        if inverse:
+            iterate, how = solver(form, K, best)
+            return Execution("chunkwise", best, decays, legal, f"{reason}; systems by {how}", iterate)
         return Execution("chunkwise", best, decays, legal, reason)
+
+
+ITERATIONS = 24
+"""What conjugate gradients are reckoned to take to full accuracy, for a ridge of a tenth of the squared length of a key."""
+
+
+def solver(form: LinearForm, K: int, C: int) -> tuple[bool, str]:
+    """(conjugate gradients, in words): for a state that is a sum of k k^T, where iterations cost less than the state of every token."""
+    (write,) = form.writes
+    if write.key != write.target:
+        return False, "elimination for each token: the state is not symmetric"
+    iterations, elimination = ITERATIONS * (K * K + 2 * C * K), C * K * K + 4 * K**3  # small systems run slowly
+    chosen = "conjugate gradients" if iterations < elimination else "elimination for each token"
+    return iterations < elimination, f"{chosen} ({ITERATIONS} iterations of conjugate gradients: {iterations}, elimination: {elimination})"
 
 
 def cost_per_token(form: LinearForm, K: int, V: int, C: int) -> float:

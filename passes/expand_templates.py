@@ -89,7 +89,7 @@ def _inline(
     for flow in function.flows.values():
         if flow.op == "input" or ids(flow.id) in flows:
             continue
-        attrs = {k: own(str(v)) if k == "learner" else v for k, v in flow.attrs.items()}
+        attrs = {k: own(str(v)) if k in ("learner", "tail") else v for k, v in flow.attrs.items()}
         shared = flow.op in ("number", "position")
         flows[ids(flow.id)] = replace(
             flow,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from nlc.backends.torch_module.expressions import Namer, identifier, local
 from nlc.graph.calculus import Coefficient
 from nlc.graph.equations import equations
+from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Flow, Learner
 from nlc.graph.linear import LinearForm, LinearWrite, roles, sees_decayed
 from nlc.program.program import Sweep
@@ -42,13 +43,15 @@ def arguments(learner: Learner, recalls: tuple[Flow, ...]) -> list[Role]:
     """The tensors a sweep takes for one learner, each flow once."""
     assert isinstance(learner.linear, LinearForm)
     seen: dict[Argument, Role] = {}
-    for role, flow in roles(learner.linear, queries_of(recalls)):
+    for role, flow in roles(learner.linear, queries_of(recalls), ridges_of(recalls)):
         seen.setdefault(argument_of(learner, recalls, role, flow), (role, flow))
     return list(seen.values())
 
 
 def argument_of(learner: Learner, recalls: tuple[Flow, ...], role: str, flow: str | None) -> Argument:
     """What tells the arguments of a sweep apart: the flow; where a token holds several samples, a query also by where it stands."""
+    if role.startswith("ridge"):
+        return flow, "ridge"
     if learner.samples is None or not role.startswith("query"):
         return flow, ""
     return flow, recalls[int(role.split()[1])].attr("state")
@@ -67,12 +70,19 @@ class MemoryWriter:
     def __init__(self, sweep: Sweep, tokens_only: bool = False) -> None:
         self.learner, self.recalls = sweep.learners[0], sweep.recalls[0]
         form = self.learner.linear
+        self.solved = [i for i, flow in enumerate(self.recalls) if flow.attr("inverse")]
         assert isinstance(form, LinearForm) and self.learner.execution is not None
         self.form, self.execution = form, self.learner.execution
+        self.across = list(range(len(self.recalls))) if form.flipped else self.solved
+        """Recalls that are no rows of the scores."""
         self.stem = identifier(local(self.learner.id, self.learner.scope))
         self.namer = Namer(self.learner.scope)
         for word in RESERVED_HERE:
             self.namer.names[f"reserved {word}"] = word
+        self.asked = tuple(flow for i, flow in enumerate(self.recalls) if i not in self.across)
+        for i in self.across:
+            for word in ("within", "from_start", "solution"):
+                self.namer.names[f"reserved {word} {i}"] = f"{word}_{i}"
         self.states = [self.namer(state) for state in form.states]
         self.names: dict[Argument, str] = {}
         for role, flow in arguments(self.learner, self.recalls):
@@ -115,6 +125,7 @@ class MemoryWriter:
         lines = [self.signature(f"{self.stem}_recurrent"), '    """One token after the other.', "", *self.equations("    "), '    """']
         names = list(self.names.values())
         lines.append(f"    {', '.join(names)}{',' * (len(names) == 1)} = (x.to({self.states[0]}.dtype) for x in ({', '.join(names)},))")
+        lines += self._turned("    ")
         lines += ["    rows = []", f"    for t in range({self.target}.shape[1]):"]
         body: list[str] = []
         if form.log_keep is not None:
@@ -145,8 +156,12 @@ class MemoryWriter:
             body.append(f"rows.append(torch.stack([{', '.join(outs)}]))")
         lines += [f"        {line}" for line in body]
         stacked = ["*torch.stack(rows, 2).unbind()"] if outs else []
-        lines.append(f"    return ({', '.join([*stacked, *self.states])},)")
+        lines.append(f"    return ({', '.join([*stacked, *(state + '.mT' * form.flipped for state in self.states)])},)")
         return "\n".join(lines)
+
+    def _turned(self, indent: str) -> list[str]:
+        """A recurrence of transposed states."""
+        return [f"{indent}{state} = {state}.mT" for state in self.states] if self.form.flipped else []
 
     def _at_t(self, flow: str | None) -> str:
         return f"{self.args[flow]}[:, t]"
@@ -178,8 +193,12 @@ class MemoryWriter:
         return self.form.states.index(anchor) if flow.attr("state") == "start" and anchor in self.form.states else 0
 
     def _recurrent_read(self, flow: Flow) -> str:
+        state = self.states[self._row(flow)] + ".mT" * self.form.flipped
+        if flow.attr("inverse"):
+            self.uses.add("solved_now")
+            return f"solved_now({self._query(flow)}[:, t], {self.names[flow.args[1], 'ridge']}[:, t], {state})"
         self.uses.add("recalled")
-        return f"recalled({self._query(flow)}[:, t], {self.states[self._row(flow)]})"
+        return f"recalled({self._query(flow)}[:, t], {state})"
 
     # -- chunkwise ------------------------------------------------------------------------------------------------------
 
@@ -193,6 +212,7 @@ class MemoryWriter:
         ]
         lines += [*self.equations("    "), '    """', f"    B, T = {target}.shape[:2]", "    if T == 1:"]
         lines.append(f"        return {self.stem}_recurrent({', '.join([*self.names.values(), *self.states])})")
+        lines += self._turned("    ")
         body = self._chunk_body() if self.form.plain else self._general_body()
         lines += [f"    {line}" for line in [*self._chunk_inputs(), *body]]
         return "\n".join(lines)
@@ -207,7 +227,7 @@ class MemoryWriter:
             name = self.names[argument_of(self.learner, self.recalls, role, flow)]
             if flow in kept and flow in passed:
                 lines.append(f"{name}_kept = chunked({name}, {C}, {dtype}, 1.0)")
-            fill = ", 1.0" if flow in kept and flow not in passed else ""
+            fill = ", 1.0" if role.startswith("ridge") or (flow in kept and flow not in passed) else ""
             lines.append(f"{name} = chunked({name}, {C}, {dtype}{fill})")
         for i in range(form.n):
             for j in range(form.n):
@@ -236,8 +256,10 @@ class MemoryWriter:
         scores = self._log_scores if form.log_keep is not None else self._product_scores if form.fades else self._plain_scores
         z0 = f"{self.states[0]}.flatten(0, 1)" if form.n == 1 else f"torch.cat([{', '.join(self.states)}], 2).flatten(0, 1)"
         lines = self._rows() + scores()
-        target, reads = self.target, len(self.recalls)
-        if form.solves:
+        target, reads = self.target, len(self.asked)
+        if form.flipped:
+            lines += self._read_across(z0)
+        elif form.solves:
             self.uses.add("sweep")
             lines.append(f"o, last = sweep(scores, {target}, carried, x, total, {z0})")
         else:
@@ -246,13 +268,45 @@ class MemoryWriter:
             lines.append(f"# states at chunk starts [N + 1, B * G, {width}, V]")
             lines.append(f"states = inter_chunk_free(x.mT @ {target}, {'total' if form.fades else 'None'}, {z0})")
             lines += [f"o, last = carried @ states[:-1] + scores @ {target}, states[-1]"] if reads else ["last = states[-1]"]
+            lines += self._solutions()
         return [*lines, self._chunk_results()]
 
     def _chunk_results(self) -> str:
-        n, reads = self.form.n, len(self.recalls)
-        final = "last.unflatten(0, (B, -1))" if n == 1 else f"*last.unflatten(0, (B, -1)).chunk({n}, 2)"
+        n, reads = self.form.n, len(self.asked)
+        final = f"last.unflatten(0, (B, -1)){'.mT' * self.form.flipped}" if n == 1 else f"*last.unflatten(0, (B, -1)).chunk({n}, 2)"
         outs = ["unchunked(o, B, T)"] if reads == 1 else [f"*(unchunked(y, B, T) for y in o.chunk({reads}, 2))"] if reads else []
+        if self.across:
+            parts = iter(["o"] if reads == 1 else [f"o.chunk({reads}, 2)[{i}]" for i in range(reads)])
+            outs = [f"unchunked({f'solution_{i}' if i in self.across else next(parts)}, B, T)" for i in range(len(self.recalls))]
         return f"return ({', '.join([*outs, final])},)"
+
+    def _read_across(self, z0: str) -> list[str]:
+        """Reads from the other side: the errors first, as what the probes see, then each read goes by the errors to what was written."""
+        self.uses |= {"sweep", "inter_chunk_free"}
+        written = "w" if self.form.log_keep is not None or not self.form.fades else self.args[self.write.key]
+        twice = "torch.cat([scores.tril(-1), scores], 2), {0}, torch.cat([carried, carried], 2), x, total, {1}"
+        lines = [
+            f"seen, _ = sweep({twice.format(self.target, z0)})",
+            f"errors = {self.target} - seen",
+            f"states = inter_chunk_free(x.mT @ errors, {'total' if self.form.fades else 'None'}, {z0})",
+            "last = states[-1]",
+        ]
+        for i in self.across:
+            query = self._query(self.recalls[i])
+            carried = f"from_start_{i} * ({query} @ states[:-1].mT)"
+            lines.append(f"solution_{i} = {carried} + (({query} @ errors.mT) * within_{i}) @ {written}")
+        return lines
+
+    def _solutions(self) -> list[str]:
+        """What is asked of the inverse: the systems of all tokens, from the states at chunk starts and the writes since."""
+        lines = []
+        for i in self.solved:
+            self.uses.add("solved")
+            flow = self.recalls[i]
+            written = "w" if self.form.log_keep is not None or not self.form.fades else self.args[self.write.key]
+            given = f"{self._query(flow)}, {self.names[flow.args[1], 'ridge']}, {written}, {self.target}"
+            lines.append(f"solution_{i} = solved({given}, within_{i}, from_start_{i}, states[:-1], {self.execution.iterate})")
+        return lines
 
     def _general_body(self) -> list[str]:
         """Several writes a token, or gates that differ between key channels. Writes whose errors see the state come first."""
@@ -304,7 +358,7 @@ class MemoryWriter:
 
     def _seeing(self) -> list[tuple[str, bool, int]]:
         """The rows that see states: (vector, is it the new state, which state), the reads first and the probe last."""
-        reads = [(self._query(flow), self._sees_new(flow), self._row(flow)) for flow in self.recalls]
+        reads = [(self._query(flow), self._sees_new(flow), self._row(flow)) for flow in self.asked]
         (write, *_) = self.form.writes
         return reads + ([(self.args[write.probe], sees_decayed(self.form, write), 0)] if write.c is not None else [])
 
@@ -316,7 +370,7 @@ class MemoryWriter:
         form, write = self.form, self.write
         if write.c is not None and (form.log_keep is not None or not form.fades) and not sees_decayed(form, write):
             vectors[-1] = self._scaled(vectors[-1], write.c[0])
-        kinds = "queries" if write.c is None else "queries above probes" if self.recalls else "probes"
+        kinds = "queries" if write.c is None else "queries above probes" if self.asked else "probes"
         return [f"rows = {_joined(vectors)}  # {kinds}"]
 
     def _scaled(self, vector: str, x: Coefficient) -> str:
@@ -333,6 +387,9 @@ class MemoryWriter:
                 f"scores = scores * {masks}",
                 "carried = rows",
             ]
+        for i in self.across:
+            C, new = self.execution.chunk, self._sees_new(self.recalls[i])
+            lines.append(f"within_{i}, from_start_{i} = w.new_ones(1, 1, {C}, {C}).tril({'' if new else '-1'}), w.new_ones(1, 1, {C}, 1)")
         if self.form.solves:
             lines.append("total = w.new_ones(*w.shape[:2], 1, 1)")
         return lines
@@ -344,10 +401,15 @@ class MemoryWriter:
         assert form.log_keep is not None
         kinds = tuple(sees_new for _, sees_new, _ in self._seeing())
         rows = "rows" if kinds else "w[:, :, :0]"
-        return [
+        lines = [
             f"w = {self._scaled(self.args[self.write.key], self.write.b[0])}",
             f"scores, carried, x, total = decayed({rows}, w, {self.args[form.log_keep]}, {kinds!r})",
         ]
+        for i in self.across:
+            kind = (self._sees_new(self.recalls[i]),)
+            ones, gates = "torch.ones_like(w[..., :1])", self.args[form.log_keep]
+            lines.append(f"within_{i}, from_start_{i}, _, _ = decayed({ones}, {ones}, {gates}, {kind!r})")
+        return lines
 
     def _product_scores(self) -> list[str]:
         """Any n: products of gate matrices, token by token; gates may be zero."""
@@ -359,16 +421,19 @@ class MemoryWriter:
         if write.c is not None and not sees_decayed(form, write):
             sights[-1] = [(x, (i, False)) for i, x in enumerate(write.c) if x != 0]
         looks = list(dict.fromkeys(look for sight in sights for _, look in sight))
+        inverted = {i: (0, self._sees_new(self.recalls[i])) for i in self.across}
+        seen_looks = list(dict.fromkeys([*looks, *inverted.values()]))
         sums = [" + ".join(self._scaled(f"y[{looks.index(look)}]", x) for x, look in sight) for sight in sights]
         lines = [
             f"like = {self.target}[..., 0]",
             f"gates = gate_matrix([{matrix}], like)",
             f"columns = gate_vector([{', '.join(map(self._entry, write.b))}], like)",
-            f"seen, between, to_end, total = propagated(gates, columns, {looks!r})",
+            f"seen, between, to_end, total = propagated(gates, columns, {seen_looks!r})",
             f"x = {self._lifted('to_end', key)}",
         ]
+        lines += [f"within_{i}, from_start_{i} = between[{(j := seen_looks.index(x))}], seen[{j}]" for i, x in inverted.items()]
         if looks:
-            seen = "torch.cat([*y], 2)" if sums == [f"y[{i}]" for i in range(len(looks))] else _joined(sums)
+            seen = "torch.cat([*y], 2)" if sums == [f"y[{i}]" for i in range(len(seen_looks))] else _joined(sums)
             lines.append(f"seen, between = ({seen} for y in (seen, between))  # by each row")
             lines += [f"scores = rows @ {key}.mT * between", f"carried = {self._lifted('seen', 'rows')}"]
         return lines

@@ -93,7 +93,7 @@ class _Writer:
     def _header(self) -> str:
         doc = f"\n\n{self.graph.doc}" if self.graph.doc else ""
         imports = (
-            "from collections.abc import Callable\nfrom itertools import groupby\nfrom typing import Any\n\n"
+            "from collections.abc import Callable\nfrom itertools import groupby\nfrom typing import Any, TypeGuard\n\n"
             if "over_periods" in self.uses
             else ""
         )

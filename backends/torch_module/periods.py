@@ -49,7 +49,7 @@ class PeriodWriter(MemoryWriter):
 
     def __init__(self, sweep: Sweep) -> None:
         super().__init__(sweep)
-        self.flows = coefficients_of(self.form)
+        self.coefficients = coefficients_of(self.form)
         self.looks = list(dict.fromkeys((row, new) for _, new, row in self._seeing()))
 
     def gates(self, name: str, region: Region, variable: Callable[[str], str], copies: Callable[[str], str], count: int) -> Gates:
@@ -62,18 +62,19 @@ class PeriodWriter(MemoryWriter):
             return copies(x) if isinstance(x, str) else repr(float(x))
 
         matrix = ", ".join(f"[{', '.join(map(entry, row))}]" for row in form.F)
-        arguments = ", ".join(f"{each}: Tensor" for each in ["like", *map(variable, self.flows)])
+        flows = [id for id in self.coefficients if id in region.inputs]
+        arguments = ", ".join(f"{each}: Tensor" for each in ["like", *map(variable, flows)])
         lines = [
             f"def {name}({arguments}) -> tuple[Tensor, ...]:",
             '    """What the tokens of a period see of its start, and of each other, through the gates between them."""',
             f"    return period_gates([{matrix}], [{', '.join(map(entry, self.write.b))}], {self.looks!r}, like, {count})",
         ]
-        return Gates(name, tuple(map(region.inputs.index, self.flows)), "\n".join(lines))
+        return Gates(name, tuple(map(region.inputs.index, flows)), "\n".join(lines))
 
     def period(self) -> MemoryFunction:
         form, states = self.form, ", ".join(self.states)
         self.uses |= {"one_chunk", "in_chunk", "period_gates"}
-        vectors = [name for (flow, _), name in self.names.items() if flow not in self.flows]
+        vectors = [name for (flow, _), name in self.names.items() if flow not in self.coefficients]
         kinds = [self.looks.index((row, new)) for _, new, row in self._seeing()]
         links = tuple(tuple(j for j in range(form.n) if self._reaches(i, j)) for i in range(form.n))
         name = f"{self.stem}_period"

@@ -111,6 +111,8 @@ class RegionWriter:
             return
         if flow.op == "conv":
             self._conv(flow)
+        elif flow.op == "delay":
+            self._delay(flow)
         elif flow.op == "attend":
             self._attend(flow)
         elif flow.op == "first" and self.expressions.constant(flow.args[0]):
@@ -138,6 +140,19 @@ class RegionWriter:
         self.expressions.variables.add(flow.id)
         tail = f"{self.namer(key + ':tail')}"
         self._line(f'{self.namer(flow.id)}, {tail} = causal_conv({x.text}, z["{local(key, self.region.scope)}"], {weight})', show(flow))
+        self.states[key] = tail
+
+    def _delay(self, flow: Flow) -> None:
+        x, key = self.expressions.code(flow.args[0]).text, str(flow.attr("tail"))
+        if flow.args[0] not in self.full:
+            self.needs_size = True
+            self.expressions.used.add("spread")
+            x = f"spread({x}, {', '.join(['B', 'T', *(str(axis.size) for axis in flow.axes)])})"
+        self.expressions.used.add("delayed")
+        self.expressions.variables.add(flow.id)
+        tail = self.namer(f"{key}:tail")
+        state = local(key, self.region.scope)
+        self._line(f'{self.namer(flow.id)}, {tail} = delayed({x}, z["{state}"], {flow.attr("by")})', show(flow))
         self.states[key] = tail
 
     def _attend(self, flow: Flow) -> None:
@@ -208,7 +223,7 @@ class RegionWriter:
         self.memories.append(memory)
         gates = self._gates(writer, identifier(local(self.region.loop.id, self.region.scope)), learner)
         roles = arguments(learner, recalls)
-        texts = [text for (_, id), text in zip(roles, self._inputs(learner, recalls), strict=True) if id not in writer.flows]
+        texts = [text for (_, id), text in zip(roles, self._inputs(learner, recalls), strict=True) if id not in writer.coefficients]
         texts.append(f"gates[{self.gates.index(gates)}]")
         texts += [self._state(learner, key) for key in learner.linear.states]
         answers = [self.namer(f"{learner.id}:read {i}") for i in range(len(recalls))]
@@ -244,8 +259,9 @@ class RegionWriter:
                 texts.append(self._at_sample(ones, learner, recalls, role) if asked else ones)
                 continue
             assert isinstance(learner.linear, LinearForm)
-            vector = role.startswith(("query", "key", "probe", "target")) or id in learner.linear.wide
-            rest: Axes = () if not vector else store.out_axes if role.startswith("target") else store.in_axes
+            vector = role.startswith(("query", "ridge", "key", "probe", "target")) or id in learner.linear.wide
+            on_values = role.startswith("target") if not learner.linear.flipped else role.startswith(("key", "probe"))
+            rest: Axes = () if not vector else store.out_axes if on_values else store.in_axes
             if samples is None or asked:
                 text = self._normal(id, learner.per, rest, [copies, *([size_of(rest)] if vector else [])])
                 texts.append(self._at_sample(text, learner, recalls, role) if asked else text)
@@ -353,6 +369,6 @@ def full_flows(graph: LevelGraph) -> set[str]:
     for flow in graph.flows.values():
         learner = graph.learners.get(str(flow.attr("learner")))
         memory = flow.op == "attend" or (flow.op == "recall" and learner is not None and bool(learner.writes))
-        if memory or flow.op in ("input", "next", "embed") or any(arg in full for arg in flow.args):
+        if memory or flow.op in ("input", "next", "embed", "delay") or any(arg in full for arg in flow.args):
             full.add(flow.id)
     return full

@@ -300,7 +300,7 @@ class Builder:
             case Binary(op="@"):
                 return product(self, expr, context, name)
             case Attribute():
-                return tensor_of(self, expr)
+                return context.local.get(to_text(expr)) or tensor_of(self, expr)
             case Unary() | Binary():
                 return self.fail(codes.NotAValue, f"`{expr.op}` belongs into `owns:`", expr.span)
             case ListOf() | Lambda() | Text():

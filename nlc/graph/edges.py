@@ -85,7 +85,8 @@ def _into_flow(graph: LevelGraph, flow: Flow) -> Iterator[Edge]:
     here = ("flow", flow.id)
     operands = flow.args[:1] if flow.op == "attend" else flow.args  # a context reaches its query through the learner
     for index, arg in enumerate(operands):
-        yield Edge(("flow", arg), here, "query" if flow.op in ASKED else "argument", {"index": index})
+        asks = flow.op in ASKED and not (index and flow.attr("inverse"))  # the second operand of an inverse is its ridge
+        yield Edge(("flow", arg), here, "query" if asks else "argument", {"index": index})
     for id in learners_of(flow):
         if id in graph.learners:
             state = flow.attr("state")

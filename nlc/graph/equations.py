@@ -33,7 +33,7 @@ def equations(form: LinearForm, scope: str = "", flows: Mapping[str, Flow] | Non
             for error, write in zip(errors, form.writes, strict=True)
             if write.b[i] != 0
         ]
-        lines.append(f"{local(state, scope)} <- {words.sum(form.F[i])}{''.join(terms)}")
+        lines.append(f"{words.state(state)} <- {words.sum(form.F[i])}{''.join(terms)}")
     return tuple(lines)
 
 
@@ -41,15 +41,22 @@ class _Words:
     def __init__(self, form: LinearForm, scope: str, flows: Mapping[str, Flow]) -> None:
         self.form, self.scope, self.flows = form, scope, flows
 
+    def state(self, name: str) -> str:
+        return local(name, self.scope) + "^T" * self.form.flipped
+
     def vector(self, flow: str | None) -> str:
         return "1" if flow is None else self.flow(flow)
 
     def flow(self, id: str) -> str:
         """The name of a flow; the expression of one that has none."""
         name, flow = local(id, self.scope).lstrip("#"), self.flows.get(id)
+        if flow is not None and flow.op == "tensor":
+            return f"{local(flow.attr('learner'), self.scope)}.start"
         if flow is None or ":" not in name or flow.attr("learner") is not None:
             return name
         args = [self.flow(arg) for arg in flow.args]
+        if flow.op == "contract":
+            return f"({args[0]} @ {args[1]})"
         if flow.op in INFIX:
             return f"({args[0]} {INFIX[flow.op]} {args[1]})"
         if flow.op == "boundary":
@@ -63,5 +70,5 @@ class _Words:
 
     def sum(self, row: tuple[Coefficient, ...]) -> str:
         """A row of coefficients applied to the old states."""
-        terms = [f"{self.factor(x)}{local(name, self.scope)}" for x, name in zip(row, self.form.states, strict=True) if x != 0]
+        terms = [f"{self.factor(x)}{self.state(name)}" for x, name in zip(row, self.form.states, strict=True) if x != 0]
         return " + ".join(terms) or "0"

@@ -103,7 +103,8 @@ def _meaning(graph: LevelGraph, learner: Learner) -> Json:
         lines = [f"{name}(q) = sum w_i v_i / sum w_i over {samples}", f"w_i = {weight}, k = {key}, v = {value}"]
         return {"class": "exact", "n": None, "recurrence": lines, "general_because": None}
     if isinstance(form, LinearForm):
-        return {"class": form.kind, "n": form.n, "recurrence": list(equations(form, learner.scope, graph.flows)), "general_because": None}
+        kind = form.kind if learner.group is None else f"anchored, within a period {form.kind}"
+        return {"class": kind, "n": form.n, "recurrence": list(equations(form, learner.scope, graph.flows)), "general_because": None}
     reason = f"{form.reason} ({place(form.span)})" if isinstance(form, NotLinear) else None
     return {"class": "general" if reason else None, "n": None, "recurrence": [], "general_because": reason}
 

@@ -241,6 +241,8 @@ class Execution:
     decays: str = "product"
     legal: tuple[str, ...] = ()
     reason: str = ""
+    iterate: bool = False
+    """Systems of its states are solved by conjugate gradients, not token by token."""
 
 
 @dataclass(frozen=True)

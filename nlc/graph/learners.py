@@ -8,11 +8,28 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
-from nlc.graph.ir import ANY, Attribute, Axes, Axis, Clock, Flow, Init, Learner, Rule, Store, StoreTensor, Write, show_axes, size_of
+from nlc.graph.ir import (
+    ANY,
+    Attribute,
+    Axes,
+    Axis,
+    Clock,
+    Flow,
+    Init,
+    Learner,
+    Rule,
+    Store,
+    StoreTensor,
+    Write,
+    pred_id,
+    show_axes,
+    size_of,
+)
 from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
+from nlc.graph.window import length, windowed
 from nlc.language import spec as language
-from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, to_text
+from nlc.language.expression import Binary, Call, Expr, Lambda, ListOf, Name, Number, parts_of, to_text
 from nlc.language.parser import parse
 
 DEFAULT_OBJECTIVE = "0.5 * sum((pred - value)^2)"
@@ -224,9 +241,6 @@ def attach(b: Builder, learner: language.Learner) -> None:
     if is_solved(learner):
         solved_context(b, learner)
         return
-    for key in ("over", "weight"):
-        if key in learner.learn[0].spans:
-            b.fail(codes.NotCompiledYet, f"`{key}` without `solve: exact` is not compiled yet", learner.learn[0].spans[key])
     write = learner.learn[0]
     defaults = list(declared.defaults)
     if learner.owns is not None:
@@ -242,6 +256,7 @@ def attach(b: Builder, learner: language.Learner) -> None:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
     declared = replace(declared, samples=b.host.samples if b.host else _samples(b, declared, write, at))
     b.learners[id] = declared
+    samples = length(b, declared, learner.learn)
     kept = (*_axis_of(declared), *declared.per)
     context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
     _on_the_first(b, learner)
@@ -256,7 +271,10 @@ def attach(b: Builder, learner: language.Learner) -> None:
         keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.axes)
         _fits_gate(b, declared, keep, write.keep.span, "`keep`")
     declared = replace(declared, fold=_fold(b, declared, write, at, defaults))
-    if weighs(declared, len(built)):
+    if samples > 1 or write.weight is not None:
+        objective = lambda pred, value: _objective(b, write, pred, value, context, [])  # noqa: E731
+        built = windowed(b, declared, write, built[0], context, samples, objective)
+    elif weighs(declared, len(built)):
         built = tuple(_weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     declared = replace(declared, writes=built)
     rule = implicit_rule(b, declared, write, context) if prox else _rule(b, declared, write, context, defaults)
@@ -341,12 +359,22 @@ def _write(
     b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
     pred = f"{learner.id}.pred{f'.{number + 1}' if number else ''}"
     b.node("pred", [], write.span, context, pred, out, learner=learner.id, write=number or None)
-    loss = _objective(b, write, pred, value, context, defaults)
+    local = _own_tensor(b, learner, write, number)
+    loss = _objective(b, write, pred, value, replace(context, local=local), defaults)
     return Write(key, value, loss, pred, write.span)
 
 
+def _own_tensor(b: Builder, learner: Learner, write: language.Write, number: int) -> dict[str, str]:
+    """`self.W` in an objective: the tensor that the gradient is taken of."""
+    name = f"self.{learner.store.tensors[0].name}"
+    if learner.store.form != "map" or write.minimize is None or name not in map(to_text, parts_of(write.minimize)):
+        return {}
+    attrs: dict[str, Attribute] = {"learner": learner.id, "state": "at", "pred": True, **({"write": number} if number else {})}
+    return {name: b.add(Flow(pred_id(learner.id, number), "tensor", attrs=attrs, axes=learner.axes, span=write.minimize.span))}
+
+
 def _objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
-    inner = replace(context, owner=f"{context.owner}.objective", local={"pred": pred, "value": value}, self_id=None)
+    inner = replace(context, owner=f"{context.owner}.objective", local={**context.local, "pred": pred, "value": value}, self_id=None)
     expr = write.minimize
     if expr is None:
         _default(defaults, "minimize", DEFAULT_OBJECTIVE)

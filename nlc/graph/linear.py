@@ -14,7 +14,7 @@ No rule, objective or model is known by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from nlc.diagnostics import Span
@@ -22,6 +22,7 @@ from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivati
 from nlc.graph.ir import Attribute, Flow, Learner, LevelGraph, Write
 from nlc.graph.proximal import curvature
 from nlc.graph.state import needs_anchor, needs_kept
+from nlc.graph.transposed import sees_its_tensor, transposed_write
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class LinearForm:
     """The flow whose exponential is F, where n = 1 and the declaration says `exp(..)`."""
     wide: frozenset[str] = frozenset()
     """The coefficients that differ between the key channels; the others are one number for each copy."""
+    flipped: bool = False
+    """The recurrence is that of the transposed states: keys and probes are on the side of the values, targets on that of the keys."""
 
     @property
     def n(self) -> int:
@@ -169,9 +172,15 @@ class Derivation:
     def form(self, states: list[str], rows: dict[str, Affine], writes: list[LinearWrite]) -> LinearForm:
         F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
         form = LinearForm(tuple(states), F, tuple(writes), self._log_keep(F))
-        return replace(form, wide=frozenset(self._wide(form)))
+        flipped = any(sees_its_tensor(self, write, number) for number, write in enumerate(self.learner.writes))
+        form = replace(form, wide=frozenset(self._wide(form)), flipped=flipped)
+        if flipped and form.wide:
+            raise General("a gate differs between the channels of its keys, along which its errors are", self.learner.span)
+        return form
 
     def _write(self, write: Write, b: tuple[Coefficient, ...], seen: tuple[Coefficient, ...]) -> LinearWrite:
+        if sees_its_tensor(self, write, self.learner.writes.index(write)):
+            return transposed_write(self, write, b, seen)
         a, error = self.algebra, self._error(write)
         coefficients, probe = self._probe(error)
         c: tuple[Coefficient, ...] | None = None
@@ -383,7 +392,7 @@ class Derivation:
     def _is_leaf(self, flow: Flow) -> bool:
         """A flow that is a state or a gradient of this learner or its rule."""
         named = flow.attrs.get("learner")
-        if flow.op in ("pred", "gradient", "proximal", "age", "weights"):
+        if flow.op in ("pred", "gradient", "proximal", "age", "weights", "tensor"):
             return named == self.learner.id or named in self.inner_ids
         return flow.op == "recall" and ((named == self.learner.id and flow.attr("state") == "at") or named in self.inner_ids)
 
@@ -469,9 +478,13 @@ def numbered(form: LinearForm) -> Iterator[tuple[LinearWrite, str]]:
         yield write, f" {number}" if len(form.writes) > 1 else ""
 
 
-def roles(form: LinearForm, queries: list[str | None]) -> list[tuple[str, str | None]]:
-    """What a sweep reads, in order: (role, flow). None is a query or key of ones. Numbers are part of the form itself."""
+def roles(form: LinearForm, queries: list[str | None], ridges: Mapping[int, str] | None = None) -> list[tuple[str, str | None]]:
+    """What a sweep reads, in order: (role, flow). None is a query or key of ones. Numbers are part of the form itself.
+
+    `ridges` are those of the queries that ask the inverse of the memory.
+    """
     vectors: list[tuple[str, str | None]] = [(f"query {i}", query) for i, query in enumerate(queries)]
+    vectors += [(f"ridge {i}", ridge) for i, ridge in (ridges or {}).items()]
     if form.log_keep is not None:
         gates: list[tuple[str, Coefficient]] = [("log keep", form.log_keep)]
     else:

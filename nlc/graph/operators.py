@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nlc.graph import codes
 from nlc.graph.builder import Context, Operator
+from nlc.graph.inverse import solve
 from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, show_axes, size_of
 from nlc.graph.ops import ShapeError, is_any, reduce_axes
 from nlc.language.expression import Call, Expr, Name
@@ -213,6 +214,7 @@ OPERATORS: dict[str, Operator] = {
     "age": age,
     "cross_entropy": cross_entropy,
     "total": total,
+    "solve": solve,
     "repeat": repeat,
     "apply": apply,
 }

@@ -108,6 +108,7 @@ OPS: dict[str, Op] = {
         Op("next", 1, _same),
         Op("age", 0, _scalar),
         Op("cross_entropy", 2, _scalar),
+        Op("solve", 2, _scalar),
         # made by the compiler
         Op("number", 0, _scalar, callable=False),
         Op("input", 0, _scalar, callable=False),
@@ -124,6 +125,7 @@ OPS: dict[str, Op] = {
         Op("attend", 3, _scalar, callable=False),
         Op("proximal", 1, _scalar, callable=False),
         Op("first", 1, _scalar, callable=False),
+        Op("delay", 1, _same, callable=False),
         Op("asked", 0, _scalar, callable=False),
         Op("sample", 0, _scalar, callable=False),
         Op("tensor", 0, _scalar, callable=False),
@@ -131,7 +133,7 @@ OPS: dict[str, Op] = {
         Op("outer", 2, _scalar, callable=False),
     )
 }
-CARRYING = ("conv", "attend")
+CARRYING = ("conv", "attend", "delay")
 """Operators that carry something from tick to tick: their last inputs, their context."""
 CALLABLE = tuple(name for name, op in OPS.items() if op.callable)
 

@@ -43,6 +43,7 @@ def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
     if learner.samples is not None and learner.samples.size > 1:
         head += ", sample by sample"
     if isinstance(learner.linear, LinearForm):
+        head += ", transposed" * learner.linear.flipped
         return f"{head}: {_least(_slots(graph, learner, learner.linear))}"
     return f"{head}: general {_Literal(graph, learner).text()}"
 

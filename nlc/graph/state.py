@@ -74,6 +74,8 @@ def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
         if flow.op == "conv" and flow.attr("width") > 1:
             tail = Axis("tail", flow.attr("width") - 1)
             found.append(StateTensor(flow.attr("learner"), (tail, *flow.axes), "tail"))
+    for key, flow in {f.attr("tail"): f for f in graph.flows.values() if f.op == "delay"}.items():
+        found.append(StateTensor(key, (Axis("tail", flow.attr("width") - 1), *flow.axes), "tail"))
     for learner in graph.learners.values():
         if learner.solve is not None:
             for part, id in (("keys", learner.solve.key), ("values", learner.solve.value)):

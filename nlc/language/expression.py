@@ -9,6 +9,7 @@ Every node knows the place in the YAML file it was written at.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nlc.diagnostics import Span
@@ -104,6 +105,13 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         case Lambda(body=body):
             return (body,)
     return ()
+
+
+def parts_of(expr: Expr) -> Iterator[Expr]:
+    """The expression and all its subexpressions."""
+    yield expr
+    for child in children(expr):
+        yield from parts_of(child)
 
 
 def to_text(expr: Expr) -> str:

@@ -93,6 +93,8 @@ class BadArguments(Diagnostic):
 
 CONSTANTS = frozenset({"true", "false", "null", "True", "False", "None"})
 KEYWORDS = frozenset({"and", "or", "not", "in", "lambda"})
+TAKES_FUNCTION = ("solve",)
+"""Operators whose first argument may be a function, `x -> S(x) + a * x`."""
 
 _COMPARISON = 4
 _MINUS = 7
@@ -256,7 +258,8 @@ class _Parser:
             named = start.kind == "name" and self.tokens[self.at + 1].text == "="
             if named:
                 self.at += 2
-            value = self.expression(0, depth + 1)
+            takes = function.text in TAKES_FUNCTION and not named and not args
+            value = self.inner_function(depth) if takes else self.expression(0, depth + 1)
             if named and start.text in kwargs:
                 raise fail(BadArguments(f"the argument `{start.text}` is given twice", self.place(start.start, start.end)))
             if not named and kwargs:
@@ -269,6 +272,15 @@ class _Parser:
             self.separator(")")
         self.take()
         return Call(function.text, tuple(args), tuple(kwargs.items()), self.since(function.start))
+
+    def inner_function(self, depth: int) -> Expr:
+        """An argument that may be a function of one name."""
+        first = self.token
+        if first.kind != "name" or first.text in KEYWORDS | CONSTANTS or self.tokens[self.at + 1].text != "->":
+            return self.expression(0, depth + 1)
+        self.at += 2
+        body = self.expression(0, depth + 1)
+        return Lambda(first.text, body, self.since(first.start))
 
     def items(self, closing: str, depth: int) -> list[Expr]:
         items: list[Expr] = []

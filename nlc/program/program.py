@@ -16,6 +16,7 @@ import networkx as nx
 from nlc.diagnostics import BackendError, Diagnostic
 from nlc.graph import codes
 from nlc.graph.equations import local
+from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, roles
 from nlc.graph.ops import CARRYING
@@ -124,7 +125,7 @@ def _reads(graph: LevelGraph, sweeps: dict[str, Sweep], answers: dict[str, str],
     for learner, recalls in zip(sweeps[id].learners, sweeps[id].recalls, strict=True):
         assert isinstance(learner.linear, LinearForm)
         queries = [flow.args[0] if flow.args else None for flow in recalls]
-        found += [flow for _, flow in roles(learner.linear, queries) if flow is not None]
+        found += [flow for _, flow in roles(learner.linear, queries, ridges_of(recalls)) if flow is not None]
     return [("flow", flow) for flow in found]
 
 
@@ -159,13 +160,15 @@ def _unit(graph: LevelGraph, sweeps: dict[str, Sweep], node: Node) -> str:
 def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node], order: list[Node]) -> tuple[Region, ...]:
     """Cut the order into block copies, loops over periods and the stages between them."""
     found = loops(graph, needs)
-    for_loss = _only_for_loss(graph, needs) - {node for loop in found for node in loop.body}
+    early = {node for loop in found for node in loop.body}
+    for_loss = _only_for_loss(graph, needs) - early.union(*(nx.ancestors(needs, node) for node in early))
     scopes = {node: _unit(graph, sweeps, node) for node in order}
     parts = _parts(order, needs, scopes, found)
-    unit = {node: scopes[node] or (loop.id if (loop := parts[node][1]) is not None else "") for node in order}
-    key = {node: (unit[node], parts[node][0]) for node in order}
+    loop_of = {node: "" if loop is None else loop.id for node, (_, loop) in parts.items()}
+    unit = {node: scopes[node] or loop_of[node] for node in order}
+    key = {node: (unit[node], parts[node][0], loop_of[node]) for node in order}
     stage: dict[Node, int] = {}
-    unit_stage: dict[tuple[str, int], int] = {}
+    unit_stage: dict[tuple[str, int, str], int] = {}
     settled = False
     while not settled:  # a unit is as late as its latest node, which may move what was placed before
         settled = True
@@ -178,15 +181,15 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
                 unit_stage[key[node]] = stage[node] = latest
             else:
                 stage[node] = max([stage[b] if not unit[b] else unit_stage[key[b]] + 1 for b in before], default=0)
-    groups: dict[tuple[int, tuple[str, int], bool], list[Node]] = {}
+    groups: dict[tuple[int, tuple[str, int, str], bool], list[Node]] = {}
     for node in order:
         if node[0] == "flow" and graph.flows[node[1]].op in ("number", "input", "next"):
             continue
         at = unit_stage[key[node]] if unit[node] else stage[node]
-        groups.setdefault((at, key[node] if unit[node] else ("", 0), node in for_loss), []).append(node)
-    stages = sorted({at for at, (name, _), late in groups if not name})
+        groups.setdefault((at, key[node] if unit[node] else ("", 0, ""), node in for_loss), []).append(node)
+    stages = sorted({at for at, (name, *_), late in groups if not name})
     made = []
-    for (at, (name, _), late), nodes in sorted(groups.items(), key=lambda item: (item[0][2], item[0][0])):
+    for (at, (name, *_), late), nodes in sorted(groups.items(), key=lambda item: (item[0][2], item[0][0])):
         scope, loop = scopes[nodes[0]], parts[nodes[0]][1]
         called = (
             "loss_of"

@@ -72,7 +72,8 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
         return "input" if scope and id == carried else local(id, scope)
 
     made = ", ".join(map(name, region.outputs))
-    yield Line(depth, f"region {region.name}({', '.join(map(name, region.inputs))}){f' -> {made}' if made else ''} {{")
+    often = f" for each period of {region.loop.period} tokens" if region.loop is not None else ""
+    yield Line(depth, f"region {region.name}({', '.join(map(name, region.inputs))}){f' -> {made}' if made else ''}{often} {{")
     answered = {flow.id for sweep in program.sweeps.values() for flows in sweep.recalls for flow in flows}
     for kind, id in region.nodes:
         if kind == "sweep":
@@ -83,7 +84,7 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
 
 
 def _flow(flow: Flow, name: Namer, depth: int) -> Line:
-    carries = " carries its last inputs" if flow.op == "conv" and flow.attr("width") > 1 else ""
+    carries = " carries its last inputs" if flow.op in ("conv", "delay") and flow.attr("width") > 1 else ""
     if flow.op == "attend":
         over = flow.attr("over")
         carries = f" carries its last {over - 1} samples" if over else " carries all samples"
@@ -109,6 +110,8 @@ def _sweep(graph: LevelGraph, sweep: Sweep, scope: str, depth: int) -> Iterator[
         for flow in recalls:
             query = local(flow.args[0], scope) if flow.args else ""
             asked = f"{local(learner.id, scope)}({query})"
+            if flow.attr("inverse"):
+                asked = f"x of {local(learner.id, scope)}(x) + {local(flow.args[1], scope)} * x == {query}:"
             yield Line(depth + 2, f"{local(flow.id, scope)} = {asked} {flow.attr('state')}{_axes(flow)}", place(flow.span))
     yield Line(depth + 1, "}")
     yield Line(depth, "}")

@@ -168,7 +168,8 @@ class Tick:
             case "position":
                 return self.old["position"].to(self.machine.dtype).reshape(1)
             case "recall":
-                return self.recall(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
+                answer = self.solved if flow.attr("inverse") else self.recall
+                return answer(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
             case "gradient":
                 return self.gradient(graph.learners[flow.attr("learner")], flow.attr("write") or 0)
             case "tensor":
@@ -179,6 +180,10 @@ class Tick:
                 return self.proximal(graph.learners[flow.attr("learner")], args[0], axes[0])
             case "conv":
                 return self._conv(flow, args[0])
+            case "delay":
+                rows = self.old[flow.attr("tail")]
+                self.new[flow.attr("tail")] = torch.cat([rows, args[0][:, None].expand(len(rows), -1, *args[0].shape[1:])], 1)[:, 1:]
+                return rows[:, -flow.attr("by")]
             case "attend":
                 return self._attend(graph.learners[flow.attr("learner")], *args)
             case "embed":
@@ -273,6 +278,17 @@ class Tick:
     def recall(self, learner: Learner, state: str, args: list[Tensor], axes: list[Any]) -> Tensor:
         return self.call(learner, self.state(learner, state), args, axes)
 
+    def solved(self, learner: Learner, state: str, args: list[Tensor], axes: list[Any]) -> Tensor:
+        """The x with x @ W + ridge * x = q. A singular system has no finite answer."""
+        W, inner = self.state(learner, state), (*learner.per, *learner.store.in_axes)
+        query, ridge = (
+            elementwise("mul", [W.new_ones(1, *(a.size for a in inner)), x], [inner, a], inner) for x, a in zip(args, axes, strict=True)
+        )
+        n = 1 + len(learner.per)
+        q, a, W = query.flatten(n), ridge.flatten(n), W.flatten(n + len(learner.store.in_axes)).flatten(n, -2)
+        x, _ = torch.linalg.solve_ex(W.mT + torch.diag_embed(a), q.unsqueeze(-1))
+        return x.reshape(-1, *(axis.size for axis in inner))
+
     def call(self, learner: Learner, w: Tensor, args: list[Tensor], axes: list[Any]) -> Tensor:
         """The function a store is: z @ W, or W itself."""
         store = learner.store
@@ -341,6 +357,7 @@ class Tick:
         axes = [self.graph.flows[write.key].axes] if write.key is not None else []
         assert write.pred is not None
         self.values[write.pred] = self.call(learner, w, args, axes)
+        self.values[pred_id(learner.id, number)] = w
         loss = self.flow(write.loss).sum()
         if not loss.requires_grad:  # an objective that nothing can change
             return torch.zeros_like(w)
@@ -477,7 +494,7 @@ class SampleTick(Tick):
             flow = self.graph.flows[id]
             named = str(flow.attr("learner"))
             inner = named in self.graph.learners and self._root(self.graph.learners[named]).id == self.learner.id
-            leaf = inner and (flow.op in ("pred", "gradient", "proximal") or (flow.op == "recall" and self._is_inside(flow)))
+            leaf = inner and (flow.op in ("pred", "gradient", "proximal", "tensor") or (flow.op == "recall" and self._is_inside(flow)))
             self.own[id] = leaf or any(map(self._moves, flow.args))
         return self.own[id]
 

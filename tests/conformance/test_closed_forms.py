@@ -142,6 +142,31 @@ def sliding_window_attention(x: Tensors, s: Tensors) -> Tensor:
     return out
 
 
+def mesa(x: Tensors, s: Tensors) -> Tensor:
+    """S(x) is P^T x: where P begins as a sum of k k^T it stays one."""
+    for name, value in (("P", x["k"]), ("R", x["v"])):
+        s[name] = scaled(x["g"].exp(), s[name]) + scaled(x["beta"], outer(x["k"], value))
+    return read(s["R"], torch.linalg.solve(s["P"].mT + torch.diag_embed(x["lam"]), x["q"]))
+
+
+def oja(x: Tensors, s: Tensors) -> Tensor:
+    v = x["v"]
+    s["S"] = scaled(x["g"].exp(), s["S"]) + scaled(x["beta"], outer(x["k"], v) - s["S"] @ outer(v, v))
+    return read(s["S"], x["q"])
+
+
+def omega(x: Tensors, s: Tensors) -> Tensor:
+    for part, name in (("keys", "k"), ("values", "v"), ("weights", "gamma")):
+        s[f"S.{part}"] = torch.cat([s[f"S.{part}"], x[name][:, None]], 1)
+    W, step = s["S"], torch.zeros_like(s["S"])
+    for k, v, gamma in zip(*(s[f"S.{part}"].unbind(1) for part in ("keys", "values", "weights")), strict=True):
+        step = step + scaled(gamma, outer(k, v - read(W, k)))
+    s["S"] = scaled(x["alpha"], W) + scaled(x["eta"], step)
+    for part in ("keys", "values", "weights"):
+        s[f"S.{part}"] = s[f"S.{part}"][:, 1:]
+    return read(s["S"], x["q"])
+
+
 RECURRENCES: dict[str, Step] = {
     step.__name__: step
     for step in (
@@ -159,6 +184,9 @@ RECURRENCES: dict[str, Step] = {
         gated_delta_product,
         longhorn,
         momentum_delta,
+        mesa,
+        oja,
+        omega,
         softmax_attention,
         sliding_window_attention,
     )
@@ -187,10 +215,12 @@ def drawn(module: CompiledSpec) -> tuple[Tensors, Tensors, Tensors]:
         x = normal(B, T, *(axis.size for axis in module.graph.flows[name].axes))
         if name in ("k", "p", "kt", "kap"):
             x = F.normalize(x, dim=-1)
-        elif name in ("beta", "a", "theta", "eta", "alpha"):
+        elif name in ("beta", "a", "theta", "eta", "alpha", "lam", "gamma"):
             x = x.sigmoid()
         elif name in ("g", "w"):
             x = -F.softplus(x)
+        elif name == "v":
+            x = 0.5 * x
         inputs[name] = x
     states = {name: normal(*x.shape).abs() for name, x in module.initial_state(B).items()}
     parameters = {name: -5 - torch.arange(x.numel(), dtype=torch.float64) for name, x in module.named_parameters()}

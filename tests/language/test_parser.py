@@ -68,6 +68,7 @@ def test_operators_bind_as_documented(text: str, grouped: str) -> None:
         ("W(state=after)", Call("W", (), (("state", Name("after", NOWHERE)),), NOWHERE)),
         ("[]", ListOf((), NOWHERE)),
         ("z -> W", Lambda("z", Name("W", NOWHERE), NOWHERE)),
+        ("solve(x -> x, q)", Call("solve", (Lambda("x", Name("x", NOWHERE), NOWHERE), Name("q", NOWHERE)), (), NOWHERE)),
         ("-x", Unary("-", Name("x", NOWHERE), NOWHERE)),
         ("a != b", Binary("!=", Name("a", NOWHERE), Name("b", NOWHERE), NOWHERE)),
     ],
