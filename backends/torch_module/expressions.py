@@ -281,7 +281,8 @@ class Expressions:
         return Code("ticks.to(dtype)[None]")
 
     def _boundary(self, flow: Flow, args: list[Code]) -> Code:
-        return Code(f"(ticks % {flow.attr('period')} == 0).to(dtype)[None]")
+        ticks = "(ticks + 1)" if flow.attr("last") else "ticks"
+        return Code(f"({ticks} % {flow.attr('period')} == 0).to(dtype)[None]")
 
     # -- memories ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Which levels update at which token: one token in words, or a raster with a row for each level and a column for each token.
 
 Token t counts from the start of the stream; a period of n tokens begins where t mod n = 0. A level that writes inside its period
-(`fold: each`) keeps its anchor until the next one begins. Levels on the clock `step` update after a training step, never at a token.
+(`fold: each`) keeps its anchor until the next one begins; one that folds a period (`fold: sum`, `mean`, `last`) updates at its last
+token only. Levels on the clock `step` update after a training step, never at a token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from nlc.graph.edges import learners_of
 from nlc.graph.ir import LevelGraph
 from nlc.graph.order import DerivedLevel, effective_clock, levels
+from nlc.graph.state import folding
 from nlc.graph.text import by_copy
 
 Json = dict[str, object]
@@ -23,10 +25,16 @@ RULER = 10
 class Mark(enum.StrEnum):
     begins = "#"
     writes = "+"
+    ends = "="
     rests = "."
 
 
-MEANING = {Mark.begins: "a period begins", Mark.writes: "a write inside a period", Mark.rests: "no update"}
+MEANING = {
+    Mark.begins: "a period begins",
+    Mark.writes: "a write inside a period",
+    Mark.ends: "the update at the end of a period",
+    Mark.rests: "no update",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,11 @@ class Ticked:
 
 def mark_of(graph: LevelGraph, level: DerivedLevel, token: int) -> Mark:
     if level.clock is None or level.clock.unit != "token":
+        return Mark.rests
+    ends = [folding(graph, graph.learners[id]) is not None for id in level.learners]
+    if any(ends) and (token + 1) % level.clock.period == 0:
+        return Mark.ends
+    if all(ends):
         return Mark.rests
     if token % level.clock.period == 0:
         return Mark.begins
@@ -75,6 +88,8 @@ def _said(ticked: Ticked, token: int) -> str:
         return "updates after a training step, not at a token"
     if ticked.mark is Mark.begins:
         return "updates" if clock.period == 1 else f"updates; a period of {clock.period} tokens begins"
+    if ticked.mark is Mark.ends:
+        return f"updates; a period of {clock.period} tokens ends"
     place = f"token {token % clock.period + 1} of {clock.period} of its period"
     return f"writes inside its period, {place}" if ticked.mark is Mark.writes else f"only read, {place}"
 

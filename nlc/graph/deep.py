@@ -230,16 +230,17 @@ def attach_function(b: Builder, learner: language.Learner, store: Function) -> N
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in single.AT)} in this version", write.spans["at"])
     context = Context(learner.name, self_id=store.id, kept=store.per)
     built = tuple(_write(b, learner, each, store, context, defaults, number) for number, each in enumerate(learner.learn))
-    if len(built) > 1:
+    first = b.learners[next(iter(ids.values()))]
+    fold = single._fold(b, first, write, at, defaults)
+    if single.weighs(replace(first, fold=fold), len(built)):
         gates = copies_only(store.per)
         built = tuple(single._weighted(b, gates, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     for id in ids.values():
-        b.learners[id] = replace(b.learners[id], writes=built)
+        b.learners[id] = replace(b.learners[id], writes=built, fold=fold)
     keeps = _keeps(b, write, store, context, defaults)
     rules = _rules(b, write, store, context, defaults)
-    fold = single._fold(b, b.learners[next(iter(ids.values()))], write, defaults)
     for name, id in ids.items():
-        b.learners[id] = replace(b.learners[id], at=at, keep=keeps.get(name), rule=rules[name], fold=fold, defaults=tuple(defaults))
+        b.learners[id] = replace(b.learners[id], at=at, keep=keeps.get(name), rule=rules[name], defaults=tuple(defaults))
 
 
 def _write(
@@ -300,7 +301,7 @@ def _gate(b: Builder, expr: Expr, store: Function, context: Context, what: str) 
 
 def _rules(b: Builder, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]) -> dict[str, Rule]:
     """The same rule for every tensor, each with its own gradient (and, when expanded, its own states)."""
-    from nlc.graph.learners import _default, gradient_of, rule_args
+    from nlc.graph.learners import _default, gradient_of, rule_args, weighs
 
     if write.rule is not None:
         spec = b.used("optimizers", write.rule.function, write.rule.span)
@@ -309,7 +310,7 @@ def _rules(b: Builder, write: language.Write, store: Function, context: Context,
     rate = None
     if write.rate is None:
         _default(defaults, "rate", "1")
-    elif len(b.learners[next(iter(store.tensors.values()))].writes) == 1:
+    elif not weighs(first := b.learners[next(iter(store.tensors.values()))], len(first.writes)):
         rate = _gate(b, write.rate, store, replace(context, owner=f"{context.owner}.rate"), "`rate`")
     found = {}
     for name, id in store.tensors.items():

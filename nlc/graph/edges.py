@@ -36,6 +36,7 @@ FROM_LEARNER = {
     "part": "recall",
     "pred": "pred",
     "gradient": "gradient",
+    "folded": "gradient",
     "age": "age",
     "weights": "recall",
 }

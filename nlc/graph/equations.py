@@ -60,7 +60,7 @@ class _Words:
         if flow.op in INFIX:
             return f"({args[0]} {INFIX[flow.op]} {args[1]})"
         if flow.op == "boundary":
-            return f"boundary({flow.attr('period')})"
+            return f"{'last' if flow.attr('last') else 'boundary'}({flow.attr('period')})"
         return f"(-{args[0]})" if flow.op == "neg" else f"{flow.op}({', '.join(args)})"
 
     def factor(self, x: Coefficient) -> str:

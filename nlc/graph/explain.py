@@ -18,6 +18,8 @@ from nlc.language.expression import to_text as expression_text
 from nlc.language.library import Library
 
 SCHEMA_VERSION = 1
+MANY = 4
+"""With more states the products of gate matrices are named beside the cost."""
 
 Json = dict[str, Any]
 
@@ -71,6 +73,7 @@ def _learners(graph: LevelGraph, library: Library) -> list[Json]:
                     "equivalents": same.get(learner.id, []),
                     "owner": owner.get(learner.id),
                     "host": learner.host,
+                    "period": _period(learner),
                     **_owned(graph, learner),
                     "span": span_json(learner.span),
                 }
@@ -104,6 +107,15 @@ def _meaning(graph: LevelGraph, learner: Learner) -> Json:
         return {"class": kind, "n": form.n, "recurrence": list(equations(form, learner.scope, graph.flows)), "general_because": None}
     reason = f"{form.reason} ({place(form.span)})" if isinstance(form, NotLinear) else None
     return {"class": "general" if reason else None, "n": None, "recurrence": [], "general_because": reason}
+
+
+def _period(learner: Learner) -> str | None:
+    """How the tokens of a period become one update, and who sees it first."""
+    if learner.folds is None or learner.clock is None:
+        return None
+    words = {"sum": "one update of the sum of", "mean": "one update of the mean of", "last": "one update of the last of"}
+    first = "the last token of a period is the first that sees it" if learner.read == "after" else "the next period sees it"
+    return f"{words[learner.folds]} {learner.clock.period} tokens; {first}"
 
 
 def _running(graph: LevelGraph, learner: Learner) -> Json:
@@ -210,6 +222,8 @@ def learner_lines(copies: list[Json]) -> Iterator[str]:
     yield _row("level", f"{level}, every {m['every']}" if m["every"] else level)
     if m["class"] is not None:
         yield _row("class", m["general_because"] or (f"{m['class']}, n = {m['n']}" if m["n"] is not None else m["class"]))
+    if m["period"] is not None:
+        yield _row("period", m["period"])
     for i, line in enumerate(m["recurrence"]):
         yield _row("recurrence" if i == 0 else "", line)
     if m["form"] is not None:
@@ -217,7 +231,9 @@ def learner_lines(copies: list[Json]) -> Iterator[str]:
         yield _row("because", m["form_because"])
         yield _row("legal forms", ", ".join(m["legal_forms"]))
     if m["form"] is not None and m["kind"] != "solved":
-        yield _row("cost", f"{m['multiply_adds_per_token']:,} multiply-adds a token ({m['multiply_adds_per_token_recurrent']:,} recurrent)")
+        many = f", gates of {m['n']} x {m['n']} states" if m["n"] and m["n"] > MANY else ""
+        cost = f"{m['multiply_adds_per_token']:,} multiply-adds a token ({m['multiply_adds_per_token_recurrent']:,} recurrent)"
+        yield _row("cost", f"{cost}{many}")
     if m["kind"] == "outer":
         yield from _outer(m)
     yield from _common(m)

@@ -216,6 +216,12 @@ class Learner:
         return not self.writes and self.init.learned and self.selector is None
 
     @property
+    def folds(self) -> str | None:
+        """`sum`, `mean` or `last`: its rule is applied once, at the last token of a period; None: at every token."""
+        word = self.fold.get("token")
+        return word if word != "each" and self.selector is None else None
+
+    @property
     def base(self) -> str:
         """Its id without the tensor: states of rules are called `S.momentum.W1`."""
         return self.group or self.id

@@ -270,15 +270,15 @@ def attach(b: Builder, learner: language.Learner) -> None:
     else:
         keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.axes)
         _fits_gate(b, declared, keep, write.keep.span, "`keep`")
+    declared = replace(declared, fold=_fold(b, declared, write, at, defaults))
     if samples > 1 or write.weight is not None:
         objective = lambda pred, value: _objective(b, write, pred, value, context, [])  # noqa: E731
         built = windowed(b, declared, write, built[0], context, samples, objective)
-    elif len(built) > 1:
+    elif weighs(declared, len(built)):
         built = tuple(_weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     declared = replace(declared, writes=built)
     rule = implicit_rule(b, declared, write, context) if prox else _rule(b, declared, write, context, defaults)
-    fold = _fold(b, declared, write, defaults)
-    b.learners[id] = replace(declared, at=at, keep=keep, rule=rule, fold=fold, defaults=tuple(defaults))
+    b.learners[id] = replace(declared, at=at, keep=keep, rule=rule, defaults=tuple(defaults))
 
 
 def _on_the_first(b: Builder, learner: language.Learner) -> None:
@@ -325,8 +325,13 @@ def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -
     b.fits(gate, (*_axis_of(learner), *learner.per, *side), span, what)
 
 
+def weighs(learner: Learner, writes: int) -> bool:
+    """Does each gradient have a rate of its own, before they are added?"""
+    return writes > 1 or learner.folds in ("sum", "mean")
+
+
 def _weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, context: Context) -> Write:
-    """One of several writes, with the rate of its own."""
+    """One of several gradients that are added, with the rate of its own."""
     if spec.rate is None or spec.rule is not None:
         return write
     rate = b.without_ones(b.expr(spec.rate, replace(context, owner=f"{context.owner}.rate")), learner.axes)
@@ -408,10 +413,9 @@ def _rule(b: Builder, learner: Learner, write: language.Write, context: Context,
         return Rule(write.rule, spec, rule_args(b, learner, write.rule, spec, replace(context, owner=f"{name}.rule")))
     gradient = gradient_of(b, learner, write.span)
     here = replace(context, host=learner.id)
-    if len(learner.writes) > 1:
-        step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
-    elif write.rate is None:
+    if len(learner.writes) == 1 and write.rate is None:
         _default(defaults, "rate", "1")
+    if write.rate is None or weighs(learner, len(learner.writes)):
         step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
     else:
         rate = b.without_ones(b.expr(write.rate, replace(context, owner=f"{name}.rate")), learner.axes)
@@ -444,11 +448,14 @@ def rule_args(b: Builder, learner: Learner, call: Call, spec: language.Spec, con
 
 
 def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
-    """The flow of the gradient of the learner's objective, with the axes of its tensors: a leaf, or the sum of those of several writes."""
+    """What a rule is given, with the axes of the learner's tensors: the gradient of its objective, or a sum.
+
+    Several writes are added; `fold: sum` and `mean` add the tokens of a period.
+    """
     id = f"{learner.id}.gradient"
     if id in b.flows:
         return id
-    if len(learner.writes) <= 1:
+    if not weighs(learner, len(learner.writes)):
         axes = (*_axis_of(learner), *learner.axes)
         return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=axes, host=learner.id, span=span))
     here = Context(learner.id, host=learner.id)
@@ -459,34 +466,42 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
         leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=axes, host=learner.id, span=write.span))
         parts.append(leaf if write.rate is None else b.node("mul", [write.rate, leaf], write.span, here, f"{leaf}:mul"))
     total = parts[0]
+    whole = f"{id}:sample" if learner.folds in ("sum", "mean") else id
     for number, part in enumerate(parts[1:], 2):
-        total = b.node("add", [total, part], span, here, id if number == len(parts) else f"{id}:{number}")
-    return total
+        total = b.node("add", [total, part], span, here, whole if number == len(parts) else f"{id}:{number}")
+    return total if whole == id else _period(b, learner, total, id, span, here)
 
 
-def _fold(b: Builder, learner: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:
+def _period(b: Builder, learner: Learner, sample: str, id: str, span: Span, here: Context) -> str:
+    """The sum over the tokens of a period, or their mean."""
+    name = id if learner.folds == "sum" else f"{id}:sum"
+    total = b.node("folded", [sample], span, here, name, learner=learner.id)
+    if learner.folds == "sum":
+        return total
+    assert learner.clock is not None
+    return b.node("div", [total, b.constant(learner.clock.period, span)], span, here, id)
+
+
+def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults: list[tuple[str, str]]) -> dict[str, str]:
+    """How the tokens of a period are taken."""
     if learner.samples is not None:
         return {learner.samples.name: "each"}
+    span = write.spans.get("fold", write.span)
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
         if write.fold is not None:
-            b.fail(
-                codes.NotCompiledYet,
-                "`fold` has no effect where a period holds one sample",
-                write.spans.get("fold", write.span),
-                "leave it out",
-            )
+            b.fail(codes.NotCompiledYet, "`fold` has no effect where a period holds one sample", span, "leave it out")
         return {}
-    word = write.fold.name if isinstance(write.fold, Name) else None
-    if word is None and write.fold is None:
-        word = "sum"
-    if word != "each":
-        b.fail(
-            codes.NotCompiledYet,
-            f"`fold: {word}` over {learner.clock} is not compiled yet",
-            write.spans.get("fold", write.span),
-            "`fold: each` makes one update a token, with gradients at the state `at` names",
-        )
-    return {"token": "each"}
+    if isinstance(write.fold, dict):  # other axes are refused before
+        word = write.fold["token"]
+    else:
+        word = write.fold.name if isinstance(write.fold, Name) else _default(defaults, "fold", "sum")
+    if word in ("sum", "mean"):
+        help = "`at: start` is the state within the period; `fold: each` makes one update a token"
+        if write.solve == "implicit":
+            b.fail(codes.NotCompiledYet, f"`solve: implicit` with `fold: {word}` is not compiled yet", write.spans["solve"], "`fold: last`")
+        if at == "decayed":
+            b.fail(codes.NotCompiledYet, f"`at: decayed` with `fold: {word}` is not compiled yet", write.spans["at"], help)
+    return {"token": word}
 
 
 def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language.Write, defaults: list[tuple[str, str]]) -> Learner:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field, replace
 
 from nlc.diagnostics import Span
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
-from nlc.graph.ir import Flow, Learner, LevelGraph, Write
+from nlc.graph.ir import Attribute, Flow, Learner, LevelGraph, Write
 from nlc.graph.proximal import curvature
-from nlc.graph.state import needs_anchor
+from nlc.graph.state import needs_anchor, needs_kept
 from nlc.graph.transposed import sees_its_tensor, transposed_write
 
 
@@ -165,7 +165,9 @@ class Derivation:
         rows = {id: self._new_state(self.graph.learners[id]) for id in states}
         if any(row.rest != 0 for row in rows.values()):
             raise General("its rule adds something that is no gradient", self.learner.span)
-        return states, rows
+        if self.learner.folds:
+            rows = {**self._at_the_end(rows), **self._gathered()}
+        return list(rows), rows
 
     def form(self, states: list[str], rows: dict[str, Affine], writes: list[LinearWrite]) -> LinearForm:
         F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
@@ -212,10 +214,52 @@ class Derivation:
                     raise General("its own context depends on what it recalls", flow.span)
                 todo.extend(needed for _, needed in graph.needs_of(read))
 
-    def _boundary(self, period: int) -> str:
-        id = f"boundary:{period}"
-        self.algebra.flows.setdefault(id, Flow(id, "boundary", attrs={"period": period}, span=self.learner.span))
+    def _boundary(self, period: int, last: bool = False) -> str:
+        """1 at the first token of a period, or at its last."""
+        id = f"boundary:{period}{':last' if last else ''}"
+        attrs: dict[str, Attribute] = {"period": period, **({"last": True} if last else {})}
+        self.algebra.flows.setdefault(id, Flow(id, "boundary", attrs=attrs, span=self.learner.span))
         return id
+
+    def _at_the_end(self, rows: dict[str, Affine]) -> dict[str, Affine]:
+        """The rows at the last token of a period; at the others every state stays."""
+        a, clock = self.algebra, self.learner.clock
+        assert clock is not None
+        last = self._boundary(clock.period, last=True)
+        found = {}
+        for id, row in rows.items():
+            terms = {symbol: a.neg(a.mul(last, a.neg(x))) if self._is_neg(x) else a.mul(last, x) for symbol, x in row.terms.items()}
+            terms[id] = 1 if row.terms.get(id) == 1 else a.add(terms.get(id, 0), a.sub(1, last))
+            found[id] = Affine(terms)
+        return found
+
+    def _is_neg(self, x: Coefficient) -> bool:
+        return isinstance(x, str) and self.algebra.flows[x].op == "neg"
+
+    def _gathered(self) -> dict[str, Affine]:
+        """The sum of a period's gradients, and the state times its keeps: both begin anew with a period."""
+        a, learner, found = self.algebra, self.learner, {}
+        assert learner.clock is not None
+        begins = self._boundary(learner.clock.period)
+        goes_on = a.sub(1, begins)
+        for flow in self.graph.flows.values():
+            if flow.op == "folded" and flow.attr("learner") == learner.id:
+                sum_ = f"{learner.id}.sum"
+                found[sum_] = self._plus(Affine({sum_: goes_on}), self._tensor(flow.args[0]))
+        if needs_kept(self.graph, learner):
+            keep, kept = self._keep(), f"{learner.id}.kept"
+            found[kept] = Affine({learner.id: a.mul(keep, begins), kept: a.mul(keep, goes_on)})
+        return found
+
+    def _kept(self) -> tuple[str, Coefficient]:
+        """What the keep of the learner acts on, and the keep: where a period is folded, of all its tokens."""
+        learner, keep = self.learner, self._keep()
+        if needs_kept(self.graph, learner):
+            return f"{learner.id}.kept", keep
+        if learner.folds in ("sum", "mean") and keep != 1:
+            assert learner.clock is not None
+            keep = self.algebra.pow(keep, learner.clock.period) if isinstance(keep, str) else keep**learner.clock.period
+        return learner.id, keep
 
     def _keep(self) -> Coefficient:
         """The keep of the learner; with several samples a token, 1 at all but the first where it has no entry for each."""
@@ -234,7 +278,7 @@ class Derivation:
         """keep * old + step, as an affine function of the old states and the gradient."""
         if learner.id not in self.new:
             a = self.algebra
-            keep = self._keep() if learner.id == self.learner.id else 1 if learner.keep is None else learner.keep
+            old, keep = self._kept() if learner.id == self.learner.id else (learner.id, 1 if learner.keep is None else learner.keep)
             if learner.rule.keep is not None:
                 rule_keep = self._tensor(learner.rule.keep)
                 if rule_keep.terms:
@@ -243,7 +287,7 @@ class Derivation:
             assert learner.rule.step is not None
             step = self._tensor(learner.rule.step)
             self._gate(keep, learner.span)
-            self.new[learner.id] = self._plus(Affine({learner.id: a.value(keep)}), step)
+            self.new[learner.id] = self._plus(Affine({old: a.value(keep)}), step)
         return self.new[learner.id]
 
     def _tensor(self, id: str) -> Affine:
@@ -253,6 +297,8 @@ class Derivation:
             learner = self.graph.learners[flow.attr("learner")]
             number = int(flow.attr("write") or 0)
             return Affine({gradient_symbol(number): 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
+        if flow.op == "folded":  # where a rule is applied, the sum did not begin at this token
+            return self._plus(Affine({f"{self.learner.id}.sum": 1}), self._tensor(flow.args[0]))
         if flow.op == "proximal":
             return Affine({gradient_symbol(0): self.algebra.neg(self._implicit_rate(flow))})
         if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
@@ -281,7 +327,7 @@ class Derivation:
             if id == write.pred:
                 return leaf
             flow = self.algebra.flows[id]
-            return self._tensor(id) if flow.op in ("gradient", "recall") else self._combine(flow, evaluate)
+            return self._tensor(id) if flow.op in ("gradient", "folded", "recall") else self._combine(flow, evaluate)
 
         return self._evaluate(slope, evaluate)
 

@@ -119,6 +119,7 @@ OPS: dict[str, Op] = {
         Op("gradient", 0, _scalar, callable=False),
         Op("weights", 0, _scalar, callable=False),
         Op("boundary", 0, _scalar, callable=False),
+        Op("folded", 1, _same, callable=False),
         Op("project", 1, _scalar, callable=False),
         Op("part", 1, _scalar, callable=False),
         Op("attend", 3, _scalar, callable=False),

@@ -76,6 +76,8 @@ class Slots:
     F: tuple[tuple[Polynomial, ...], ...]
     writes: tuple[WriteSlots, ...]
     kinds: dict[Leaf, str]
+    gathered: int = 0
+    """So many states, the last ones, are no states of a rule: what a period has gathered."""
 
     def all(self) -> Iterator[tuple[str, Polynomial]]:
         for write in self.writes:
@@ -90,7 +92,7 @@ class Slots:
 
     def map(self, change: Callable[[Polynomial], Polynomial]) -> Slots:
         F = tuple(tuple(map(change, row)) for row in self.F)
-        return Slots(F, tuple(write.map(change) for write in self.writes), self.kinds)
+        return replace(self, F=F, writes=tuple(write.map(change) for write in self.writes))
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def _slots(graph: LevelGraph, learner: Learner, form: LinearForm) -> Slots:
         return _normal(WriteSlots(tuple(map(gate, write.b)), c, key, probe, target), reader.kinds)
 
     F = tuple(tuple(map(gate, row)) for row in form.F)
-    return _without_unseen(Slots(F, tuple(map(slots_of, form.writes)), reader.kinds))
+    gathered = sum(state in (f"{learner.id}.sum", f"{learner.id}.kept") for state in form.states)
+    return _without_unseen(Slots(F, tuple(map(slots_of, form.writes)), reader.kinds, gathered))
 
 
 def _without_unseen(slots: Slots) -> Slots:
@@ -144,7 +147,8 @@ def _without_unseen(slots: Slots) -> Slots:
         return tuple(part for i, part in enumerate(parts) if i in seen)
 
     writes = tuple(replace(write, b=kept(write.b), c=None if write.c is None else kept(write.c)) for write in slots.writes)
-    return replace(slots, F=tuple(kept(row) for i, row in enumerate(slots.F) if i in seen), writes=writes)
+    gathered = sum(i >= n - slots.gathered for i in seen)
+    return replace(slots, F=tuple(kept(row) for i, row in enumerate(slots.F) if i in seen), writes=writes, gathered=gathered)
 
 
 class _Reader:
@@ -262,7 +266,9 @@ class _Reader:
 
 def _leaf(flow: Flow) -> Hashable:
     """The id of a flow; a boundary of a period is the same wherever it stands."""
-    return ("boundary", flow.attr("period")) if flow.op == "boundary" else flow.id
+    if flow.op != "boundary":
+        return flow.id
+    return "last" if flow.attr("last") else "boundary", flow.attr("period")
 
 
 def _has_first(term: Term) -> bool:
@@ -316,11 +322,12 @@ def _leading(x: Polynomial) -> float:
 
 
 def _variants(slots: Slots) -> Iterator[Slots]:
-    """All orders and signs of the states behind the first, and all orders of the writes."""
+    """All orders and signs of the states of the rule, and all orders of the writes."""
     n = len(slots.F)
-    for order in permutations(range(1, n)):
-        for signs in product((1, -1), repeat=n - 1):
-            at, sign = (0, *order), (1, *signs)
+    free = n - slots.gathered
+    for order in permutations(range(1, free)):
+        for signs in product((1, -1), repeat=free - 1):
+            at, sign = (0, *order, *range(free, n)), (1, *signs, *(1 for _ in range(free, n)))
             F = tuple(tuple(slots.F[at[i]][at[j]].scaled(sign[i] * sign[j]) for j in range(n)) for i in range(n))
             writes = [_signed(write, at, sign) for write in slots.writes]
             for each in permutations(writes):
@@ -398,7 +405,8 @@ class _Literal:
     def _learner(self, learner: Learner) -> str:
         self.names[learner.id] = f"m{len(self.names)}"
         parts = [(kind, self._flow(id)) for kind, id in self.graph.needs_of(learner)]
-        return f"[at {learner.at}, {', '.join(f'{kind} {text}' for kind, text in parts)}]"
+        fold = f", fold {learner.folds}" if learner.folds else ""
+        return f"[at {learner.at}{fold}, {', '.join(f'{kind} {text}' for kind, text in parts)}]"
 
     def _flow(self, id: str) -> str:
         flow = self.graph.flows[id]

@@ -26,24 +26,50 @@ def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
     """True when the state at the last boundary differs from the running state and something reads it."""
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1 or not learner.writes:
         return False
+    if learner.folds:  # within a period its state stays
+        return False
     reads = any(f.attr("state") == "start" for f in graph.recalls.get(learner.id, ()))
     return reads or learner.at == "start"
 
 
+def folding(graph: LevelGraph, learner: Learner) -> Learner | None:
+    """The memory at whose period's end a learner, it or one of its rule, is updated; None where that is every token."""
+    while learner.host is not None:
+        learner = graph.learners[learner.host]
+    return learner if learner.folds else None
+
+
+def needs_kept(graph: LevelGraph, learner: Learner) -> bool:
+    """True when the keeps of a period multiply and are no constant number."""
+    return learner.folds in ("sum", "mean") and learner.keep is not None and not is_constant(graph, learner.keep)
+
+
+def is_constant(graph: LevelGraph, flow: str) -> bool:
+    """Is a flow made of numbers only?"""
+    flows = [graph.flows[id] for id in graph.upstream(flow)]
+    return all(bool(f.args) or f.op == "number" for f in flows) and all(f.attr("learner") is None for f in flows)
+
+
 def needs_position(graph: LevelGraph) -> bool:
     return any(f.op in ("position", "boundary") for f in graph.flows.values()) or any(
-        needs_anchor(graph, m) for m in graph.learners.values()
+        m.folds is not None or needs_anchor(graph, m) for m in graph.learners.values()
     )
 
 
 def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
-    """The state of `forward` and `step`: memories, the learners of their rules, anchors, convolution tails, contexts, the position."""
+    """The state of `forward` and `step`: memories, the learners of their rules, anchors, what a period has gathered, convolution
+    tails, contexts, the position."""
     found: list[StateTensor] = []
+    summed = {flow.attr("learner") for flow in graph.flows.values() if flow.op == "folded"}
     for learner in graph.learners.values():
         if learner.sharing == "sequence" and learner.writes:
             found.append(StateTensor(learner.id, learner.axes, "memory", learner.id, learner.init))
             if needs_anchor(graph, learner):
                 found.append(StateTensor(f"{learner.id}.anchor", learner.axes, "anchor", learner.id, learner.init))
+            if learner.id in summed:
+                found.append(StateTensor(f"{learner.id}.sum", learner.axes, "sum", learner.id))
+            if needs_kept(graph, learner):
+                found.append(StateTensor(f"{learner.id}.kept", learner.axes, "kept", learner.id, learner.init))
     for flow in graph.flows.values():
         if flow.op == "conv" and flow.attr("width") > 1:
             tail = Axis("tail", flow.attr("width") - 1)

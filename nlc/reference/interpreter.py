@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nlc.graph.ir import Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
 from nlc.graph.ops import CARRYING
-from nlc.graph.state import needs_anchor, optimizer_keys, state_tensors
+from nlc.graph.state import folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
@@ -140,12 +140,12 @@ class Tick:
         self._mark_boundaries()
 
     def _mark_boundaries(self) -> None:
-        """At the first token of a period the anchor moves to the running state."""
+        """At the first token of a period the anchor moves to the running state, and nothing is gathered yet."""
         for learner in self.graph.learners.values():
-            if needs_anchor(self.graph, learner):
-                assert learner.clock is not None
-                if int(self.old["position"]) % learner.clock.period == 0:
-                    self.old[f"{learner.id}.anchor"] = self.old[learner.id]
+            mine = [key for key in (f"{learner.id}.{part}" for part in ("anchor", "kept", "sum")) if key in self.old]
+            if mine and learner.clock is not None and int(self.old["position"]) % learner.clock.period == 0:
+                first = self.old[learner.id]
+                self.old.update({key: torch.zeros_like(first) if key.endswith(".sum") else first for key in mine})
 
     # -- flows ------------------------------------------------------------------------------------------------------
 
@@ -195,7 +195,10 @@ class Tick:
                 start, size = flow.attr("start"), flow.attr("size")
                 return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
             case "boundary":
-                return (self.old["position"] % flow.attr("period") == 0).to(self.machine.dtype).reshape(1)
+                ends = 1 if flow.attr("last") else 0
+                return ((self.old["position"] + ends) % flow.attr("period") == 0).to(self.machine.dtype).reshape(1)
+            case "folded":
+                return self._summed(f"{flow.attr('learner')}.sum", args[0])
             case "sum" | "mean":
                 dims = [1 + i for i, axis in enumerate(axes[0]) if axis not in flow.axes]
                 return args[0] if not dims else args[0].sum(dims) if flow.op == "sum" else args[0].mean(dims)
@@ -399,15 +402,38 @@ class Tick:
         for id in between & self.graph.upstream(loss):
             self.values.pop(id, None)
 
+    def _summed(self, key: str, sample: Tensor) -> Tensor:
+        """What a period has gathered, with this token."""
+        self.new[key] = self.old[key] + sample
+        return self.new[key]
+
+    def _waits(self, learner: Learner) -> bool:
+        """Is the update of this token one of a period that is not over?"""
+        memory = folding(self.graph, learner)
+        if memory is None or memory.clock is None:
+            return False
+        return (int(self.old["position"]) + 1) % memory.clock.period != 0
+
+    def _kept(self, learner: Learner) -> Tensor:
+        """keep . w; where a period is folded, the keeps of its tokens one after the other."""
+        keep, key = self._keep(learner, learner.keep), f"{learner.id}.kept"
+        if needs_kept(self.graph, learner):
+            self.new[key] = keep * self.old[key]
+            return self.new[key]
+        if learner.folds in ("sum", "mean") and learner.clock is not None:
+            keep = keep**learner.clock.period
+        return keep * self.old[learner.id]
+
     def update(self, learner: Learner) -> Tensor:
         """w <- keep . w + step (docs/semantics.md, "One equation")."""
         if learner.id not in self.new and learner.samples is not None:
             self.new.update(self._sample_by_sample(self._root(learner)))
+        if learner.id not in self.new and self._waits(learner):
+            self.new[learner.id] = self.old[learner.id]
         if learner.id not in self.new:
             rule = learner.rule
             assert rule.step is not None
-            keep = self._keep(learner, learner.keep) * self._keep(learner, rule.keep)
-            self.new[learner.id] = keep * self.old[learner.id] + self.flow(rule.step)
+            self.new[learner.id] = self._keep(learner, rule.keep) * self._kept(learner) + self.flow(rule.step)
         return self.new[learner.id]
 
     def _root(self, learner: Learner) -> Learner:
@@ -432,10 +458,12 @@ class Tick:
                 self.update(self.graph.learners[item.key])
             elif item.kind == "anchor":
                 self.new[item.key] = self.old[item.key]
+            elif item.kind == "kept":
+                self._kept(self.graph.learners[str(item.learner)])
             elif item.kind == "position":
                 self.new[item.key] = self.old[item.key] + 1
         for flow in self.graph.flows.values():
-            if flow.op in CARRYING:
+            if flow.op in (*CARRYING, "folded"):
                 self.flow(flow.id)
         return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nlc.graph.ir import Clock, LevelGraph
 from nlc.graph.order import levels
 from nlc.graph.picture import Picture
+from nlc.graph.state import folding
 from nlc.view.html import tag, text
 from nlc.view.marks import Marks
 
@@ -14,7 +15,11 @@ WIDTH, ROW, LABEL, STEP = 760.0, 22.0, 330.0, 46.0
 
 
 def updates(graph: LevelGraph, shown: Picture, marks: Marks) -> str:
-    """The raster as SVG. With a period above 1 a learner still writes at each token; at the begin of a period its anchor is renewed."""
+    """The raster as SVG.
+
+    With a period above 1 a learner writes at each token, and at the begin of a period its anchor is renewed; one that folds a period
+    is updated at its last token only.
+    """
     clocks = {id: level.clock for level in levels(graph) if level.clock is not None for id in level.learners}
     periods = [clock.period for clock in clocks.values() if clock.unit == "token"]
     tokens = min(max(LEAST, 2 * max(periods, default=1)), MOST)
@@ -39,13 +44,15 @@ def _row(graph: LevelGraph, shown: Picture, marks: Marks, id: str, level: str, c
         parts.append(_block("turn", LABEL + WIDTH + 8, y, STEP - 16))
     else:
         step = WIDTH / tokens
-        parts.append(_block("write", LABEL, y, WIDTH))
+        ends = folding(graph, learner) is not None
+        if not ends:
+            parts.append(_block("write", LABEL, y, WIDTH))
         if step >= 6:
             lines = "".join(f"M{LABEL + t * step:.1f} {y:.0f}v14" for t in range(1, tokens))
             parts.append(tag("path", d=lines, class_="grid"))
         width = max(2.0, step - 1) if clock.period > 1 else 0.0
         if width:
-            parts += [_block("turn", LABEL + t * step, y, width) for t in range(0, tokens, clock.period)]
+            parts += [_block("turn", LABEL + t * step, y, width) for t in range(clock.period - 1 if ends else 0, tokens, clock.period)]
     return tag("g", *parts, data_node=id, **marks.at(learner.span))
 
 

@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "at": ("absent", "start", "decayed", "running"),
     "read": ("absent", "before", "after", "start"),
     "every": ("1", "2", "3", "4", "7"),
+    "fold": ("each", "sum", "mean", "last"),
     "rule": ("absent", "gd", "momentum", "momentum of data", "average", "two momenta", "keeping", "nested"),
     "init": ("zeros", "learned", "constant", "eye", "ones", "learned eye"),
     "learners": ("one", "several recalls", "feeds key", "feeds value", "feeds query", "feeds gate", "equal ones"),
@@ -49,17 +50,37 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 def legal(o: Options) -> bool:
     """The combinations that the language, or this version of the compiler, takes."""
+    return not wrong(o)
+
+
+def wrong(o: Options) -> int:
+    """How many combinations of a case are not legal."""
     has_rule = o["rule"] != "absent"
-    rate_in_rule = has_rule and o["rate"] != "absent"
-    eye_without_matrix = o["store"] in ("vector", "function") and "eye" in o["init"]
-    deep = o["store"] == "function" and (o["at"] not in ("absent", "start") or o["samples"] != "none" or o["solve"] != "gradient")
-    key_without_query = o["store"] == "vector" and o["key from"] != "input"
-    query_of_value = o["learners"] == "feeds query" and o["store"] == "vector"
-    no_channels = o["store"] != "matrix" and ("channels" in o["keep"] or o["rate"] == "channels")
-    seen_at_once = o["samples"] != "none" and (o["at"] not in ("decayed", "running") or o["every"] != "1")
-    steps = has_rule or o["at"] != "absent" or o["writes"] != "one" or o["samples"] != "none" or o["rate"] == "channels"
-    impossible = o["solve"] == "implicit" and steps
-    return not any((deep, rate_in_rule, eye_without_matrix, key_without_query, query_of_value, no_channels, seen_at_once, impossible))
+    added = o["fold"] in ("sum", "mean")
+    implicit, deep = o["solve"] == "implicit", o["store"] == "function"
+    found = (
+        has_rule and o["rate"] != "absent",
+        o["store"] in ("vector", "function") and "eye" in o["init"],
+        o["store"] == "vector" and o["key from"] != "input",
+        o["store"] == "vector" and o["learners"] == "feeds query",
+        o["store"] != "matrix" and "channels" in o["keep"],
+        o["store"] != "matrix" and o["rate"] == "channels",
+        o["samples"] != "none" and o["at"] not in ("decayed", "running"),
+        o["samples"] != "none" and o["every"] != "1",
+        o["every"] == "1" and o["fold"] != "each",
+        deep and o["at"] not in ("absent", "start"),
+        deep and o["samples"] != "none",
+        deep and o["fold"] != "each",
+        deep and implicit,
+        added and o["at"] == "decayed",
+        implicit and added,
+        implicit and has_rule,
+        implicit and o["at"] != "absent",
+        implicit and o["writes"] != "one",
+        implicit and o["samples"] != "none",
+        implicit and o["rate"] == "channels",
+    )
+    return sum(found)
 
 
 @cache
@@ -78,11 +99,15 @@ def pairs(o: Options) -> Iterator[Pair]:
 
 
 def _complete(rng: random.Random, given: Options) -> Options | None:
-    """A random legal case with these choices; None if a thousand draws find none."""
+    """A random legal case with these choices; None if a thousand changes find none."""
+    o = {name: given.get(name) or rng.choice(values) for name, values in OPTIONS.items()}
+    free = [name for name in OPTIONS if name not in given]
     for _ in range(1000):
-        o = {name: given.get(name) or rng.choice(values) for name, values in OPTIONS.items()}
         if legal(o):
             return o
+        name = rng.choice(free)
+        other = {**o, name: rng.choice(OPTIONS[name])}
+        o = other if wrong(other) <= wrong(o) else o
     return None
 
 
@@ -380,7 +405,12 @@ class Writer:
             case "sigmoid":
                 f = self.gate(copies)
                 return rng.choice(
-                    (f"sigmoid({f})", f"1 - 0.5 * sigmoid({f})", f"exp({self.gate(copies, 'log gate')}) * sigmoid({f})", f"tanh({f})")
+                    (
+                        f"sigmoid({f})",
+                        f"1 - 0.5 * sigmoid({f})",
+                        f"exp({self.gate(copies, 'log gate')}) * sigmoid({self.raw(copies)})",
+                        f"tanh({f})",
+                    )
                 )
             case "zeros in data":
                 return self.gate(copies, "zeros")
@@ -450,8 +480,8 @@ class Writer:
             parts["keep"] = gate
         if o["at"] != "absent":
             parts["at"] = o["at"]
-        if o["every"] != "1":
-            parts["fold"] = "each"
+        if o["every"] != "1" and not (o["fold"] == "sum" and rng.random() < 0.5):
+            parts["fold"] = o["fold"]
         if o["solve"] == "implicit":
             parts["solve"] = "implicit"
         text = ", ".join(f"{k}: {json.dumps(v)}" for k, v in parts.items())

@@ -31,6 +31,8 @@ FLOOR = 1e-4
 """A tensor whose max is below this is compared as if this were its max: zeros come out as 1e-17."""
 LARGEST = 1e3
 """Values beyond this are drawn again, smaller."""
+RUNAWAY = 1e12
+"""With a loss beyond this, or none at all, training is not compared: exponentials overflow, in one form before the other."""
 FEW = 4
 """Tokens with which passes and training are checked."""
 SMALL = 1e-3
@@ -276,6 +278,8 @@ def check_training(stages: tuple[Stage, ...], numbers: Given, chosen: tuple[str,
         if max(x.abs().max().item() for x in parameters.values() if x.numel()) > LARGEST:
             return  # the first step went too far
         loss, parameters, optimizer = Reference(stages[0].graph, parameters, torch.float64).train_step(numbers.inputs, optimizer)
+        if not loss < RUNAWAY:
+            return  # the first step went too far
         mine, state = compiled.train_step(numbers.inputs, state)
         found = {"loss": mine, **{f"parameter {k}": x.detach() for k, x in compiled.named_parameters()}, **state}
         wanted = {"loss": loss, **{f"parameter {k}": x.detach() for k, x in parameters.items()}, **optimizer}

@@ -33,6 +33,15 @@ outputs: {o: S(q) + M(q)}
 """
 
 
+FOLDED = TWO_CLOCKS.replace("rate: beta, fold: each}, read: start}", "keep: sigmoid(beta), RULE}}")
+
+
+def folded(folder: Path, rule: str) -> LevelGraph:
+    path = folder / "folded.yaml"
+    path.write_text(FOLDED.replace("RULE", rule), encoding="utf-8")
+    return PassManager().run(nlc.build(path))[0]
+
+
 @pytest.fixture
 def two_clocks(tmp_path: Path) -> LevelGraph:
     path = tmp_path / "two_clocks.yaml"
@@ -111,4 +120,52 @@ def test_reference_changes_states_where_the_raster_says(two_clocks: LevelGraph) 
 
         assert mark_of(two_clocks, level["S"], token) is Mark.begins
         assert changed == {"S", "M", "M.anchor"} if mark is Mark.begins else changed == {"S", "M"}, token
+        state = after
+
+
+def test_raster_of_folds(tmp_path: Path) -> None:
+    assert raster_text(folded(tmp_path, "fold: sum"), 10).splitlines()[2:] == [
+        "token/1.0 every 1 token   ##########",
+        "token/4.0 every 4 tokens  ...=...=..",
+        "# a period begins, = the update at the end of a period, . no update",
+    ]
+
+
+def test_a_level_of_both_kinds_writes_inside_and_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "both.yaml"
+    other = "      N: {store: {matrix: [K, V]}, per: [H], learn: {key: k, value: v, fold: last}, read: start}\noutputs: {o: N(q) + "
+    path.write_text(TWO_CLOCKS.replace("outputs: {o: ", other), encoding="utf-8")
+
+    assert raster_text(nlc.build(path), 9).splitlines()[3] == "token/4.0 every 4 tokens  #++=#++=#"
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"),
+    [
+        (4, "only read, token 1 of 4 of its period"),
+        (6, "only read, token 3 of 4 of its period"),
+        (7, "updates; a period of 4 tokens ends"),
+    ],
+)
+def test_one_token_of_a_fold(token: int, expected: str, tmp_path: Path) -> None:
+    text = at_token_text(folded(tmp_path, "fold: mean"), token)
+
+    assert f"level token/4.0 every 4 tokens: {expected}\n" in text
+
+
+@pytest.mark.parametrize("rule", ["fold: sum", "fold: mean", "fold: last", "rule: {momentum: {}}"])
+def test_reference_updates_a_fold_where_the_raster_says(rule: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    graph = folded(tmp_path, rule)
+    machine = Reference(graph)
+    inputs = {name: torch.rand(1, 1, *(a.size for a in graph.flows[name].axes), dtype=torch.float64) for name in graph.inputs}
+    level = {id: level for level in levels(graph) for id in level.learners}
+    state = machine.run(inputs)[1]
+
+    for token in range(1, 13):
+        after = machine.run(inputs, state)[1]
+        for id in ("M", "M.momentum"):
+            if id in level:
+                ends = mark_of(graph, level[id], token) is Mark.ends
+                assert ends == (token % 4 == 3) == (not torch.equal(state[id], after[id])), (id, token)
         state = after

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+import nlc
 from nlc.graph.explain import explain_graph, explanation_text
 from nlc.graph.ir import LevelGraph
 from nlc.language.library import Library
+from nlc.language.load import loads
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 Build = Callable[..., LevelGraph]
@@ -93,3 +95,65 @@ def test_copies_of_a_block_are_explained_once(model: Any) -> None:
 
     assert "h.0.S .. h.4.S (x 5)" in text
     assert text.count("exp(g) S + beta k e^T") == 1
+
+
+FOLDED = """nlc: 1
+name: folded
+dims: {K: 4, V: 3}
+inputs: {q: [K], k: [K], v: [V], beta: [], g: []}
+levels:
+  memory:
+    every: 4 tokens
+    learners:
+      S: {store: {matrix: [K, V]}, learn: {key: k, value: v, rate: beta}}
+      M: {store: {matrix: [K, V]}, read: start, learn: {key: k, value: v, fold: mean, keep: 0.9}}
+      N: {store: {matrix: [K, V]}, learn: {key: k, value: v, rule: {twice: {}}, keep: sigmoid(g)}}
+outputs: {o: S(q) + M(q) + N(q)}
+"""
+TWICE = """nlc: 1
+name: twice
+inputs: {g: gradient}
+levels:
+  buffers:
+    every: 1 update
+    learners:
+      a: {store: {like: g}, learn: {value: -g, minimize: dot, keep: 0.5}}
+      b: {store: {like: g}, learn: {value: -g, minimize: dot, keep: 0.9}}
+outputs: {step: a() + b()}
+"""
+
+
+@pytest.fixture
+def folded(tmp_path: Path) -> Any:
+    (tmp_path / "optimizers").mkdir()
+    (tmp_path / "optimizers" / "twice.yaml").write_text(TWICE, encoding="utf-8")
+    library = Library(search=(tmp_path,))
+    return explain_graph(nlc.build(loads(FOLDED, "folded.yaml", library), library=library), library)
+
+
+def test_a_folded_period_says_who_sees_its_update_first(folded: Any) -> None:
+    text = explanation_text(folded)
+
+    assert "period         one update of the sum of 4 tokens; the last token of a period is the first that sees it" in text
+    assert "period         one update of the mean of 4 tokens; the next period sees it" in text
+    assert _of(folded, "S")["defaults"]["fold"] == "sum"
+    assert [_of(folded, id)["period"] is None for id in ("S", "M", "N", "N.a")] == [False, False, False, True]
+
+
+def test_recurrence_of_a_folded_period(folded: Any) -> None:
+    S, M = _of(folded, "S"), _of(folded, "M")
+
+    assert S["recurrence"] == [
+        "e = v - (S)^T k",
+        "S <- S + (-last(4)) S.sum + (last(4) * beta) k e^T",
+        "S.sum <- (1 - boundary(4)) S.sum + (-beta) k e^T",
+    ]
+    assert M["recurrence"][1].startswith("M <- ((last(4) * 0.6561") and M["n"] == 2
+
+
+def test_cost_names_many_states(folded: Any) -> None:
+    N = _of(folded, "N")
+
+    assert N["n"] == 5
+    assert "recurrent), gates of 5 x 5 states\n" in explanation_text(folded)
+    assert explanation_text(folded).count("gates of") == 1

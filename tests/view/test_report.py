@@ -105,6 +105,13 @@ def test_period_is_marked_where_it_begins(tmp_path: Path) -> None:
     assert [(e.given["x"], e.given["width"]) for e in page.all("rect", class_="turn")] == [("330.0", "22.8"), ("710.0", "22.8")]
 
 
+def test_a_folded_period_is_marked_where_it_ends(tmp_path: Path) -> None:
+    page = report_of(tmp_path, SMALL.replace("every: 1 token", "every: 16 tokens"))
+
+    assert [e.given["x"] for e in page.all("rect", class_="turn")] == ["686.2", "1066.2"]
+    assert page.all("rect", class_="write") == []
+
+
 def test_ids_are_unique_and_references_lead_somewhere(page: Page) -> None:
     ids = [e.given["id"] for e in page.elements if "id" in e.given]
     wanted = [e.given[name] for e in page.elements for name in ("aria-controls", "aria-labelledby") if name in e.given]
