@@ -2,10 +2,13 @@
 #
 #   TORCH=cpu     (default) the pinned CPU build of torch; TORCH=any takes any build, TORCH=keep the one that Python has
 #   PYTHON=...    the interpreter to make .venv with, 3.11 or 3.12; found by itself when left out (`make clean` first to change it)
+#   JOBS=n        test processes, one for each core when left out; THREADS=n threads in each, 1 when left out
 #   ARGS=...      further arguments: make test ARGS="-k delta -x"
 
 TORCH ?= cpu
 PYTHON ?=
+JOBS ?= logical
+THREADS ?= 1
 ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -26,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/make_venv.sh
 	scripts/make_venv.sh $(TORCH)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 demo: $(STAMP)
 	$(BIN)/python -m nlc.demo $(ARGS)

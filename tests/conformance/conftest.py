@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.conformance.random_specs import plan, table
 
 RAN = pytest.StashKey[set[int]]()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of a run in parallel hands over which specs it ran."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["random specs"] = sorted(session.config.stash.get(RAN, set()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """The process that started the others collects them."""
+    node.config.stash.setdefault(RAN, set()).update(getattr(node, "workeroutput", {}).get("random specs", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
