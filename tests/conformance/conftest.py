@@ -20,7 +20,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """The process that started the others collects them."""
-    node.config.stash.setdefault(RAN, set()).update(getattr(node, "workeroutput", {}).get("random specs", []))
+    collected: set[int] = node.config.stash.setdefault(RAN, set())
+    collected.update(getattr(node, "workeroutput", {}).get("random specs", []))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
