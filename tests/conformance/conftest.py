@@ -14,7 +14,8 @@ RAN = pytest.StashKey[set[int]]()
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A process of a run in parallel hands over which specs it ran."""
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["random specs"] = sorted(session.config.stash.get(RAN, set()))
+        ran: set[int] = session.config.stash.get(RAN, set())
+        session.config.workeroutput["random specs"] = sorted(ran)
 
 
 @pytest.hookimpl(optionalhook=True)
