@@ -17,7 +17,7 @@ from nlc.view.changes import changes, counts
 from nlc.view.html import tag, text
 from nlc.view.marks import Marks
 from nlc.view.nodes import COSTS, Explanation, box_marks, cost_table, node_list
-from nlc.view.source import pane, plain_lines, python_lines, raw_lines, yaml_lines
+from nlc.view.source import kernel_lines, pane, plain_lines, python_lines, yaml_lines
 from nlc.view.updates import updates
 
 
@@ -100,9 +100,10 @@ def _panes(made: Made, marks: Marks) -> str:
     ]
     if made.kernels:
         kernels = "".join(
-            tag("div", text(name), class_="file", role="presentation") + raw_lines(code) for name, code in made.kernels.items()
+            tag("div", text(name), class_="file", role="presentation") + kernel_lines(marks, code, f"k{i}-")
+            for i, (name, code) in enumerate(made.kernels.items())
         )
-        panes.append(pane("kernels", "Inductor", kernels, role="region"))
+        panes.append(pane("kernels", "Inductor", kernels))
     return "".join(panes)
 
 

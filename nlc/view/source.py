@@ -55,9 +55,23 @@ def plain_lines(marks: Marks, content: str, prefix: str) -> str:
     return "".join(made)
 
 
-def raw_lines(content: str) -> str:
-    """Code of another compiler: as it is, in one piece."""
-    return tag("pre", text(content))
+def kernel_lines(marks: Marks, content: str, prefix: str) -> str:
+    """Code of another compiler: a kernel, or a call of one, belongs to the place in the comment above it; the rest stays in one piece."""
+    made, rest, lines = [], list[str](), content.splitlines()
+    number = 0
+    while number < len(lines):
+        at = marks.split(lines[number])[2] if lines[number].lstrip().startswith("#  ") else {}
+        if not at:
+            rest.append(lines[number])
+            number += 1
+            continue
+        end = number + 2
+        if end <= len(lines) and lines[end - 1].endswith("r'''"):
+            end = next((n for n, line in enumerate(lines[end:], end + 1) if line.startswith("'''")), len(lines))
+        made += [tag("pre", text("\n".join(rest)))] if rest else []
+        made.append(_line(f"{prefix}{number}", number + 1, text("\n".join(lines[number:end])), at))
+        rest, number = [], end
+    return "".join(made) + (tag("pre", text("\n".join(rest))) if rest else "")
 
 
 def _line(id: str, number: int, html: str, at: dict[str, str]) -> str:

@@ -198,4 +198,8 @@ def test_kernels_are_one_more_pane(tmp_path: Path) -> None:
 
     (pane,) = page.all("section", id="pane-kernels")
     assert "inductor-00-forward.py" in pane.text
+    linked = [element for element in page.elements if element.given.get("id", "").startswith("k0-")]
+    kernels = [element for element in linked if "async_compile" in element.text]
+    assert len(kernels) == pane.text.partition("inductor-01")[0].count("= async_compile.") > 0
+    assert all(re.fullmatch(r"\d+:\d+", element.given["data-at"]) for element in linked)
     assert "async_compile" in pane.text
