@@ -42,6 +42,10 @@ outputs: {o: S(q)}
 """
 
 
+MOVING = SPEC.replace("fold: each", "fold: each, at: running")
+REASON = "its gradients are taken at the running state, which every token changes"
+
+
 def built(text: str = SPEC) -> LevelGraph:
     return nlc.build(loads(text, "deep.yaml"))
 
@@ -126,18 +130,26 @@ def test_edges_of_leaves_are_recalls_and_predictions() -> None:
     assert {source[1] for source, target, data in edges if target == ("learner", "S.B") and data["kind"] == "key"} == {"k"}
 
 
-def test_the_compiling_backends_say_where_and_why_once(tmp_path: Path) -> None:
+def test_every_tensor_is_a_memory_whose_errors_are_known_at_the_anchor() -> None:
     graph = PassManager(pipeline()).run(built())[0]
+
     forms = {m.id: m.linear for m in graph.learners.values() if m.host is None}
-    assert {form.kind for form in forms.values()} == {"deep"}
+
+    assert forms.keys() == {"S.A", "S.a", "S.B"}
+    assert all(write.c is None for form in forms.values() for write in form.writes)
+
+
+def test_the_compiling_backends_say_where_and_why_once(tmp_path: Path) -> None:
     path = tmp_path / "deep.yaml"
-    path.write_text(SPEC)
+    path.write_text(MOVING)
+    forms = {m.id: m.linear for m in PassManager(pipeline()).run(built(MOVING))[0].learners.values() if m.host is None}
+    assert {form.kind for form in forms.values()} == {"deep"}
 
     with pytest.raises(BackendError) as caught:
         nlc.compile(path)
 
     (problem,) = caught.value.diagnostics
-    assert problem.code == "NLC601" and problem.message == "`S` cannot be compiled: its store is a function of several tensors"
+    assert problem.code == "NLC601" and problem.message == f"`S` cannot be compiled: {REASON}"
     assert problem.span.line == 9
 
 
@@ -147,7 +159,8 @@ def test_it_is_explained_and_shown() -> None:
     text = explanation_text(explain_graph(graph, Library()))
     shown: dict[str, Any] = to_json(graph)
 
-    assert text.count("its store is a function of several tensors (deep.yaml:10)") == 3
+    assert text.count("class          anchored, within a period ") == 3
+    assert explanation_text(explain_graph(built(MOVING), Library())).count(f"{REASON} (deep.yaml:10)") == 3
     assert [m["id"] for m in shown["learners"]] == ["S.A", "S.a", "S.B"]
     assert {m["part_of"] for m in shown["learners"]} == {"S"}
 
@@ -261,4 +274,4 @@ def test_the_gallery_of_deep_memories_runs() -> None:
     outputs, _ = Reference(graph).run(inputs)
 
     assert outputs["o"].shape == (2, 3, 8) and outputs["o"].isfinite().all()
-    assert Classify().run(graph).learners["yaad.W1"].linear.kind == "deep"
+    assert Classify().run(graph).learners["yaad.W1"].linear.kind == "gated"
