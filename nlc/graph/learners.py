@@ -327,7 +327,7 @@ def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -
 
 def weighs(learner: Learner, writes: int) -> bool:
     """Does each gradient have a rate of its own, before they are added?"""
-    return writes > 1 or learner.folds in ("sum", "mean")
+    return writes > 1 or learner.folds in ("sum", "mean") or any(write.rate is not None for write in learner.writes)
 
 
 def _weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, context: Context) -> Write:
@@ -460,13 +460,14 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
         return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=axes, host=learner.id, span=span))
     here = Context(learner.id, host=learner.id)
     parts: list[str] = []
+    whole = f"{id}:sample" if learner.folds in ("sum", "mean") else id
     for number, write in enumerate(learner.writes):
         attrs: dict[str, Attribute] = {"learner": learner.id, "write": number}
         axes = (*_axis_of(learner), *learner.axes)
         leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=axes, host=learner.id, span=write.span))
-        parts.append(leaf if write.rate is None else b.node("mul", [write.rate, leaf], write.span, here, f"{leaf}:mul"))
+        name = whole if len(learner.writes) == 1 else f"{leaf}:mul"
+        parts.append(leaf if write.rate is None else b.node("mul", [write.rate, leaf], write.span, here, name))
     total = parts[0]
-    whole = f"{id}:sample" if learner.folds in ("sum", "mean") else id
     for number, part in enumerate(parts[1:], 2):
         total = b.node("add", [total, part], span, here, whole if number == len(parts) else f"{id}:{number}")
     return total if whole == id else _period(b, learner, total, id, span, here)

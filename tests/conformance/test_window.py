@@ -67,15 +67,16 @@ def test_every_form_agrees_with_the_reference(name: str, how: dict[str, object])
     assert_equal(run(ours, *given), run(theirs, *given), 1e-10)
 
 
+@pytest.mark.parametrize("length", [C, 1])
 @pytest.mark.parametrize("backend", ["reference", "eager"])
-def test_omega_is_its_formula(backend: str) -> None:
+def test_omega_is_its_formula(backend: str, length: int) -> None:
     """W <- alpha W - eta sum over the last c samples of gamma_i k_i (W^T k_i - v_i)^T, all at the old W."""
-    module = compiled(OMEGA, backend=backend)
+    module = compiled(OMEGA.replace("over: c tokens", f"over: {length} token{'s' if length > 1 else ''}"), backend=backend)
     x, _ = numbers(module)
     W, rows = torch.zeros(B, 2, 5, 3, dtype=torch.float64), []
     for t in range(T):
         gradient = torch.zeros_like(W)
-        for i in range(max(0, t - C + 1), t + 1):
+        for i in range(max(0, t - length + 1), t + 1):
             k, v, gamma = x["k"][:, i], x["v"][:, i], x["gamma"][:, i, :, None, None]
             gradient = gradient + gamma * torch.einsum("bhk,bhv->bhkv", k, torch.einsum("bhk,bhkv->bhv", k, W) - v)
         W = x["alpha"][:, t, :, None, None] * W - x["eta"][:, t, :, None, None] * gradient
