@@ -508,7 +508,9 @@ def period_gates(
 
     def padded(x: Tensor | float, fill: float) -> Tensor:
         whole = x.to(like.dtype).expand(B, T, copies) if isinstance(x, Tensor) else like.new_full((B, T, copies), x)
-        return torch.cat([whole, like.new_full((B, padding, copies), fill)], 1).transpose(1, 2).flatten(0, 1).unsqueeze(0)
+        if padding:
+            whole = torch.cat([whole, like.new_full((B, padding, copies), fill)], 1)
+        return whole.transpose(1, 2).flatten(0, 1).unsqueeze(0)
 
     gates = torch.stack([torch.stack([padded(x, float(i == j)) for j, x in enumerate(row)], -1) for i, row in enumerate(rows)], -2)
     seen, between, to_end, total = propagated(gates, torch.stack([padded(x, 0.0) for x in columns], -1), looks)
