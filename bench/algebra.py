@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import nlc
 from bench.memories import RESULTS, machine, peak_bytes, step, warm_up
 from bench.peers import LEFT_OUT, Rule, fla_peers, linear_attention_by_hand, ttt_linear_by_hand
 from bench.yardstick import gated_delta_rule
+from nlc.diagnostics import BackendError
 from nlc.runtime.allocator import keep_freed_memory
 
 FILE = RESULTS / "algebra.json"
@@ -434,20 +436,27 @@ def main() -> None:
     if not run.quick:
         warm_up()
     begin = time.perf_counter()
+    failed: list[str] = []
     print(HEAD)
     for name in arguments.sections or SECTIONS:
         torch._dynamo.reset()
         gc.collect()
         run.left_out, rows = {}, []
-        for found in SECTIONS[name](run):
-            rows.append(found)
-            print(line(found), flush=True)
+        try:
+            for found in SECTIONS[name](run):
+                rows.append(found)
+                print(line(found), flush=True)
+        except (RuntimeError, BackendError) as error:  # the other sections are worth having
+            run.left_out[f"the rest of section {name}"] = f"failed: {' '.join(str(error).split())[:200]}"
+            failed.append(name)
+            traceback.print_exc()
         report["sections"][name], report["left_out"][name] = rows, run.left_out
         if arguments.out or not run.quick:
             write(path, report)
         print(f"[{name} done after {time.perf_counter() - begin:.0f} s]", file=sys.stderr, flush=True)
     for what, why in ((what, why) for rows in report["left_out"].values() for what, why in rows.items()):
         print(f"left out: {what}: {why}")
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":
