@@ -345,9 +345,9 @@ SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "algebra": algebra,
     "linear": linear,
     "ttt": ttt,
-    "titans": titans,
     "decode": decode,
     "memory": memory,
+    "titans": titans,
 }
 
 
@@ -437,21 +437,24 @@ def main() -> None:
         warm_up()
     begin = time.perf_counter()
     failed: list[str] = []
+    keep = bool(arguments.out) or not run.quick
     print(HEAD)
     for name in arguments.sections or SECTIONS:
         torch._dynamo.reset()
         gc.collect()
         run.left_out, rows = {}, []
+        report["sections"][name], report["left_out"][name] = rows, run.left_out
         try:
             for found in SECTIONS[name](run):
                 rows.append(found)
                 print(line(found), flush=True)
+                if keep:
+                    write(path, report)
         except (RuntimeError, BackendError) as error:  # the other sections are worth having
             run.left_out[f"the rest of section {name}"] = f"failed: {' '.join(str(error).split())[:200]}"
             failed.append(name)
             traceback.print_exc()
-        report["sections"][name], report["left_out"][name] = rows, run.left_out
-        if arguments.out or not run.quick:
+        if keep:
             write(path, report)
         print(f"[{name} done after {time.perf_counter() - begin:.0f} s]", file=sys.stderr, flush=True)
     for what, why in ((what, why) for rows in report["left_out"].values() for what, why in rows.items()):
