@@ -12,8 +12,10 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import os
 import statistics
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -427,6 +429,8 @@ def main() -> None:
         sys.stdout.write(page(json.loads(path.read_text(encoding="utf-8"))))
         return
     torch.set_num_threads(1 if arguments.quick else 2)
+    caches = tempfile.TemporaryDirectory()  # nothing of an earlier run
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches.name
     run = Run(arguments.quick)
     report = about() | {"shape": {"B": run.batch, **run.dims, "dtype": "float32"}}
     report["allocator keeps freed memory"] = keep_freed_memory()
@@ -459,6 +463,7 @@ def main() -> None:
         print(f"[{name} done after {time.perf_counter() - begin:.0f} s]", file=sys.stderr, flush=True)
     for what, why in ((what, why) for rows in report["left_out"].values() for what, why in rows.items()):
         print(f"left out: {what}: {why}")
+    caches.cleanup()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
