@@ -1,5 +1,10 @@
-"""All benchmarks, results written to `bench/results`."""
+"""All benchmarks, results written to `bench/results`; with lengths as an argument, the memories at these alone."""
+
+import subprocess
+import sys
 
 from bench.memories import main
 
+if len(sys.argv) == 1:  # a process of its own: cold times and peaks of memory depend on what ran before
+    subprocess.run([sys.executable, "-m", "bench.algebra"], check=True)
 main()
