@@ -514,7 +514,8 @@ def period_gates(
 
     gates = torch.stack([torch.stack([padded(x, float(i == j)) for j, x in enumerate(row)], -1) for i, row in enumerate(rows)], -2)
     seen, between, to_end, total = propagated(gates, torch.stack([padded(x, 0.0) for x in columns], -1), looks)
-    return seen.squeeze(1), between.squeeze(1), to_end.squeeze(0), total.squeeze(0)
+    # Not views: what a compiled function returns is then its own.
+    return seen.squeeze(1).clone(), between.squeeze(1).clone(), to_end.squeeze(0).clone(), total.squeeze(0).clone()
 
 
 def in_chunk(x: Tensor, gates: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
@@ -532,25 +533,26 @@ def one_chunk(
     gates: tuple[Tensor, ...],
     states: list[Tensor],
     links: tuple[tuple[int, ...], ...],
+    tokens: int,
 ) -> tuple[Tensor, ...]:
     """One chunk of a memory whose errors u [G, C, V] are known, with the gates of `period_gates`.
 
     queries [G, C, K] with, for each, the look of the gates it has; key [G, C, K]; states [B, H, K, V] with G = B * H; `links[i]` are the
-    states that reach state i. Returns the answers [B, C, H, V], then the new states.
+    states that reach state i. Returns the answers [B, tokens, H, V], then the new states; none is a view.
     """
     seen, between, to_end, total = gates
-    old = [z.flatten(0, 1) for z in states]
+    copies = (states[0].shape[0], -1)
     made = []
     for q, look in zip(queries, kinds, strict=True):
-        answer = (q @ key.mT * between[look]) @ u
-        for j, z in enumerate(old):
-            answer = answer + seen[look, :, :, j : j + 1] * (q @ z)
-        made.append(answer.unflatten(0, (states[0].shape[0], -1)).transpose(1, 2))
+        answer = ((q @ key.mT * between[look]) @ u).unflatten(0, copies).transpose(1, 2)
+        for j, z in enumerate(states):
+            answer = answer + (seen[look, :, :, j : j + 1] * (q @ z.flatten(0, 1))).unflatten(0, copies).transpose(1, 2)
+        made.append(answer if answer.shape[1] == tokens else answer[:, :tokens].clone())
     for i, sources in enumerate(links):
-        state = (key * to_end[:, :, i : i + 1]).mT @ u
+        state = ((key * to_end[:, :, i : i + 1]).mT @ u).unflatten(0, copies)
         for j in sources:
-            state = state + total[:, i, j, None, None] * old[j]
-        made.append(state.unflatten(0, (states[0].shape[0], -1)))
+            state = state + total[:, i, j].unflatten(0, copies)[..., None, None] * states[j]
+        made.append(state if sources else state.clone())
     return tuple(made)
 
 

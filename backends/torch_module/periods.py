@@ -86,9 +86,10 @@ class PeriodWriter(MemoryWriter):
             "",
             *self.equations("    "),
             '    """',
+            f"    T = {self.args[self.write.key]}.shape[1]",
             f"    {names} = (in_chunk(x, gates, {self.states[0]}.dtype) for x in ({names.rstrip(',')},))",
             f"    rows = [{', '.join(query for query, _, _ in self._seeing())}]",
-            f"    return one_chunk(rows, {kinds!r}, {self.args[self.write.key]}, {self.target}, gates, [{states}], {links!r})",
+            f"    return one_chunk(rows, {kinds!r}, {self.args[self.write.key]}, {self.target}, gates, [{states}], {links!r}, T)",
         ]
         return MemoryFunction(name, "\n".join(lines), self.uses)
 

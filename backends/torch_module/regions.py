@@ -217,7 +217,6 @@ class RegionWriter:
         """The sweep of one period in a loop, with gates made before the loop."""
         (learner,), (recalls,) = sweep.learners, sweep.recalls
         assert self.region.loop is not None and isinstance(learner.linear, LinearForm)
-        self.needs_size = True
         writer = PeriodWriter(sweep)
         memory = writer.period()
         self.memories.append(memory)
@@ -231,7 +230,7 @@ class RegionWriter:
         results = f"{', '.join([*answers, *new])}{',' * (len(answers) + len(new) == 1)}"
         place = f"{learner.span.file}:{learner.span.line + 1}"
         self._line(f"{results} = {memory.name}({', '.join(texts)})", f"{local(learner.id, self.region.scope)}  {place}")
-        self._answers(sweep, learner, 0, 1, [f"{answer}[:, :T]" for answer in answers])
+        self._answers(sweep, learner, 0, 1, answers)
         self._new_states(learner, 0, 1, new)
 
     def _gates(self, writer: PeriodWriter, stem: str, learner: Learner) -> Gates:
