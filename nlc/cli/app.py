@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "opt": (optimizing.opt, "Run passes and print the graph."),
     "compile": (compiling.compile, "Write every stage of a spec into a folder."),
     "emit": (emitting.emit, "Print one form: python, inductor, linalg, svg .."),
-    "export": (exporting.export, "Write an IREE module for a device."),
+    "export": (exporting.export, "Write an IREE module or a package of torch."),
     "view": (viewing.view, "Write a page that shows all of it."),
     "train": (training.train, "Train a byte language model on a text."),
     "sample": (training.sample, "Print what a trained model writes."),
@@ -37,8 +37,15 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "schema": (inspecting.schema, "Print the JSON schema of specs."),
 }
 
+
+
+def _example(function: Callable[..., None]) -> str:
+    """The first example in the help of a command."""
+    return (function.__doc__ or "").partition("Example: ")[2].partition("\n")[0].strip()
+
+
 for _name, (_function, _summary) in COMMANDS.items():
-    app.command(_name, short_help=_summary)(_function)
+    app.command(_name, short_help=f"{_summary} [{_example(_function)}]")(_function)
 
 
 def _version(wanted: bool) -> None:
