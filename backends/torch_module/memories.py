@@ -312,32 +312,24 @@ class MemoryWriter:
         """Several writes a token, or gates that differ between key channels. Writes whose errors see the state come first."""
         form, n = self.form, self.form.n
         self.uses |= {"several", "in_states", "channel_gates"}
-        lines = []
-        if form.log_keep is not None:
-            gates = f"{self.args[form.log_keep]}.exp()"
-            gate = "gate"
-            lines.append(f"gate = {gates}")
-            matrix = "[[gate]]"
-        else:
-            gate = ""
-            matrix = f"[{', '.join('[' + ', '.join(self._gate(i, j) for j in range(n)) + ']' for i in range(n))}]"
+        lines = [f"gate = {self.args[form.log_keep]}.exp()"] if form.log_keep is not None else []
+        matrix = ", ".join(f"[{', '.join('gate' if lines else self._gate(i, j) for j in range(n))}]" for i in range(n))
         writes = sorted(form.writes, key=lambda write: write.c is None)
         probes = [write for write in writes if write.c is not None]
         seeing = [(self._unit(row), query, new, new) for query, new, row in self._seeing()[: len(self.recalls)]]
         seeing += [self._probe_row(write) for write in probes]
-        columns = [f"in_states([{', '.join(self._shown(x, gate) for x in write.b)}], {self.args[write.key]})" for write in writes]
+        columns = [f"in_states([{', '.join(map(self._shown, write.b))}], {self.args[write.key]})" for write in writes]
         rows = [f"in_states({coefficients}, {vector})" for coefficients, vector, _, _ in seeing]
         like = self.args[writes[0].key]
         z0 = f"{self.states[0]}.flatten(0, 1)" if n == 1 else f"torch.cat([{', '.join(self.states)}], 2).flatten(0, 1)"
-        if not rows:
-            rows = [f"torch.zeros_like({columns[0]})"]
-            seeing = [("", "", False, False)]
+        if not rows:  # nobody asks, no error sees the state: one row of zeros
+            rows, seeing = [f"torch.zeros_like({columns[0]})"], [("", "", False, False)]
         stacks = [f"torch.stack([{', '.join(parts)}], 3)" for parts in (rows, columns, [self.args[write.target] for write in writes])]
         flags = [tuple(flag for _, _, flag, _ in seeing), tuple(flag for _, _, _, flag in seeing)]
         lines += [
             f"rows = {stacks[0]}  # queries, then probes",
             f"columns = {stacks[1]}  # writes",
-            f"gates = channel_gates({matrix}, {like})",
+            f"gates = channel_gates([{matrix}], {like})",
             f"o, last = several(rows, columns, gates, {flags[0]!r}, {flags[1]!r}, {stacks[2]}, {len(probes)}, {z0})",
         ]
         return [*lines, self._chunk_results()]
@@ -349,12 +341,12 @@ class MemoryWriter:
     def _probe_row(self, write: LinearWrite) -> tuple[str, str, bool, bool]:
         assert write.c is not None
         decayed = sees_decayed(self.form, write)
-        coefficients = self._unit(0) if decayed else f"[{', '.join(self._shown(x, 'gate') for x in write.c)}]"
+        coefficients = self._unit(0) if decayed else f"[{', '.join(map(self._shown, write.c))}]"
         return coefficients, self.args[write.probe], decayed, False
 
-    def _shown(self, x: Coefficient, gate: str) -> str:
+    def _shown(self, x: Coefficient) -> str:
         """A coefficient; the gate itself where it is known by its logarithm."""
-        return gate if self.form.log_keep is not None and x == self.form.F[0][0] else self._entry(x)
+        return "gate" if self.form.log_keep is not None and x == self.form.F[0][0] else self._entry(x)
 
     def _seeing(self) -> list[tuple[str, bool, int]]:
         """The rows that see states: (vector, is it the new state, which state), the reads first and the probe last."""

@@ -38,7 +38,6 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 }
 
 
-
 def _example(function: Callable[..., None]) -> str:
     """The first example in the help of a command."""
     return (function.__doc__ or "").partition("Example: ")[2].partition("\n")[0].strip()
