@@ -176,6 +176,6 @@ def _chain(a: Algebra, flow: Flow, s: Coefficient, depends: set[str]) -> list[tu
             raise NotDifferentiable(f"its objective uses `{flow.op}` on what it recalls", flow.span)
     found = [(arg, part) for arg, part in parts if arg in depends]
     widest = max((a.flows[arg].axes for arg in flow.args), key=len)
-    if any(a.flows[arg].axes != widest for arg, _ in found):
+    if any(set(a.flows[arg].axes) != set(widest) for arg, _ in found):  # axes are matched by name, in any order
         raise NotDifferentiable("its objective mixes the channels of what it recalls", flow.span)
     return found

@@ -474,10 +474,10 @@ class Writer:
             parts["minimize"] = objective
         gates = copies if o["samples"] == "with gates" else per
         keep = self.channel_keep(gates, axes[0], o["keep"]) if "channels" in o["keep"] else self.keep(gates, o["keep"])
-        if keep is not None:
-            parts["keep"] = keep if gate is None else f"({keep}) * {gate}"
-        elif gate is not None:
-            parts["keep"] = gate
+        if gate is not None:  # one number for each copy: a product with a keep of other axes would have no meaning
+            parts["keep"] = gate if keep is None or o["samples"] == "with gates" else f"({keep}) * {gate}"
+        elif keep is not None:
+            parts["keep"] = keep
         if o["at"] != "absent":
             parts["at"] = o["at"]
         if o["every"] != "1" and not (o["fold"] == "sum" and rng.random() < 0.5):

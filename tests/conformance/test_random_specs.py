@@ -48,7 +48,7 @@ def test_random_specs_agree(first: int, last: int, tmp_path: Path, request: pyte
 
 
 def test_every_legal_pair_of_options_occurs_three_times(request: pytest.FixtureRequest) -> None:
-    count = max(request.config.getoption("--random-specs"), 1000)
+    count = max(request.config.getoption("--random-specs"), 500)
     seen = dict.fromkeys(legal_pairs(), 0)
     for pair in itertools.chain.from_iterable(pairs(plan()[number]) for number in range(count)):
         seen[pair] += 1
