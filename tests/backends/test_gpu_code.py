@@ -19,13 +19,13 @@ RECORDED = {
         "stage_0 forward": (8, 345_152),
         "stage_0 backward": (9, 561_760),
         "nlc::chunk_sweep_4, one chunk": (7, 174_088),
-        "nlc::chunk_sweep_backward_3, one chunk": (5, 225_296),
+        "nlc::chunk_sweep_backward_4, one chunk": (5, 225_296),
     },
     "ops/momentum_delta": {
         "stage_0 forward": (10, 576_128),
         "stage_0 backward": (17, 937_280),
         "nlc::chunk_sweep_4, one chunk": (7, 241_696),
-        "nlc::chunk_sweep_backward_3, one chunk": (5, 299_136),
+        "nlc::chunk_sweep_backward_4, one chunk": (5, 299_136),
     },
 }
 
@@ -64,7 +64,7 @@ def test_the_head_says_what_it_was_made_with_and_what_is_no_triton(lowered: dict
     assert head.startswith(f"# {spec.removeprefix('ops/')} for cuda:sm_90 (NVIDIA H100)")
     assert "torch " in head and "triton " in head and "float32; inputs q [1, 64, 2, 16], " in head
     assert "torch.ops.nlc.chunk_sweep_4.default x 1" in head
-    assert "torch.ops.nlc.chunk_sweep_backward_3.default x 1" in head
+    assert "torch.ops.nlc.chunk_sweep_backward_4.default x 1" in head
     assert "torch.ops.aten.linalg_solve_triangular.default x 1" in head
 
 
