@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.backends.layers import gates_of, has_tokens, pieces
+from nlc.backends.layers import has_tokens, pieces
 
 BLOCK = 16
 """Rows of a triangular matrix that are inverted one by one; the blocks themselves are joined by products."""
@@ -123,10 +123,7 @@ def over_periods(
     """What `layers.over_periods` returns, for calls of one token, or calls that begin where a period begins: lengths must be known."""
     B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
     lengths = [min(period, T - start) for start in range(0, T, period)]
-    parts = pieces(flows, lengths)
-    if gates:
-        like = next(x for x in z.values() if x.is_floating_point()).new_zeros((B, T))
-        parts.append([list(each) for each in zip(*(gates_of(make, [like, *given], lengths) for make, given in gates), strict=True)])
+    parts = pieces(flows, z, gates, (B, T), lengths)
     begins = torch.as_tensor(position) % period == 0
     made: list[list[Tensor]] = []
     new: dict[str, Tensor] = {}

@@ -49,10 +49,7 @@ def over_periods(
     first = (period - int(position) % period) % period
     lengths = [n for n in (min(first, T), *([period] * ((T - first) // period))) if n > 0]
     lengths += [T - sum(lengths)] if sum(lengths) < T else []
-    parts = pieces(flows, lengths)
-    if gates:
-        like = next(x for x in z.values() if x.is_floating_point()).new_zeros((B, T))
-        parts.append([list(each) for each in zip(*(gates_of(make, [like, *given], lengths) for make, given in gates), strict=True)])
+    parts = pieces(flows, z, gates, (B, T), lengths)
     made: list[list[Tensor]] = []
     new = {f"{name}.anchor": z[f"{name}.anchor"] for name in anchored}
     for i, piece in enumerate(zip(*parts, strict=True)):
@@ -69,10 +66,19 @@ def has_tokens(x: Tensor | float) -> TypeGuard[Tensor]:
     return isinstance(x, Tensor) and x.dim() > 1
 
 
-def pieces(flows: list[Tensor | float], lengths: list[int]) -> list[list[Any]]:
-    """Each flow [B, T, ..] cut along time; what is the same for all tokens stays whole."""
-    T, count = sum(lengths), len(lengths)
-    return [list(x.split(lengths, 1)) if has_tokens(x) and x.shape[1] == T else [x] * count for x in flows]
+def pieces(
+    flows: list[Tensor | float],
+    z: dict[str, Tensor],
+    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
+    shape: tuple[int, int],
+    lengths: list[int],
+) -> list[list[Any]]:
+    """Each flow [B, T, ..] cut along time, what is the same for all tokens whole; then what the gates, if any, make of each piece."""
+    parts: list[list[Any]] = [list(x.split(lengths, 1)) if has_tokens(x) and x.shape[1] == shape[1] else [x] * len(lengths) for x in flows]
+    if gates:
+        like = next(x for x in z.values() if x.is_floating_point()).new_zeros(shape)
+        parts.append([list(each) for each in zip(*(gates_of(make, [like, *given], lengths) for make, given in gates), strict=True)])
+    return parts
 
 
 def gates_of(make: Callable[..., tuple[Tensor, ...]], flows: list[Tensor | float], lengths: list[int]) -> list[tuple[Tensor, ...]]:

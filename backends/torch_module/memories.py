@@ -67,7 +67,7 @@ def coefficients_of(form: LinearForm) -> list[str]:
 class MemoryWriter:
     """Writes the functions for one sweep; the first learner of a bucket gives the names."""
 
-    def __init__(self, sweep: Sweep, tokens_only: bool = False) -> None:
+    def __init__(self, sweep: Sweep) -> None:
         self.learner, self.recalls = sweep.learners[0], sweep.recalls[0]
         form = self.learner.linear
         self.solved = [i for i, flow in enumerate(self.recalls) if flow.attr("inverse")]
