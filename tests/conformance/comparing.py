@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,29 @@ def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tole
     errors = {name: error(found[name], wanted[name]) for name in (names if names is not None else found)}
     bad = {name: value for name, value in errors.items() if not value <= tolerance}
     assert not bad, f"off by {bad}; {tolerance} allowed"
+
+
+def with_gradients(found: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """These values, and the gradients of a sum in which all of them count."""
+    total = torch.stack([found[name].sin().sum() for name in sorted(found)]).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+    return {**found, **{f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}}
+
+
+def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], bound: float) -> None:
+    """The same names, and values within a bound relative to the largest, at least 1e-3."""
+    assert ours.keys() == theirs.keys()
+    for name, y in theirs.items():
+        assert y.numel() == 0 or (ours[name] - y).abs().max() <= bound * y.abs().max().clamp(min=1e-3), name
+
+
+def in_calls(module: CompiledSpec, inputs: Tensors, state: Tensors, ends: tuple[int, ...]) -> Tensors:
+    """The output `o` and the last state of a stream in calls that end there, the rest of its tokens by `step`."""
+    pieces = []
+    for begin, stop in pairwise((0, *ends)):
+        made, state = module({key: x[:, begin:stop] for key, x in inputs.items()}, state)
+        pieces.append(made["o"])
+    for t in range(ends[-1], next(iter(inputs.values())).shape[1]):
+        one, state = module.step({key: x[:, t] for key, x in inputs.items()}, state)
+        pieces.append(one["o"].unsqueeze(1))
+    return {"o": torch.cat(pieces, 1), **state}

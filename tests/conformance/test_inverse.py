@@ -8,7 +8,7 @@ import nlc
 from nlc.backends import kernels
 from nlc.language.load import loads
 from nlc.runtime.compiled import CompiledSpec
-from tests.conformance.comparing import ROOT
+from tests.conformance.comparing import ROOT, assert_equal, in_calls, with_gradients
 
 B, T = 2, 21
 MESA = (ROOT / "specs" / "ops" / "mesa.yaml").read_text(encoding="utf-8")
@@ -46,16 +46,7 @@ def everything(module: CompiledSpec, given: tuple[dict[str, Tensor], dict[str, T
     inputs, first = given
     outputs, state = module(inputs, first)
     found = {**outputs, **{f"state {key}": x for key, x in state.items()}}
-    total = torch.stack([found[name].sin().sum() for name in sorted(found)]).sum()
-    leaves = {**inputs, **{f"first {key}": x for key, x in first.items()}}
-    gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-    return {**found, **{f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}}
-
-
-def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], bound: float) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, y in theirs.items():
-        assert (ours[name] - y).abs().max() <= bound * y.abs().max().clamp(min=1e-3), name
+    return with_gradients(found, {**inputs, **{f"first {key}": x for key, x in first.items()}})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -91,11 +82,8 @@ def test_mesa_is_its_formula(backend: str, K: int) -> None:
     module = compiled(MESA, K, backend=backend)
     inputs, first = numbers(module)
     o, R, P = mesa(inputs, first)
-    wanted = {"o": o, "state P": P, "state R": R}
-    total = torch.stack([wanted[name].sin().sum() for name in sorted(wanted)]).sum()
     leaves = {**inputs, **{f"first {key}": x for key, x in first.items()}}
-    gradients = torch.autograd.grad(total, list(leaves.values()))
-    wanted |= {f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}
+    wanted = with_gradients({"o": o, "state P": P, "state R": R}, leaves)
 
     assert_equal(everything(module, (inputs, first)), wanted, 1e-10)
 
@@ -116,15 +104,8 @@ def test_a_stream_may_be_cut_anywhere(name: str) -> None:
     module = compiled(CASES[name], 40, backend="eager", chunk=8)
     inputs, state = numbers(module)
     whole, end = module(inputs, state)
-    pieces = []
-    for begin, stop in ((0, 3), (3, 4), (4, 15)):
-        made, state = module({key: x[:, begin:stop] for key, x in inputs.items()}, state)
-        pieces.append(made["o"])
-    for t in range(15, T):
-        one, state = module.step({key: x[:, t] for key, x in inputs.items()}, state)
-        pieces.append(one["o"].unsqueeze(1))
 
-    assert_equal({"o": torch.cat(pieces, 1), **state}, {"o": whole["o"], **end}, 1e-11)
+    assert_equal(in_calls(module, inputs, state, (3, 4, 15)), {"o": whole["o"], **end}, 1e-11)
 
 
 def test_a_system_with_several_samples_a_token() -> None:

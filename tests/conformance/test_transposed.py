@@ -8,7 +8,7 @@ import nlc
 from nlc.graph.linear import LinearForm, NotLinear
 from nlc.language.load import loads
 from nlc.runtime.compiled import CompiledSpec
-from tests.conformance.comparing import ROOT
+from tests.conformance.comparing import ROOT, assert_equal, in_calls, with_gradients
 
 B, T = 2, 21
 OJA = (ROOT / "specs" / "ops" / "oja.yaml").read_text(encoding="utf-8")
@@ -42,22 +42,10 @@ def numbers(module: CompiledSpec) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     return inputs, {key: x.requires_grad_() for key, x in first.items()}
 
 
-def everything(found: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    total = torch.stack([found[name].sin().sum() for name in sorted(found)]).sum()
-    gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-    return {**found, **{f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}}
-
-
 def run(module: CompiledSpec, inputs: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, Tensor]:
     outputs, state = module(inputs, {**module.initial_state(B), **first})
     found = {**outputs, **{f"state {key}": state[key] for key in first}}
-    return everything(found, {**inputs, **{f"first {key}": x for key, x in first.items()}})
-
-
-def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], bound: float) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, y in theirs.items():
-        assert (ours[name] - y).abs().max() <= bound * y.abs().max().clamp(min=1e-3), name
+    return with_gradients(found, {**inputs, **{f"first {key}": x for key, x in first.items()}})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,7 +74,7 @@ def test_oja_is_its_formula(backend: str) -> None:
         keep, beta = (y[:, t, :, None, None] for y in (x["g"].exp(), x["beta"]))
         M = keep * M + beta * (torch.einsum("bhv,bhk->bhvk", v, k) - torch.einsum("bhv,bhu,bhuk->bhvk", v, v, M))
         rows.append(torch.einsum("bhvk,bhk->bhv", M, q))
-    wanted = everything({"o": torch.stack(rows, 1), "state S": M.mT}, {**x, "first S": first["S"]})
+    wanted = with_gradients({"o": torch.stack(rows, 1), "state S": M.mT}, {**x, "first S": first["S"]})
 
     assert_equal(run(module, x, first), wanted, 1e-11)
 
@@ -95,15 +83,8 @@ def test_a_stream_may_be_cut_anywhere() -> None:
     module = compiled(OJA, backend="eager", chunk=8)
     inputs, state = numbers(module)
     whole, end = module(inputs, state)
-    pieces = []
-    for begin, stop in ((0, 3), (3, 4), (4, 15)):
-        made, state = module({key: x[:, begin:stop] for key, x in inputs.items()}, state)
-        pieces.append(made["o"])
-    for t in range(15, T):
-        one, state = module.step({key: x[:, t] for key, x in inputs.items()}, state)
-        pieces.append(one["o"].unsqueeze(1))
 
-    assert_equal({"o": torch.cat(pieces, 1), **state}, {"o": whole["o"], **end}, 1e-12)
+    assert_equal(in_calls(module, inputs, state, (3, 4, 15)), {"o": whole["o"], **end}, 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch import Tensor
 import nlc
 from nlc.language.load import loads
 from nlc.runtime.compiled import CompiledSpec
-from tests.conformance.comparing import ROOT
+from tests.conformance.comparing import ROOT, assert_equal, in_calls, with_gradients
 
 B, T, C = 2, 13, 3
 OMEGA = (ROOT / "specs" / "ops" / "omega.yaml").read_text(encoding="utf-8")
@@ -40,22 +40,10 @@ def numbers(module: CompiledSpec) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     return inputs, {key: x.requires_grad_() for key, x in first.items()}
 
 
-def everything(found: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    total = torch.stack([found[name].sin().sum() for name in sorted(found)]).sum()
-    gradients = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-    return {**found, **{f"gradient of {name}": x for name, x in zip(leaves, gradients, strict=True)}}
-
-
 def run(module: CompiledSpec, inputs: dict[str, Tensor], first: dict[str, Tensor]) -> dict[str, Tensor]:
     outputs, state = module(inputs, first)
     found = {**outputs, **{f"state {key}": x for key, x in state.items()}}
-    return everything(found, {**inputs, **{f"first {key}": x for key, x in first.items()}})
-
-
-def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], bound: float) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, y in theirs.items():
-        assert y.numel() == 0 or (ours[name] - y).abs().max() <= bound * y.abs().max().clamp(min=1e-3), name
+    return with_gradients(found, {**inputs, **{f"first {key}": x for key, x in first.items()}})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -83,8 +71,8 @@ def test_omega_is_its_formula(backend: str, length: int) -> None:
         rows.append(torch.einsum("bhk,bhkv->bhv", x["q"][:, t], W))
     outputs, state = module(x)
 
-    found = everything({"o": outputs["o"], "state S": state["S"]}, x)
-    assert_equal(found, everything({"o": torch.stack(rows, 1), "state S": W}, x), 1e-11)
+    found = with_gradients({"o": outputs["o"], "state S": state["S"]}, x)
+    assert_equal(found, with_gradients({"o": torch.stack(rows, 1), "state S": W}, x), 1e-11)
 
 
 @pytest.mark.parametrize("name", ["as it is", "momentum"])
@@ -92,15 +80,8 @@ def test_a_stream_may_be_cut_anywhere(name: str) -> None:
     module = compiled(CASES[name], backend="eager", chunk=4)
     inputs, state = numbers(module)
     whole, end = module(inputs, state)
-    pieces = []
-    for begin, stop in ((0, 3), (3, 4), (4, 9)):
-        made, state = module({key: x[:, begin:stop] for key, x in inputs.items()}, state)
-        pieces.append(made["o"])
-    for t in range(9, T):
-        one, state = module.step({key: x[:, t] for key, x in inputs.items()}, state)
-        pieces.append(one["o"].unsqueeze(1))
 
-    assert_equal({"o": torch.cat(pieces, 1), **state}, {"o": whole["o"], **end}, 1e-12)
+    assert_equal(in_calls(module, inputs, state, (3, 4, 9)), {"o": whole["o"], **end}, 1e-12)
 
 
 @pytest.mark.inductor
