@@ -5,10 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
+from torch._functorch import config as functorch_config
+from torch._inductor.compile_fx import compile_fx
+from torch.fx import GraphModule
 
 from nlc.diagnostics import NOWHERE, BackendError
 from nlc.runtime.codes import BackendFailed
@@ -24,7 +28,18 @@ def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool 
     """
     dynamic = None if growing else False
     for name in regions:
-        setattr(module, name, _reported(torch.compile(getattr(module, name), fullgraph=True, dynamic=dynamic), name))
+        compiled = torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=dynamic)
+        setattr(module, name, _reported(compiled, name))
+
+
+def _inductor(graph: GraphModule, inputs: list[Tensor]) -> Any:
+    """The compiler of torch, with outputs that share storage made by strides.
+
+    To replay the views of such an output crashes now and then: torch 2.13 meets shapes that are no shapes, or addresses that are none.
+    """
+    with functorch_config.patch(view_replay_for_aliased_outputs=False):
+        compiled: Any = compile_fx(graph, inputs)
+        return compiled
 
 
 def _reported(region: Callable[P, R], name: str) -> Callable[P, R]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 NORM_EPS = 1e-6
+SMALLEST_NORM = 1e-7
 
 
 def chunked(x: Tensor, chunk: int, dtype: torch.dtype, fill: float = 0.0) -> Tensor:
@@ -125,6 +126,17 @@ def spread(x: Tensor, *shape: int) -> Tensor:
 def l2norm(x: Tensor) -> Tensor:
     """x divided by its length along the last axis."""
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS)
+
+
+def newton_schulz(x: Tensor, steps: int, a: float, b: float, c: float) -> Tensor:
+    """Near the orthogonal factor of x [..., K, V]: X <- a X + (b A + c A^2) X with A = X X^T, from X = x / |x|."""
+    x = x * torch.rsqrt((x * x).sum((-2, -1), keepdim=True).clamp(min=SMALLEST_NORM**2))
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    for _ in range(steps):
+        A = x @ x.mT
+        x = a * x + (b * A + c * (A @ A)) @ x
+    return x.mT if tall else x
 
 
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

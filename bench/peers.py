@@ -26,7 +26,10 @@ NO_NAIVE = "fla-core has no naive function of this memory"
 LEFT_OUT = {
     "dla": NO_NAIVE,
     "longhorn": NO_NAIVE,
-    "lp_mlp": NO_NAIVE,
+    "moneta": NO_NAIVE,
+    "memora": NO_NAIVE,
+    "omega_net": NO_NAIVE,
+    "atlas": NO_NAIVE,
     "mlstm": NO_NAIVE,
     "oja": NO_NAIVE,
     "omega": NO_NAIVE,

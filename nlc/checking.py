@@ -98,6 +98,13 @@ _HOSTS = {
               weights:
                 {owns: rest, scope: shared, read: start, learn: {minimize: loss, fold: {row: mean, token: mean}, rule: {part: {}}}}
         outputs: {y: y}""",
+    "matrix rule": """
+        levels:
+          memory:
+            every: 1 token
+            learners:
+              S: {store: {matrix: [a, b]}, learn: {key: x, value: v, rule: {part: {}}}}
+        outputs: {y: S(x)}""",
     "objective": """
         levels:
           memory:
@@ -117,6 +124,8 @@ _HOSTS = {
 
 def _hosted(spec: Spec, role: str, library: Library) -> Spec:
     """The smallest spec that uses a part."""
+    if any(item.kind == "gradient" and item.axes for item in spec.inputs):
+        role = "matrix rule"
     axes = ["a", "b", "c", "e", "f"][: len(spec.dims)]
     body = _HOSTS[role].replace("AXES", ", ".join(axes)).replace("QUERY", "x" if spec.inputs else "")
     head = "nlc: 1\nname: host\ndims: {a: 2, b: 3, c: 5, e: 7, f: 11}\ninputs: {x: [a], v: [b]}\n"

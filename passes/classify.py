@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from nlc.diagnostics import BackendError
 from nlc.graph import codes
-from nlc.graph.anchored import anchored_forms
+from nlc.graph.anchored import anchored_forms, written_out
 from nlc.graph.calculus import Algebra, NotDifferentiable, derivative
 from nlc.graph.ir import Flow, Learner, LevelGraph
-from nlc.graph.linear import linear_form
+from nlc.graph.linear import LinearForm, NotLinear, linear_form
 from nlc.graph.order import ordered
 from nlc.graph.rewrite import substitute
 from nlc.passmanager import Numerics, Pass
@@ -37,15 +38,28 @@ class Classify(Pass):
                 continue
             if learner.store.form != "tensor":
                 form, flows = linear_form(graph, learner)
-                graph = graph.with_(flows=flows).with_learner(replace(learner, linear=form))
+                by_period = period_by_period(graph, learner) if isinstance(form, NotLinear) else None
+                graph = by_period or graph.with_(flows=flows).with_learner(replace(learner, linear=form))
             elif graph.learners[learner.id].linear is None:  # the tensors of a function are classified together
-                graph, forms = anchored_forms(graph, learner.base)
-                for id, each in forms.items():
-                    graph = graph.with_learner(replace(graph.learners[id], linear=each))
+                graph = with_forms(*anchored_forms(graph, learner.base))
         for learner in before.learners.values():
             if in_optimizer(learner) and learner.rule.gradient in graph.flows:
                 graph = _explicit_gradient(graph, learner)
         return graph if graph is before else ordered(graph, [])
+
+
+def period_by_period(graph: LevelGraph, learner: Learner) -> LevelGraph | None:
+    """A matrix or vector that has no linear form, as a function of one tensor whose gradients stand at the start of a period."""
+    written = written_out(graph, learner)
+    graph, forms = anchored_forms(written, learner.id) if written is not None else (graph, {})
+    compiled = forms and all(isinstance(form, LinearForm) for form in forms.values())
+    return with_forms(graph, forms) if compiled else None
+
+
+def with_forms(graph: LevelGraph, forms: Mapping[str, LinearForm | NotLinear]) -> LevelGraph:
+    for id, form in forms.items():
+        graph = graph.with_learner(replace(graph.learners[id], linear=form))
+    return graph
 
 
 def is_memory(learner: Learner) -> bool:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from nlc.diagnostics import Diagnostic, SpecError
+from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
-from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
 from nlc.graph.owners import assign_owners
 from nlc.graph.rewrite import rewire
+from nlc.language.spec import Spec
 from nlc.passmanager import Numerics, Pass
 
 Ids = Callable[[str], str]
@@ -142,14 +143,35 @@ def _expand_rules(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
     return graph
 
 
+def _sizes(spec: Spec, learner: Learner, span: Span) -> tuple[dict[str, int | float], Diagnostic | None]:
+    """The sizes that a rule for matrices names, `{gradient: [O, I]}`: the axis of the values, then that of the keys."""
+    named = next((item for item in spec.inputs if item.kind == "gradient" and item.axes is not None), None)
+    if named is None or named.axes is None:
+        return {}, None
+    store = learner.store
+    axes = store.out_axes + store.in_axes if store.in_axes else store.tensors[0].axes
+    if ANY in axes:
+        text = f"the rule `{spec.name}` for tensors with axes [{', '.join(named.axes)}], for weights, is not compiled yet"
+        return {}, codes.NotCompiledYet(text, span, None, (("it says so here", named.span),))
+    if len(axes) != len(named.axes):
+        text = f"the rule `{spec.name}` is for tensors with axes [{', '.join(named.axes)}]; `{learner.id}` has {show_axes(axes)}"
+        return {}, codes.ShapeMismatch(text, span, "give this tensor another rule", (("the rule says so here", named.span),))
+    return {name: axis.size for name, axis in zip(named.axes, axes, strict=True)}, None
+
+
 def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnostic]) -> LevelGraph:
     spec = learner.rule.spec
     assert spec is not None and learner.rule.call is not None
     span = learner.rule.call.span
     prefix, suffix = f"{learner.base}.", learner.id.removeprefix(learner.base)
-    builder = Builder(spec, graph.library, bound=dict(learner.rule.args), prefix=prefix, host=learner, suffix=suffix)
+    sizes, problem = _sizes(spec, learner, span)
+    if problem is not None:
+        diagnostics.append(problem)
+        return graph
+    builder = Builder(spec, graph.library, sizes, bound=dict(learner.rule.args), prefix=prefix, host=learner, suffix=suffix)
     builder.flows.update(graph.flows)
     builder.learners.update(graph.learners)
+    kept = (*([learner.samples] if learner.samples is not None else []), *learner.per)
     try:
         for item in spec.inputs:
             if item.kind != "gradient":
@@ -160,7 +182,7 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
                 declare(builder, level, inner)
         for inner in spec.learners:
             attach(builder, inner)
-        ends = {out.name: builder.expr(out.value, Context(out.name), f"{learner.id}.{out.name}") for out in spec.outputs}
+        ends = {out.name: builder.expr(out.value, Context(out.name, kept=kept), f"{learner.id}.{out.name}") for out in spec.outputs}
         if "step" not in ends or set(ends) - {"step", "keep"}:
             builder.fail(codes.MissingPart, f"the rule `{spec.name}` must output `step`, and may output `keep`", span)
     except Rejected:

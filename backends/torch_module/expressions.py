@@ -112,6 +112,8 @@ class Expressions:
             return Code(f"({left.at(SUM)} {COMPARE[flow.op]} {right.at(SUM)}).to({kind})")
         if flow.op in CALLS:
             return Code(f"{CALLS[flow.op]}({self._tensor(args[0], flow.args[0], True).text})")
+        if flow.op == "tensor" and args:  # seen through a view
+            return args[0]
         if flow.op == "tensor":
             learner = self.graph.learners[flow.attr("learner")]
             return Code(f"{self.anchor(flow)}.unsqueeze(1)" if learner.writes else f"{self.parameter(flow)}[None, None]")
@@ -182,6 +184,20 @@ class Expressions:
         left, right = (self.operand(arg, axes) for arg in flow.args)
         return Code(f"({left.at(PRODUCT)} * {right.at(MINUS)}).sum(-1)")
 
+    def _outer(self, flow: Flow, args: list[Code]) -> Code:
+        """Products of each element of one flow and each of another, for each copy."""
+        letters = dict(zip(flow.axes[: flow.attr("copies")], "ghijklmn", strict=False))
+        marks = []
+        for arg, own in zip(flow.args, ("opqr", "uvwx"), strict=True):
+            names = iter(own)
+            marks.append("".join(letters.get(axis) or next(names) for axis in self.graph.flows[arg].axes))
+        out = "".join([*letters.values(), *(mark for each in marks for mark in each if mark not in letters.values())])
+        return Code(f'torch.einsum("bt{marks[0]},bt{marks[1]}->bt{out}", {args[0].text}, {args[1].text})')
+
+    def _newton_schulz(self, flow: Flow, args: list[Code]) -> Code:
+        self.used.add("newton_schulz")
+        return Code(f"newton_schulz({args[0].text}, {flow.attr('steps')}, {', '.join(map(repr, flow.attr('coefficients')))})")
+
     def _first(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("first")
         return Code(f"first({args[0].text}, {flow.attr('samples')}, {float(flow.attr('fill'))!r})")
@@ -230,7 +246,7 @@ class Expressions:
         letters = dict(zip(copies, "ghijklmn", strict=False))
         marks, texts = [], []
         for i, (arg, code) in enumerate(zip(flow.args, args, strict=True)):
-            slow = self.graph.flows[arg].op == "tensor" and arg not in self.variables
+            slow = self.graph.flows[arg].op == "tensor" and not self.graph.flows[arg].args and arg not in self.variables
             inner = [axis for axis in self.graph.flows[arg].axes if axis not in copies]
             own = iter("opqr" if i == 0 else "uvwx")
             names = [next(own) for _ in inner]

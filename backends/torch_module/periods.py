@@ -77,7 +77,7 @@ class PeriodWriter(MemoryWriter):
         vectors = [name for (flow, _), name in self.names.items() if flow not in self.coefficients]
         kinds = [self.looks.index((row, new)) for _, new, row in self._seeing()]
         links = tuple(tuple(j for j in range(form.n) if self._reaches(i, j)) for i in range(form.n))
-        name = f"{self.stem}_period"
+        name = f"{self.stem}_in_period"
         arguments = [*(f"{each}: Tensor" for each in vectors), "gates: tuple[Tensor, ...]", *(f"{each}: Tensor" for each in self.states)]
         names = f"{', '.join(vectors)}{',' * (len(vectors) == 1)}"
         lines = [

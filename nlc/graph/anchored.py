@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nlc.graph.calculus import Algebra, NotDifferentiable
-from nlc.graph.ir import Flow, Learner, LevelGraph, pred_id
+from nlc.graph.ir import Attribute, Flow, Learner, LevelGraph, pred_id
 from nlc.graph.linear import Derivation, General, LinearForm, LinearWrite, NotLinear, gradient_symbol
+from nlc.graph.order import ordered
+from nlc.graph.rewrite import substitute
 from nlc.graph.slopes import Product, product_slopes
+from nlc.graph.stepwise import as_a_whole, step_by_step, whole_gradients
 
 ANCHORED = ("start", "at")
 """States that do not change within a period."""
@@ -23,22 +26,70 @@ ANCHORED = ("start", "at")
 def anchored_forms(graph: LevelGraph, group: str) -> tuple[LevelGraph, dict[str, LinearForm | NotLinear]]:
     """The linear form of each tensor of a function, or the reason why it has none, and the graph with the flows these need.
 
-    Calls that see the state within a period become recalls of the single tensors.
+    Calls that see the state within a period become recalls of the single tensors. Where that does not do - a tensor is seen through a
+    view, a rule is not linear in the gradients - the tensors are taken as a whole: vectors, written by their gradients or steps.
     """
     members = [m for m in graph.learners.values() if m.group == group and m.host is None]
-    try:
-        _check(graph, members)
-        products = _products(graph, members)
-        asked = _as_recalls(graph.with_(flows=products[1]), members)
-        forms: dict[str, LinearForm | NotLinear] = {}
-        for learner in members:
-            derivation = _Anchored(asked, learner, products[0][learner.id])
+    problem = NotLinear("", members[0].span)
+    for whole in (False, True):
+        try:
+            _check(graph, members)
+            return _forms(graph, members, whole)
+        except General as general:
+            problem = general.found
+        except NotDifferentiable as reason:
+            problem = NotLinear(str(reason), reason.span)
+    return graph, {m.id: replace(problem, kind="deep") for m in members}
+
+
+def _forms(graph: LevelGraph, members: list[Learner], whole: bool) -> tuple[LevelGraph, dict[str, LinearForm | NotLinear]]:
+    products, flows = _products(graph, members)
+    asked = _as_recalls(graph.with_(flows=flows), [as_a_whole(m) for m in members] if whole else members)
+    forms: dict[str, LinearForm | NotLinear] = {}
+    for learner in members:
+        derivation = _Anchored(asked, learner, products[learner.id], whole)
+        try:
             forms[learner.id] = derivation.run()
-            asked = asked.with_(flows=derivation.algebra.flows)
-        return asked, forms
-    except (General, NotDifferentiable) as problem:
-        found = problem.found if isinstance(problem, General) else NotLinear(str(problem), problem.span)
-        return graph, {m.id: replace(found, kind="deep") for m in members}
+            asked = asked.with_(flows=derivation.algebra.flows).with_learner(as_a_whole(learner) if whole else learner)
+        except General:
+            if not whole:
+                raise
+            asked, made = step_by_step(asked, learner, products[learner.id])
+            forms |= made
+    return asked, forms
+
+
+def written_out(graph: LevelGraph, learner: Learner) -> LevelGraph | None:
+    """A store `z @ W` or `W` as a function of its tensor: its predictions and calls are flows. None where that cannot be."""
+    if learner.at != "start" or learner.samples is not None or learner.store.form not in ("map", "value") or learner.group is not None:
+        return None
+    flows: dict[str, Flow] = {}
+    alias: dict[str, str] = {}
+    for id, flow in graph.flows.items():
+        if flow.op not in ("pred", "recall") or flow.attr("learner") != learner.id:
+            flows.setdefault(id, flow)
+            continue
+        if flow.attr("inverse"):
+            return None
+        leaf = _leaf_of(learner, flow)
+        flows[leaf.id] = leaf
+        query = learner.writes[flow.attr("write") or 0].key if flow.op == "pred" else next(iter(flow.args), None)
+        if query is None:
+            alias[id] = leaf.id
+        else:
+            flows[id] = replace(flow, op="contract", args=(query, leaf.id), attrs={"copies": len(learner.per)})
+    function = replace(learner, group=learner.id, store=replace(learner.store, form="tensor"))
+    return ordered(substitute(graph.with_(flows=flows).with_learner(function), alias), [])
+
+
+def _leaf_of(learner: Learner, flow: Flow) -> Flow:
+    """The tensor that a prediction or a call sees."""
+    if flow.op == "recall":
+        state = str(flow.attr("state"))
+        return Flow(f"{learner.id}:{state}", "tensor", (), {"learner": learner.id, "state": state}, learner.axes, span=flow.span)
+    number = int(flow.attr("write") or 0)
+    attrs: dict[str, Attribute] = {"learner": learner.id, "state": "at", "pred": True, **({"write": number} if number else {})}
+    return Flow(pred_id(learner.id, number), "tensor", (), attrs, learner.axes, span=flow.span)
 
 
 def _check(graph: LevelGraph, members: list[Learner]) -> None:
@@ -98,17 +149,20 @@ def _recall(flow: Flow, leaf: Flow, learner: Learner) -> Flow:
 
 
 class _Anchored(Derivation):
-    """The recurrence of one tensor; its writes are the products that its gradient is made of."""
+    """The recurrence of one tensor; its writes are the products that its gradient is made of, or the gradient as a whole."""
 
-    def __init__(self, graph: LevelGraph, learner: Learner, products: list[tuple[int, Product]]) -> None:
+    def __init__(self, graph: LevelGraph, learner: Learner, products: list[tuple[int, Product]], whole: bool) -> None:
         super().__init__(graph, learner)
-        self.products = products
+        self.products, self.whole = products, whole
 
     def run(self) -> LinearForm:
         self._no_feedback()
         states, rows = self.recurrence()
         a, writes = self.algebra, []
-        for number, product in self.products:
+        gradients = (
+            [(n, Product(g, None)) for n, g in whole_gradients(a, self.learner, self.products).items()] if self.whole else self.products
+        )
+        for number, product in gradients:
             b = tuple(a.neg(rows[i].terms.get(gradient_symbol(number), 0)) for i in states)
             target = a.flow(a.neg(product.slope))
             writes.append(LinearWrite(b, None, product.input, None, target))

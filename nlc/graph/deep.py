@@ -14,8 +14,9 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.ir import Axes, Flow, Learner, Rule, Store, StoreTensor, Write, pred_id, show_axes
+from nlc.graph.window import length, windowed
 from nlc.language import spec as language
-from nlc.language.expression import Attribute, Binary, Call, Expr, Name, children, to_text
+from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, Name, children, to_text
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Function:
     span: Span
     in_axes: Axes | None = None
     per: Axes = ()
+    view: Lambda | None = None
+    """What calls and gradients see of each tensor."""
     broken: bool = False
 
     @property
@@ -53,9 +56,17 @@ def names_in(expr: Expr) -> Iterator[Name]:
 
 
 def function_of(
-    b: Builder, id: str, tensors: tuple[StoreTensor, ...], parameter: str, body: Expr, names: Builder, span: Span, in_axes: Axes | None
+    b: Builder,
+    id: str,
+    tensors: tuple[StoreTensor, ...],
+    parameter: str,
+    body: Expr,
+    names: Builder,
+    span: Span,
+    in_axes: Axes | None,
+    view: Lambda | None = None,
 ) -> Function:
-    """The store of a learner whose call is neither `z @ W` nor `W`."""
+    """The store of a learner whose call is neither `z @ W` nor `W`, or that is seen through a view."""
     if b.host is not None:
         b.fail(codes.NotCompiledYet, f"a store that computes `{to_text(body)}` in a rule is not compiled yet", span, "`z @ W` and `W` are")
     used = {name.name for name in names_in(body)}
@@ -67,7 +78,7 @@ def function_of(
                 span,
                 f"use `{tensor.name}` in `call`, or take it out of `params`",
             )
-    return Function(id, {t.name: _part(t, body) for t in tensors}, parameter, body, names, span, in_axes)
+    return Function(id, {t.name: _part(t, body) for t in tensors}, parameter, body, names, span, in_axes, view=view)
 
 
 def _part(tensor: StoreTensor, body: Expr) -> Store:
@@ -136,7 +147,7 @@ def write_out(
         b.fits(query, store.per + store.in_axes, span, what, store.in_axes)
     if store.broken:  # its mistake is reported already
         raise Rejected
-    local = {tensor: _leaf(b, id, state, write) for tensor, id in store.tensors.items()}
+    local = {tensor: _leaf(b, store, id, state, write) for tensor, id in store.tensors.items()}
     if query is not None:
         local[store.parameter] = query
     inner = Context(context.owner, local, kept=store.per, in_store=True)
@@ -147,18 +158,33 @@ def write_out(
         raise
 
 
-def _leaf(b: Builder, id: str, state: str, write: int | None = None) -> str:
-    """The tensor of a learner in one of its versions, or the one that the gradient of a write is taken of."""
+def _leaf(b: Builder, store: Function, id: str, state: str, write: int | None = None) -> str:
+    """The tensor of a learner in one of its versions, or the one that the gradient of a write is taken of; seen through its view."""
     learner = b.learners[id]
-    leaf = f"{id}:{state}" if write is None else pred_id(id, write)
-    if leaf not in b.flows:
-        attrs: dict[str, str | int] = {"learner": id, "state": state}
-        if write is not None:
-            attrs["pred"] = True
-        if write:
-            attrs["write"] = write
-        b.add(Flow(leaf, "tensor", attrs=attrs, axes=learner.axes, span=learner.span))
-    return leaf
+    if write is None or store.view is not None:
+        leaf = f"{id}:{state}"
+        if leaf not in b.flows:
+            b.add(Flow(leaf, "tensor", attrs={"learner": id, "state": state}, axes=learner.axes, span=learner.span))
+        seen = leaf if store.view is None else _seen(b, store, store.view, leaf)
+        if write is None:
+            return seen
+    pred = pred_id(id, write)
+    if pred not in b.flows:
+        attrs: dict[str, str | int] = {"learner": id, "state": state, "pred": True, **({"write": write} if write else {})}
+        args = (seen,) if store.view is not None else ()
+        b.add(Flow(pred, "tensor", args, attrs, learner.axes, span=learner.span))
+    return pred
+
+
+def _seen(b: Builder, store: Function, view: Lambda, leaf: str) -> str:
+    """A tensor through the view of its learner."""
+    id = f"{leaf}:view"
+    if id not in b.flows:
+        context = Context(id, local={view.parameter: leaf}, kept=store.per, in_store=True)
+        made = b.expr(view.body, context, id)
+        b.fits(made, b.flows[leaf].axes, view.span, "`view`", b.flows[leaf].axes)
+        return made
+    return id
 
 
 def tensor_of(b: Builder, expr: Attribute) -> str:
@@ -174,7 +200,7 @@ def tensor_of(b: Builder, expr: Attribute) -> str:
     if expr.name not in tensors:
         help = b.suggest(expr.name, tuple(tensors)) or f"its tensors: {', '.join(tensors)}"
         b.fail(codes.UndefinedName, f"`{expr.owner}` has no tensor `{expr.name}`", expr.span, help)
-    return _leaf(b, tensors[expr.name], b.learners[tensors[expr.name]].read)
+    return _leaf(b, b.written_out[id], tensors[expr.name], b.learners[tensors[expr.name]].read)
 
 
 def product(b: Builder, expr: Binary, context: Context, name: str | None) -> str:
@@ -216,9 +242,6 @@ def attach_function(b: Builder, learner: language.Learner, store: Function) -> N
     from nlc.graph import learners as single
 
     write = learner.learn[0]
-    for key in ("over", "weight"):
-        if key in write.spans:
-            b.fail(codes.NotCompiledYet, f"`{key}` without `solve: exact` is not compiled yet", write.spans[key])
     if isinstance(write.fold, dict) and set(write.fold) != {"token"}:
         text = "samples along an axis, for a function of several tensors, are not compiled yet"
         b.fail(codes.NotCompiledYet, text, write.spans["fold"])
@@ -232,7 +255,10 @@ def attach_function(b: Builder, learner: language.Learner, store: Function) -> N
     built = tuple(_write(b, learner, each, store, context, defaults, number) for number, each in enumerate(learner.learn))
     first = b.learners[next(iter(ids.values()))]
     fold = single._fold(b, first, write, at, defaults)
-    if single.weighs(replace(first, fold=fold), len(built)):
+    samples = length(b, replace(first, fold=fold), learner.learn, store.asks)
+    if samples > 1 or write.weight is not None:
+        built = _windowed(b, learner, store, context, built[0], samples)
+    elif single.weighs(replace(first, fold=fold), len(built)):
         gates = copies_only(store.per)
         built = tuple(single._weighted(b, gates, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     for id in ids.values():
@@ -265,11 +291,28 @@ def _write(
     value = b.expr(write.value, replace(context, owner=f"{name}.value"))
     span = write.key.span if write.key is not None else write.span
     here = f"{name}.pred{f'.{number + 1}' if number else ''}"
-    pred = write_out(b, store, key, "`key`", span, replace(context, owner=here), f"{b.prefix}{here}", "at", number)
+    pred = _pred(b, store, key, span, replace(context, owner=here), number)
     axes = b.flows[pred].axes
     b.fits(value, axes, write.value.span, "`value`", tuple(axis for axis in axes if axis not in store.per))
     loss = _objective(b, write, pred, value, context, defaults)
     return Write(key, value, loss, pred, write.span)
+
+
+def _pred(b: Builder, store: Function, key: str | None, span: Span, context: Context, number: int) -> str:
+    """What the function answers to the key of a write."""
+    return write_out(b, store, key, "`key`", span, context, f"{b.prefix}{context.owner}", "at", number)
+
+
+def _windowed(b: Builder, learner: language.Learner, store: Function, context: Context, first: Write, samples: int) -> tuple[Write, ...]:
+    """The writes of a window; see `nlc.graph.window`."""
+    from nlc.graph.learners import _objective
+
+    write, gates = learner.learn[0], replace(copies_only(store.per), id=store.id)
+
+    def predict(key: str, number: int) -> str:
+        return _pred(b, store, key, write.span, replace(context, owner=f"{learner.name}.pred.{number + 1}"), number)
+
+    return windowed(b, gates, write, first, context, samples, predict, lambda pred, value: _objective(b, write, pred, value, context, []))
 
 
 def _keeps(b: Builder, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]) -> dict[str, str]:

@@ -45,6 +45,8 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
     per = tuple(b.axis(axis) for axis in learner.per)
     if b.host is not None:
         per = b.host.per + per
+    if learner.view is not None and (learner.store is None or (learner.store.use is not None and learner.store.use.function == "like")):
+        b.fail(codes.NotCompiledYet, "`view` of a learner without tensors of its own is not compiled yet", learner.spans["view"])
     if learner.owns is not None:
         stored: Store | Function = Store((StoreTensor("owned", (ANY,)),), "any")
     elif learner.store is None:
@@ -52,7 +54,7 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
             codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`"
         )
     else:
-        stored = _store(b, id, learner.store)
+        stored = _store(b, id, learner.store, learner.view)
     for part, store in parts(b, id, stored, per, learner).items():
         group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
         _declare(b, level, learner, part, store, per, clock, group)
@@ -137,7 +139,7 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
     return Clock(every.clock, int(count))
 
 
-def _store(b: Builder, id: str, store: language.Store) -> Store | Function:
+def _store(b: Builder, id: str, store: language.Store, view: Expr | None) -> Store | Function:
     if store.use is not None and store.use.function == "like":
         like = store.use.args[0] if store.use.args else None
         if not isinstance(like, Name) or like.name not in b.bound:
@@ -150,11 +152,12 @@ def _store(b: Builder, id: str, store: language.Store) -> Store | Function:
         if store.call is None or not isinstance(store.call, Lambda):
             b.fail(codes.MissingPart, "a store with `params` needs a `call`, for example `call: z -> z @ W`", store.span)
         body, query = store.call.body, store.call.parameter
-        return _form(tensors, body, query) or function_of(b, id, tensors, query, body, b, store.span, None)
-    return _used_store(b, id, store.use, store.span)
+        seen = view if isinstance(view, Lambda) else None
+        return _form(tensors, body, query, seen) or function_of(b, id, tensors, query, body, b, store.span, None, seen)
+    return _used_store(b, id, store.use, store.span, view if isinstance(view, Lambda) else None)
 
 
-def _used_store(b: Builder, id: str, call: Call, span: Span) -> Store | Function:
+def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None) -> Store | Function:
     """A store file: its dims are the arguments, its tensor params the tensors, its output the call."""
     spec = b.used("stores", call.function, call.span)
     items = call.args[0].items if len(call.args) == 1 and isinstance(call.args[0], ListOf) else call.args
@@ -169,19 +172,20 @@ def _used_store(b: Builder, id: str, call: Call, span: Span) -> Store | Function
     query = spec.inputs[0].name if spec.inputs else ""
     body = spec.outputs[0].value
     declared = (spec.inputs[0].axes or ()) if spec.inputs else ()
-    store = _form(tensors, body, query)
+    store = _form(tensors, body, query, view)
     if store is None:
         names = Builder(spec, b.library, {name: axis.size for name, axis in bound.items()}, prefix=b.prefix, host=b.host, into=b)
-        return function_of(b, id, tensors, query, body, names, span, tuple(bound[name] for name in declared if name in bound))
+        axes = tuple(bound[name] for name in declared if name in bound)
+        return function_of(b, id, tensors, query, body, names, span, axes, view)
     if tuple(bound.get(name) for name in declared) != store.in_axes:
         needed = f"`{query}` has axes [{', '.join(declared)}]; its tensor takes {show_axes(store.in_axes)}"
         b.fail(codes.ShapeMismatch, f"`{call.function}`: {needed}", spec.inputs[0].span if spec.inputs else spec.span)
     return store
 
 
-def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str) -> Store | None:
-    """The store of a call `z @ W` or `W`; None for any other function."""
-    if len(tensors) == 1:
+def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str, view: Lambda | None) -> Store | None:
+    """The store of a call `z @ W` or `W`; None for any other function, and where it is seen through a view."""
+    if len(tensors) == 1 and view is None:
         W = tensors[0]
         match call:
             case Binary(op="@", left=Name(name=left), right=Name(name=right)) if left == query and right == W.name and len(W.axes) == 2:
@@ -256,7 +260,7 @@ def attach(b: Builder, learner: language.Learner) -> None:
         b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
     declared = replace(declared, samples=b.host.samples if b.host else _samples(b, declared, write, at))
     b.learners[id] = declared
-    samples = length(b, declared, learner.learn)
+    samples = length(b, declared, learner.learn, declared.store.form == "map")
     kept = (*_axis_of(declared), *declared.per)
     context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
     _on_the_first(b, learner)
@@ -272,13 +276,22 @@ def attach(b: Builder, learner: language.Learner) -> None:
         _fits_gate(b, declared, keep, write.keep.span, "`keep`")
     declared = replace(declared, fold=_fold(b, declared, write, at, defaults))
     if samples > 1 or write.weight is not None:
-        objective = lambda pred, value: _objective(b, write, pred, value, context, [])  # noqa: E731
-        built = windowed(b, declared, write, built[0], context, samples, objective)
+        built = _windowed(b, declared, write, built[0], context, samples)
     elif weighs(declared, len(built)):
         built = tuple(_weighted(b, declared, each, one, context) for each, one in zip(learner.learn, built, strict=True))
     declared = replace(declared, writes=built)
     rule = implicit_rule(b, declared, write, context) if prox else _rule(b, declared, write, context, defaults)
     b.learners[id] = replace(declared, at=at, keep=keep, rule=rule, defaults=tuple(defaults))
+
+
+def _windowed(b: Builder, learner: Learner, write: language.Write, first: Write, context: Context, samples: int) -> tuple[Write, ...]:
+    """The writes of a window; see `nlc.graph.window`."""
+    axes = b.flows[str(first.pred)].axes
+
+    def predict(key: str, number: int) -> str:
+        return b.node("pred", [], write.span, context, f"{first.pred}.{number + 1}", axes, learner=learner.id, write=number)
+
+    return windowed(b, learner, write, first, context, samples, predict, lambda pred, value: _objective(b, write, pred, value, context, []))
 
 
 def _on_the_first(b: Builder, learner: language.Learner) -> None:

@@ -159,6 +159,12 @@ class Derivation:
             writes.append(self._write(write, b, tuple(seen.get(state, 0) for state in states)))
         return self.form(states, rows, writes)
 
+    def summed(self) -> LinearForm:
+        """The form of a store without a query whose step is known beforehand."""
+        self._no_feedback()
+        row = self._new_state(self.learner)
+        return self.form([self.learner.id], {self.learner.id: row}, [LinearWrite((1,), None, None, None, self.algebra.flow(row.rest))])
+
     def recurrence(self) -> tuple[list[str], dict[str, Affine]]:
         """The states of the learner and its rule, and the new value of each."""
         states = [self.learner.id, *(m.id for m in self.inner)]

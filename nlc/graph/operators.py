@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nlc.graph import codes
 from nlc.graph.builder import Context, Operator
+from nlc.graph.constants import MUON
 from nlc.graph.inverse import solve
 from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, show_axes, size_of
 from nlc.graph.ops import ShapeError, is_any, reduce_axes
@@ -160,6 +161,21 @@ def total(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     return b.node("total", [b.expr(expr.args[0], context)], expr.span, context, name, ())
 
 
+def newton_schulz(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`newton_schulz(x, steps)`: near the orthogonal factor of the matrix on the last two axes, by a polynomial of odd degree 5.
+
+    One step is X <- a X + (b A + c A^2) X with A = X X^T, from X = x / |x|. `a`, `b`, `c` default to those of Muon (Jordan et al. 2024).
+    """
+    b.arguments(expr, "a matrix", "the number of steps", options=("a", "b", "c"))
+    steps = b.number(expr.args[1])
+    if not isinstance(steps, int) or steps < 1:
+        b.fail(codes.BadSize, f"the number of steps is {steps}; it must be a whole number of at least 1", expr.args[1].span)
+    given = {key: float(b.number(value)) for key, value in expr.kwargs}
+    coefficients = tuple(given.get(key, value) for key, value in zip("abc", MUON, strict=True))
+    x = b.expr(expr.args[0], context)
+    return b.node("newton_schulz", [x], expr.span, context, name, steps=steps, coefficients=coefficients)
+
+
 def repeat(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`repeat(block, n, x)`: n copies of a block in sequence, each with its own weights and states."""
     if len(expr.args) != 3:
@@ -215,6 +231,7 @@ OPERATORS: dict[str, Operator] = {
     "cross_entropy": cross_entropy,
     "total": total,
     "solve": solve,
+    "newton_schulz": newton_schulz,
     "repeat": repeat,
     "apply": apply,
 }

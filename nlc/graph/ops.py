@@ -52,6 +52,12 @@ def _needs_axis(args: Sequence[Axes]) -> Axes:
     return args[0]
 
 
+def _needs_matrix(args: Sequence[Axes]) -> Axes:
+    if len(args[0]) < 2:
+        raise ShapeError(f"it needs a matrix, this has axes {show_axes(args[0])}")
+    return args[0]
+
+
 def _last_axis_gone(args: Sequence[Axes]) -> Axes:
     both = broadcast(args)
     if not both:
@@ -109,6 +115,7 @@ OPS: dict[str, Op] = {
         Op("age", 0, _scalar),
         Op("cross_entropy", 2, _scalar),
         Op("solve", 2, _scalar),
+        Op("newton_schulz", 1, _needs_matrix),
         # made by the compiler
         Op("number", 0, _scalar, callable=False),
         Op("input", 0, _scalar, callable=False),
@@ -128,7 +135,7 @@ OPS: dict[str, Op] = {
         Op("delay", 1, _same, callable=False),
         Op("asked", 0, _scalar, callable=False),
         Op("sample", 0, _scalar, callable=False),
-        Op("tensor", 0, _scalar, callable=False),
+        Op("tensor", None, _scalar, callable=False),
         Op("contract", 2, _scalar, callable=False),
         Op("outer", 2, _scalar, callable=False),
     )

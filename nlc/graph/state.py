@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlc.graph.ir import Axes, Axis, Init, Learner, LevelGraph
+from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph
 
 ZEROS = Init("zeros")
 CONTEXT = Axis("context", 0)
@@ -51,9 +51,14 @@ def is_constant(graph: LevelGraph, flow: str) -> bool:
 
 
 def needs_position(graph: LevelGraph) -> bool:
-    return any(f.op in ("position", "boundary") for f in graph.flows.values()) or any(
+    return any(f.op in ("position", "boundary") or _counts_tokens(graph, f) for f in graph.flows.values()) or any(
         m.folds is not None or needs_anchor(graph, m) for m in graph.learners.values()
     )
+
+
+def _counts_tokens(graph: LevelGraph, flow: Flow) -> bool:
+    """Is it the age of a learner in the rule of a memory?"""
+    return flow.op == "age" and graph.learners[str(flow.attr("learner"))].sharing == "sequence"
 
 
 def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:

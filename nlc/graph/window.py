@@ -15,8 +15,8 @@ from nlc.graph.ir import Flow, Learner, Write
 from nlc.language import spec as language
 
 
-def length(b: Builder, learner: Learner, learn: tuple[language.Write, ...]) -> int:
-    """The number of samples; mistakes, and what is not compiled yet, are refused."""
+def length(b: Builder, learner: Learner, learn: tuple[language.Write, ...], asks: bool) -> int:
+    """The number of samples; mistakes, and what is not compiled yet, are refused. `asks`: its store takes a key."""
     write = learn[0]
     over, span = write.over, write.spans.get("over", write.span)
     if over is None:
@@ -32,15 +32,26 @@ def length(b: Builder, learner: Learner, learn: tuple[language.Write, ...]) -> i
     if len(learn) > 1 or learner.samples is not None or write.solve == "implicit" or learner.host is not None:
         with_ = "with several writes, with samples along an axis, with an implicit step or in a rule"
         b.fail(codes.NotCompiledYet, f"a context of several tokens {with_} is not compiled yet", span)
-    if learner.store.form != "map":
+    if not asks:
         b.fail(codes.NotCompiledYet, "a context of several tokens of a store without a key is not compiled yet", span)
     return count
 
 
 def windowed(
-    b: Builder, learner: Learner, write: language.Write, first: Write, context: Context, count: int, objective: Callable[[str, str], str]
+    b: Builder,
+    learner: Learner,
+    write: language.Write,
+    first: Write,
+    context: Context,
+    count: int,
+    predict: Callable[[str, int], str],
+    objective: Callable[[str, str], str],
 ) -> tuple[Write, ...]:
-    """The writes of the samples of a window, the present one first. `objective(pred, value)` makes the flow of the objective."""
+    """The writes of the samples of a window, the present one first.
+
+    `predict(key, number)` makes the flow of what the memory answers in the write of that number, `objective(pred, value)` that of the
+    objective.
+    """
     assert first.key is not None and first.value is not None and first.pred is not None
     here = replace(context, owner=f"{context.owner}.weight")
     weight = rate = None
@@ -55,7 +66,7 @@ def windowed(
         key, value, pred, loss = first.key, first.value, first.pred, first.loss
         if j:
             key, value = (delayed(b, learner, id, part, j, count) for id, part in ((key, "keys"), (value, "values")))
-            pred = b.node("pred", [], write.span, context, f"{first.pred}.{j + 1}", b.flows[first.pred].axes, learner=learner.id, write=j)
+            pred = predict(key, j)
             loss = objective(pred, value)
         factor = weight if weight is None or not j else delayed(b, learner, weight, "weights", j, count)
         if factor is not None and rate is not None:
@@ -82,7 +93,7 @@ def _only_samples(b: Builder, learner: Learner, first: Write, write: language.Wr
         if flow.id not in seen:
             seen.add(flow.id)
             todo += flow.args
-            if flow.op == "recall" and flow.attr("learner") == learner.id and flow.attr("state") == "at":
+            if flow.op in ("recall", "tensor") and flow.attr("state") == "at" and b.learners[flow.attr("learner")].base == learner.id:
                 b.fail(codes.NotCompiledYet, "`self` in a key or value of a context of several tokens is not compiled yet", flow.span)
     todo = [first.loss]
     while todo:

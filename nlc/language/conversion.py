@@ -244,7 +244,8 @@ class _Conversion:
         per = axes(form.entries["per"].value, "`per`", self.problems) if "per" in form.entries else ()
         learn = self.writes(form.entries["learn"]) if "learn" in form.entries else ()
         read, scope = self.word(form.get("read")), self.word(form.get("scope"))
-        return Learner(entry.key, store, optional("owns"), per, optional("init"), learn, read, scope, entry.key_span, _spans(form))
+        view = function(form.entries["view"].value, "view", self.problems) if "view" in form.entries else None
+        return Learner(entry.key, store, optional("owns"), per, optional("init"), learn, read, scope, entry.key_span, _spans(form), view)
 
     def word(self, node: Node | None) -> str | None:
         return node.text if isinstance(node, Scalar) else None

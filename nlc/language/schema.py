@@ -137,6 +137,9 @@ class LearnerForm(_Strict):
     owns: Expression = _optional("Instead of a store, the tensors declared elsewhere that it moves: rest, rank == 2, under(name).")
     per: Axes = _optional("The axes of independent copies: [H].")
     init: Expression = _optional("The first state: zeros (default), learned, learned(uniform(0, 2)), or an expression.")
+    view: Expression = _optional(
+        "What calls and gradients see of each tensor: `w -> softmax(w)`. The gradient in what is seen is a step of the tensor itself."
+    )
     learn: LearnForm = _optional("One write, or a list of writes at the same time.")
     read: Literal["start", "before", "after"] = Field(
         "after", description="The version that a call sees: at the start of the period, before or after the write of this tick."
@@ -178,7 +181,7 @@ FORMS: dict[str, type[BaseModel]] = {"spec": SpecForm, "level": LevelForm, "lear
 NOT_YET = {
     "spec": ("sequence",),
     "level": ("remainder",),
-    "learner": ("view", "reset", "backprop"),
+    "learner": ("reset", "backprop"),
     "learn": ("times",),
     "store": (),
 }

@@ -114,6 +114,8 @@ class Learner:
     span: Span
     spans: dict[str, Span] = field(default_factory=dict, compare=False)
     """The place of each key that is written, of a template's key where it came from one."""
+    view: Expr | None = None
+    """A function of a tensor."""
 
 
 @dataclass(frozen=True)

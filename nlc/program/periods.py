@@ -25,7 +25,7 @@ def loops(graph: LevelGraph, needs: nx.DiGraph[Node]) -> tuple[Loop, ...]:
     """One loop for each function of several tensors that learns on the token clock."""
     groups: dict[str, list[Learner]] = {}
     for learner in graph.learners.values():
-        if learner.group is not None and learner.host is None and isinstance(learner.linear, LinearForm):
+        if learner.store.form == "tensor" and learner.group is not None and isinstance(learner.linear, LinearForm):
             groups.setdefault(learner.group, []).append(learner)
     return tuple(_loop(graph, needs, id, tuple(members)) for id, members in groups.items())
 

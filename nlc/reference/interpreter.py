@@ -16,7 +16,7 @@ from torch import Tensor
 from nlc.graph.ir import Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
 from nlc.graph.ops import CARRYING
 from nlc.graph.state import folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
-from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, recall_map, solved_slope
+from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, newton_schulz, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
 
@@ -194,6 +194,10 @@ class Tick:
             case "part":
                 start, size = flow.attr("start"), flow.attr("size")
                 return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
+            case "newton_schulz":
+                return newton_schulz(args[0], flow.attr("steps"), flow.attr("coefficients"))
+            case "age":  # a learner of a rule of a token memory has made one update a token
+                return (self.old["position"] + 1).to(self.machine.dtype).reshape(1)
             case "boundary":
                 ends = 1 if flow.attr("last") else 0
                 return ((self.old["position"] + ends) % flow.attr("period") == 0).to(self.machine.dtype).reshape(1)
@@ -336,7 +340,7 @@ class Tick:
         """d objective / d tensor at the base state, for one write and all tensors of one function together."""
         key = f"{learner.base} {number}"
         if key not in self.slopes:
-            bases = {m.id: self.base(m) for m in self.graph.learners.values() if m.group == learner.base}
+            bases = {m.id: self._seen(m, number) for m in self.graph.learners.values() if m.group == learner.base and m.host is None}
             w = {id: (base if base.requires_grad else base.detach().requires_grad_()).clone() for id, base in bases.items()}
             self.values.update({pred_id(id, number): x for id, x in w.items()})
             loss = self.flow(learner.writes[number].loss).sum()
@@ -345,6 +349,11 @@ class Tick:
                 found = torch.autograd.grad(loss, list(w.values()), create_graph=True, materialize_grads=True)
             self.slopes[key] = dict(zip(w, found, strict=True))
         return self.slopes[key]
+
+    def _seen(self, learner: Learner, number: int) -> Tensor:
+        """The base state of a tensor of a function, through its view."""
+        leaf = self.graph.flows.get(pred_id(learner.id, number))
+        return self.flow(leaf.args[0]) if leaf is not None and leaf.args else self.base(learner)
 
     def gradient(self, learner: Learner, number: int = 0) -> Tensor:
         """d objective / d tensor at the base state, for one write. Only `pred` depends on the tensor; `self` in the context is constant."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.graph.constants import NORM_EPS
+from nlc.graph.constants import NORM_EPS, SMALLEST_NORM
 from nlc.graph.ir import Axes
 
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
@@ -78,6 +78,16 @@ def elementwise(op: str, args: list[Any], axes: list[Axes], out: Axes) -> Any:
     if len(set(axes)) > 1:
         args = [align(x, a, out) for x, a in zip(args, axes, strict=True)]
     return ELEMENTWISE[op](*args)
+
+
+def newton_schulz(x: Tensor, steps: int, coefficients: tuple[float, float, float]) -> Tensor:
+    """X <- a X + (b A + c A^2) X with A = X X^T, for the matrix on the last two axes, from X = x / |x|."""
+    a, b, c = coefficients
+    X = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = a * X + (b * A + c * A @ A) @ X
+    return X
 
 
 def recall_map(query: Tensor, query_axes: Axes, W: Tensor, per: Axes, inner: Axes, outer: Axes) -> Tensor:

@@ -10,7 +10,6 @@ from nlc.backends.torch_module import generate
 from nlc.language.library import Library
 from nlc.passmanager import PassManager, pipeline
 from nlc.program.program import schedule
-from tests.conformance.comparing import REFERENCE_ONLY
 
 # Axes: N chunks, G copies, C tokens of a chunk, K key, V value, n states
 N, G, K, V = 3, 2, 5, 4
@@ -54,8 +53,7 @@ def test_sweep(n: int, chunk: int) -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [f"ops/{name}" for name in Library().names("ops") if name not in REFERENCE_ONLY]
-    + [f"models/{name}" for name in Library().names("models")],
+    [f"ops/{name}" for name in Library().names("ops")] + [f"models/{name}" for name in Library().names("models")],
 )
 def test_the_form_for_export_differs_in_the_copied_kernels_only(spec: str) -> None:
     program = schedule(PassManager(pipeline()).run(build(spec))[0])

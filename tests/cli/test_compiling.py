@@ -12,7 +12,6 @@ import pytest
 from nlc.language.library import Library
 from nlc.passmanager import DEFAULT
 from tests.cli.running import MODEL, OP, SMALL, WRONG, nlc, spec_file
-from tests.conformance.comparing import REFERENCE_ONLY
 
 
 def files_in(folder: Path) -> set[str]:
@@ -181,7 +180,7 @@ def test_emit_lowers_chunks_to_each_dialect(tmp_path: Path, dialect: str, word: 
 
 @pytest.mark.torch_mlir
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in Library().names("ops") if name not in REFERENCE_ONLY])
+@pytest.mark.parametrize("name", Library().names("ops"))
 def test_emit_lowers_every_op_of_the_library(name: str) -> None:
     ran = nlc("emit", f"ops/{name}", "--as", "linalg", "--tokens", "40")
 

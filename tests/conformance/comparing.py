@@ -27,9 +27,6 @@ VECTORS = {
 }
 """The reference vectors, and the op of the library that must reproduce each."""
 
-REFERENCE_ONLY = {"huber"}
-"""Specs of the library that the compiling backends refuse: an objective that is not quadratic, shown with a matrix."""
-
 VALUE_TOLERANCE, GRADIENT_TOLERANCE = 2e-5, 1e-4
 """float32, relative to the tensor's max (golden/README.md)."""
 

@@ -32,7 +32,7 @@ Function = Callable[[Tensor, Tensors, Tensors], Tensor]
 Step = Callable[[Tensors, Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 
 B, T, H, CUT = 2, 11, 2, 6
-SIZES = {"H": H, "K": 5, "h": 7, "c": 4}
+SIZES = {"H": H, "K": 5, "h": 7, "c": 4, "w": 3}
 EPS = 1e-6
 
 
@@ -74,6 +74,8 @@ def run_loop(step: Step, f: Function, first: Tensors, inputs: Tensors) -> tuple[
     rows = []
     for t in range(T):
         x = {name: value[:, t] for name, value in inputs.items()}
+        for j in range(1, SIZES["w"]):  # a token some tokens ago; zeros before the start
+            x |= {f"{name}.{j}": value[:, t - j] if t >= j else torch.zeros_like(value[:, 0]) for name, value in inputs.items()}
         if t % SIZES["c"] == 0:
             anchor = w
         w, momentum = step(w, anchor, momentum, x)
@@ -134,6 +136,48 @@ def cubed(pred: Tensor, x: Tensors) -> Tensor:
     return (pred - x["v"]).abs() ** 3
 
 
+def fourth_power(w: Tensors) -> Tensors:
+    """W = A / |A|_q^(q - 2) with q = 4, for each tensor and head (Moneta)."""
+    return {n: x / (x**4).sum((-2, -1), keepdim=True) ** (2 / 4) for n, x in w.items()}
+
+
+def simplex(w: Tensors) -> Tensors:
+    """Each row of each tensor on a simplex (Memora)."""
+    return {n: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True) for n, x in w.items()}
+
+
+def polynomial(z: Tensor, w: Tensors, x: Tensors) -> Tensor:
+    z = z + x["a"] * z**2
+    hidden = F.gelu(torch.einsum("bhik,bhk->bhi", w["W1"], z))
+    return z + normed(torch.einsum("bhki,bhi->bhk", w["W2"], hidden))
+
+
+def window_gradient(w: Tensors, x: Tensors) -> Tensors:
+    """sum over the last samples of gamma_i grad 0.5 |M(phi(k_i)) - v_i|^2 (Omega rule)."""
+    total = {n: torch.zeros_like(tensor) for n, tensor in w.items()}
+    for j in range(SIZES["w"]):
+        sample = x if j == 0 else {name: x[f"{name}.{j}"] for name in ("k", "v", "a", "gamma")}
+        g = by_autograd(polynomial, lambda pred, x: 0.5 * (pred - x["v"]) ** 2, w, sample)
+        total = {n: total[n] + at(sample["gamma"], total[n]) * g[n] for n in total}
+    return total
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Five steps of Newton-Schulz from x / |x|."""
+    x = x / (x**2).sum((-2, -1), keepdim=True).sqrt()
+    for _ in range(5):
+        x = 3.4445 * x - 4.775 * x @ x.mT @ x + 2.0315 * x @ x.mT @ x @ x.mT @ x
+    return x
+
+
+def atlas_step(w: Tensors, anchor: Tensors, momentum: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
+    """S <- theta S - grad, M <- alpha M + eta NS(S), with Muon's factor for tall matrices."""
+    g = window_gradient(anchor, x)
+    momentum = {n: at(x["theta"], w[n]) * momentum[n] - g[n] for n in w}
+    scale = {n: max(1, w[n].shape[-2] / w[n].shape[-1]) ** 0.5 for n in w}
+    return {n: at(x["alpha"], w[n]) * w[n] + at(x["eta"], w[n]) * scale[n] * orthogonal(momentum[n]) for n in w}, momentum
+
+
 SYSTEMS: dict[str, tuple[Step, Function]] = {
     "ttt_linear": (
         descend(lambda w, x: by_autograd(ttt_linear, lambda pred, x: 0.5 * (pred - x["v"]) ** 2, w, x)),
@@ -143,7 +187,16 @@ SYSTEMS: dict[str, tuple[Step, Function]] = {
     "titans_mlp": (titans_step, perceptron),
     "dla": (descend(lambda w, x: perceptron_gradient(x["k"], w, -x["v"]), "alpha"), perceptron),
     "yaad": (descend(yaad_gradient, "alpha"), residual),
-    "lp_mlp": (descend(lambda w, x: by_autograd(residual, cubed, w, x), "alpha"), residual),
+    "moneta": (
+        descend(lambda w, x: by_autograd(residual, cubed, fourth_power(w), x), "alpha"),
+        lambda z, w, x: residual(z, fourth_power(w), x),
+    ),
+    "memora": (
+        descend(lambda w, x: by_autograd(residual, lambda pred, x: 0.5 * (pred - x["v"]) ** 2, simplex(w), x), "alpha"),
+        lambda z, w, x: residual(z, simplex(w), x),
+    ),
+    "omega_net": (descend(window_gradient, "alpha"), polynomial),
+    "atlas": (atlas_step, polynomial),
 }
 
 
@@ -361,7 +414,8 @@ def test_slopes_made_of_flows_are_the_gradients_of_the_reference(objective: str,
     algebra = Algebra(graph, members[0])
     found = slopes(algebra, members[0].writes[0].loss, [pred_id(m.id, 0) for m in members])
     ids = {m.id: algebra.flow(found[pred_id(m.id, 0)]) for m in members}
-    outputs = [(m.id, f"{m.id}.gradient") for m in members] + [(f"slope of {id}", flow) for id, flow in ids.items()]
+    of_first = {m.id: f"{m.id}.gradient.1" if len(m.writes) > 1 else f"{m.id}.gradient" for m in members}
+    outputs = [*of_first.items()] + [(f"slope of {id}", flow) for id, flow in ids.items()]
     machine = Reference(ordered(graph.with_(flows=algebra.flows, outputs=tuple(outputs)), []))
     inputs, _ = numbers(nlc.compile(file, dims=sizes, backend="reference"))
 

@@ -72,7 +72,7 @@ def test_unread_learner_is_named_with_its_line(memory: Build) -> None:
 
 
 def test_a_general_recurrence_says_why(memory: Build) -> None:
-    explanation = explain_graph(memory("key: k, value: v, minimize: sum((pred - value)^4)"), Library())
+    explanation = explain_graph(memory("key: k, value: v, at: running, minimize: sum((pred - value)^4)"), Library())
     m = _of(explanation, "S")
 
     assert m["class"] == "general"
