@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -137,11 +137,25 @@ def _dtype_problem(name: str, x: Tensor, dtype: str, span: Span) -> list[Diagnos
     return []
 
 
+def _signature(method: str, inputs: Tensors, state: Tensors | None) -> object | None:
+    """What the checks of a call look at, but for the values of indices; None where something is no tensor."""
+    both = [*inputs.items(), *(state.items() if state is not None else [("", None)])]
+    parts = [(name, x.shape, x.dtype) if isinstance(x, Tensor) else name if x is None and not name else None for name, x in both]
+    return None if None in parts else (method, *parts)
+
+
+SIGNATURES = 64
+
+
 class Checked(CompiledSpec):
     """Wraps the methods of a generated (or reference) class with checks of their arguments.
 
     With `state` absent a new stream starts. `targets` among the inputs are used by `loss` and `train_step` only.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._accepted: set[object] = set()
 
     def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
         """outputs, state = compiled(inputs, state): inputs and outputs [B, T, *axes], state a flat dict."""
@@ -151,9 +165,22 @@ class Checked(CompiledSpec):
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         """One token: inputs and outputs [B, *axes]."""
-        self.check_inputs(inputs, ("B",))
-        self.check_state(state, next(iter(inputs.values())).shape[0])
+        known = _signature("step", inputs, state)
+        if known is None or known not in self._accepted or self._has_indices(inputs):
+            self.check_inputs(inputs, ("B",))
+            self.check_state(state, next(iter(inputs.values())).shape[0])
+            self._accept(known)
         return super().step(inputs, state)
+
+    def _has_indices(self, inputs: Tensors) -> bool:
+        """Must the values be looked at, too?"""
+        return any(not x.dtype.is_floating_point for x in inputs.values())
+
+    def _accept(self, signature: object) -> None:
+        """Names, shapes and dtypes that need no second look: the checks of a step cost more than a small step."""
+        if len(self._accepted) >= SIGNATURES:
+            self._accepted.clear()
+        self._accepted.add(signature)
 
     def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
         """loss, outputs, state = compiled.loss(inputs, state): differentiable; `targets` [B, T] may be among the inputs."""
@@ -195,6 +222,9 @@ class Checked(CompiledSpec):
             raise DataError([problem], dict(self.graph.sources))
 
     def _check(self, inputs: Tensors, state: Tensors | None) -> None:
+        known = _signature("forward", inputs, state)
+        if known is not None and known in self._accepted and not self._has_indices(inputs):
+            return
         self.check_inputs(inputs)
         extra = inputs.keys() - set(self.graph.inputs)
         problems = _targets_problem(inputs["targets"], inputs[self.graph.inputs[0]], self.graph.span) if "targets" in extra else []
@@ -202,3 +232,4 @@ class Checked(CompiledSpec):
             raise DataError(problems, dict(self.graph.sources))
         if state is not None:
             self.check_state(state, next(iter(inputs.values())).shape[0])
+        self._accept(known)
