@@ -9,6 +9,7 @@ from typing import ClassVar
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
+from nlc.graph.erase import input_rows, keep_and_erase
 from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
@@ -46,7 +47,7 @@ def expand(graph: LevelGraph) -> LevelGraph:
         expanded = ordered(expanded, diagnostics) if not diagnostics else expanded
         expanded = assign_owners(expanded, diagnostics)
     if diagnostics:
-        raise SpecError(diagnostics, dict(graph.sources))
+        raise SpecError(diagnostics, dict(expanded.sources))
     return expanded if expanded != graph else graph
 
 
@@ -174,6 +175,9 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
     kept = (*([learner.samples] if learner.samples is not None else []), *learner.per)
     try:
         for item in spec.inputs:
+            if item.kind == "input":
+                builder.bound[item.name] = input_rows(builder, learner, item)
+                continue
             if item.kind != "gradient":
                 builder.fail(codes.NotCompiledYet, f"a rule that reads `{item.kind}` is not compiled yet", item.span)
             builder.bound[item.name] = gradient_of(builder, learner, span)
@@ -182,18 +186,21 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
                 declare(builder, level, inner)
         for inner in spec.learners:
             attach(builder, inner)
-        ends = {out.name: builder.expr(out.value, Context(out.name, kept=kept), f"{learner.id}.{out.name}") for out in spec.outputs}
-        if "step" not in ends or set(ends) - {"step", "keep"}:
+        outputs = {out.name: out.value for out in spec.outputs}
+        if "step" not in outputs or set(outputs) - {"step", "keep"}:
             builder.fail(codes.MissingPart, f"the rule `{spec.name}` must output `step`, and may output `keep`", span)
+        keep, step = None, builder.expr(outputs["step"], Context("step", kept=kept), f"{learner.id}.step")
+        if "keep" in outputs:
+            keep, step = keep_and_erase(builder, learner, outputs["keep"], step)
     except Rejected:
         diagnostics.extend(problem.noted("used here", span) for problem in builder.diagnostics)
-        return graph
+        return graph.with_(sources={**graph.sources, **spec.sources})
     diagnostics.extend(problem.noted("used here", span) for problem in builder.diagnostics)
     added = {
         id: replace(flow, scope=learner.scope) if id not in graph.flows and flow.op != "number" else flow
         for id, flow in builder.flows.items()
     }
     learners = {id: replace(m, scope=learner.scope) if id not in graph.learners else m for id, m in builder.learners.items()}
-    rule = replace(learner.rule, gradient=f"{learner.id}.gradient", step=ends["step"], keep=ends.get("keep"), args=())
+    rule = replace(learner.rule, gradient=f"{learner.id}.gradient", step=step, keep=keep, args=())
     learners[learner.id] = replace(learner, rule=rule)
     return graph.with_(flows=added, learners=learners, sources={**graph.sources, **spec.sources})

@@ -166,4 +166,4 @@ class _Anchored(Derivation):
             b = tuple(a.neg(rows[i].terms.get(gradient_symbol(number), 0)) for i in states)
             target = a.flow(a.neg(product.slope))
             writes.append(LinearWrite(b, None, product.input, None, target))
-        return self.form(states, rows, writes)
+        return self.form(states, rows, self.with_erases(states, rows, writes))

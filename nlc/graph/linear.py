@@ -157,7 +157,25 @@ class Derivation:
         for number, write in enumerate(learner.writes):
             b = tuple(a.neg(rows[i].terms.get(gradient_symbol(number), 0)) for i in states)
             writes.append(self._write(write, b, tuple(seen.get(state, 0) for state in states)))
-        return self.form(states, rows, writes)
+        return self.form(states, rows, self.with_erases(states, rows, writes))
+
+    def with_erases(self, states: list[str], rows: dict[str, Affine], writes: list[LinearWrite]) -> list[LinearWrite]:
+        """Also the writes of `gram`: minus what the kept state recalls for x, at the key x. One with the gradient's where they agree."""
+        a, found = self.algebra, list(writes)
+        for flow in self.graph.flows.values():
+            if flow.op != "erase" or flow.attr("learner") != self.learner.id:
+                continue
+            b = tuple(a.neg(rows[i].terms.get(erase_symbol(flow), 0)) for i in states)
+            kept, keep = self._kept()
+            c = tuple(keep if state == kept else 0 for state in states)
+            (x,) = flow.args
+            same = next((w for w in found if (w.key, w.b) == (x, b) and w.probe in (None, x)), None)
+            if same is None:
+                found.append(LinearWrite(b, c, x, x, a.flow(0)))
+                continue
+            both = tuple(map(a.add, same.c, c)) if same.c is not None else c
+            found[found.index(same)] = replace(same, c=both, probe=x)
+        return found
 
     def summed(self) -> LinearForm:
         """The form of a store without a query whose step is known beforehand."""
@@ -180,6 +198,8 @@ class Derivation:
         form = LinearForm(tuple(states), F, tuple(writes), self._log_keep(F))
         flipped = any(sees_its_tensor(self, write, number) for number, write in enumerate(self.learner.writes))
         form = replace(form, wide=frozenset(self._wide(form)), flipped=flipped)
+        if flipped and any(flow.op == "erase" and flow.attr("learner") == self.learner.id for flow in self.graph.flows.values()):
+            raise General("its rule erases on the side of its keys, and its errors are along the other", self.learner.span)
         if flipped and form.wide:
             raise General("a gate differs between the channels of its keys, along which its errors are", self.learner.span)
         return form
@@ -305,6 +325,8 @@ class Derivation:
             return Affine({gradient_symbol(number): 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
         if flow.op == "folded":  # where a rule is applied, the sum did not begin at this token
             return self._plus(Affine({f"{self.learner.id}.sum": 1}), self._tensor(flow.args[0]))
+        if flow.op == "erase":
+            return Affine({erase_symbol(flow): 1})
         if flow.op == "proximal":
             return Affine({gradient_symbol(0): self.algebra.neg(self._implicit_rate(flow))})
         if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
@@ -398,7 +420,7 @@ class Derivation:
     def _is_leaf(self, flow: Flow) -> bool:
         """A flow that is a state or a gradient of this learner or its rule."""
         named = flow.attrs.get("learner")
-        if flow.op in ("pred", "gradient", "proximal", "age", "weights", "tensor"):
+        if flow.op in ("pred", "gradient", "proximal", "erase", "age", "weights", "tensor"):
             return named == self.learner.id or named in self.inner_ids
         return flow.op == "recall" and ((named == self.learner.id and flow.attr("state") == "at") or named in self.inner_ids)
 
@@ -471,6 +493,11 @@ def _root(graph: LevelGraph, learner: Learner) -> str:
     while learner.host is not None:
         learner = graph.learners[learner.host]
     return learner.id
+
+
+def erase_symbol(flow: Flow) -> str:
+    """The symbol of what a matrix recalls for its own input, at that input."""
+    return f"erase {flow.id}"
 
 
 def gradient_symbol(number: int) -> str:

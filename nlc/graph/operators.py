@@ -176,6 +176,12 @@ def newton_schulz(b: Builder, expr: Call, context: Context, name: str | None) ->
     return b.node("newton_schulz", [x], expr.span, context, name, steps=steps, coefficients=coefficients)
 
 
+def gram(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`gram(x)`: x x^T on the input side of a matrix; a term of the `keep` that a rule outputs."""
+    text = "`gram` outside the `keep` that a rule outputs is not compiled yet"
+    b.fail(codes.NotCompiledYet, text, expr.span, "`outputs: {keep: keep - rate * gram(x), ..}`, as in `rule: {dgd: {..}}`")
+
+
 def repeat(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`repeat(block, n, x)`: n copies of a block in sequence, each with its own weights and states."""
     if len(expr.args) != 3:
@@ -232,6 +238,7 @@ OPERATORS: dict[str, Operator] = {
     "total": total,
     "solve": solve,
     "newton_schulz": newton_schulz,
+    "gram": gram,
     "repeat": repeat,
     "apply": apply,
 }

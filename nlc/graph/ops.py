@@ -116,6 +116,7 @@ OPS: dict[str, Op] = {
         Op("cross_entropy", 2, _scalar),
         Op("solve", 2, _scalar),
         Op("newton_schulz", 1, _needs_matrix),
+        Op("gram", 1, _scalar),
         # made by the compiler
         Op("number", 0, _scalar, callable=False),
         Op("input", 0, _scalar, callable=False),
@@ -131,6 +132,7 @@ OPS: dict[str, Op] = {
         Op("part", 1, _scalar, callable=False),
         Op("attend", 3, _scalar, callable=False),
         Op("proximal", 1, _scalar, callable=False),
+        Op("erase", 1, _scalar, callable=False),
         Op("first", 1, _scalar, callable=False),
         Op("delay", 1, _same, callable=False),
         Op("asked", 0, _scalar, callable=False),

@@ -44,8 +44,9 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
         return
     if flow.op in ("recall", "tensor") and flow.attr("state") == "after":
         yield "update", learner.id
-    elif flow.op in ("recall", "tensor") and flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
-        yield "flow", learner.keep
+    elif flow.op == "erase" or (flow.op in ("recall", "tensor") and flow.attr("state") == "at" and learner.at == "decayed"):
+        if learner.keep is not None:
+            yield "flow", learner.keep
     elif flow.op in ("gradient", "proximal"):
         for kind, id in graph.needs_of(learner):
             if kind in ("key", "value", "objective") or (kind == "keep" and learner.at == "decayed"):

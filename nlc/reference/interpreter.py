@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
+from nlc.graph.ir import Axes, Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
 from nlc.graph.ops import CARRYING
 from nlc.graph.state import folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, newton_schulz, recall_map, solved_slope
@@ -178,6 +178,8 @@ class Tick:
                 return PRODUCTS[flow.op](args[0], args[1], axes, flow.axes[: flow.attr("copies")])
             case "proximal":
                 return self.proximal(graph.learners[flow.attr("learner")], args[0], axes[0])
+            case "erase":
+                return self.erased(graph.learners[flow.attr("learner")], args[0], axes[0])
             case "conv":
                 return self._conv(flow, args[0])
             case "delay":
@@ -373,6 +375,15 @@ class Tick:
         (gradient,) = torch.autograd.grad(loss, w, create_graph=True, materialize_grads=True)
         return gradient
 
+    def erased(self, learner: Learner, x: Tensor, axes: Axes) -> Tensor:
+        """x (x^T W): what a matrix, after the keep of its learner, recalls for its own input, at that input."""
+        inner, outer = learner.store.in_axes, learner.store.out_axes
+        read = self.call(learner, self._kept(learner), [x], [axes])
+        sides = [(x, axes), (read, (*learner.per, *outer))]
+        if learner.store.tensors[0].axes != inner + outer:
+            sides.reverse()
+        return PRODUCTS["outer"](sides[0][0], sides[1][0], [sides[0][1], sides[1][1]], learner.per)
+
     def proximal(self, learner: Learner, rate: Tensor, axes: Any) -> Tensor:
         """From the kept state to argmin over w of objective(w) + |w - kept|^2 / (2 rate).
 
@@ -503,7 +514,9 @@ class SampleTick(Tick):
             flow = self.graph.flows[id]
             named = str(flow.attr("learner"))
             inner = named in self.graph.learners and self._root(self.graph.learners[named]).id == self.learner.id
-            leaf = inner and (flow.op in ("pred", "gradient", "proximal", "tensor") or (flow.op == "recall" and self._is_inside(flow)))
+            leaf = inner and (
+                flow.op in ("pred", "gradient", "proximal", "erase", "tensor") or (flow.op == "recall" and self._is_inside(flow))
+            )
             self.own[id] = leaf or any(map(self._moves, flow.args))
         return self.own[id]
 

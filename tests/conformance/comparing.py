@@ -12,6 +12,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+import nlc
+from nlc.language.library import Library
+from nlc.language.spec import Spec
 from nlc.runtime.compiled import CompiledSpec
 
 Tensors = dict[str, Tensor]
@@ -105,3 +108,40 @@ def in_calls(module: CompiledSpec, inputs: Tensors, state: Tensors, ends: tuple[
         one, state = module.step({key: x[:, t] for key, x in inputs.items()}, state)
         pieces.append(one["o"].unsqueeze(1))
     return {"o": torch.cat(pieces, 1), **state}
+
+
+EVERY_FORM: tuple[dict[str, object], ...] = ({}, {"form": "chunkwise", "chunk": 4}, {"form": "recurrent"})
+
+
+def numbers(module: CompiledSpec, tokens: int, rows: int = 2) -> tuple[Tensors, Tensors]:
+    """Inputs, and a state at the begin of a period; what is a number takes gradients."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return (0.5 * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+
+    inputs = {name: normal(rows, tokens, *(a.size for a in module.graph.flows[name].axes)) for name in module.graph.inputs}
+    return inputs, {key: normal(*x.shape) if x.is_floating_point() else x for key, x in module.initial_state(rows).items()}
+
+
+def results(module: CompiledSpec, inputs: Tensors, first: Tensors) -> Tensors:
+    """Outputs and states of one call, and gradients in inputs and first states."""
+    outputs, state = module(inputs, first)
+    found = {**outputs, **{f"state {key}": x for key, x in state.items() if x.is_floating_point()}}
+    leaves = {**inputs, **{f"first {key}": x for key, x in first.items() if x.is_floating_point()}}
+    return with_gradients(found, leaves)
+
+
+def assert_forms_agree(spec: Spec, tokens: int = 11, cuts: tuple[int, ...] = (3, 7), library: Library | None = None) -> None:
+    """Every compiled form is the reference, in one call and in calls that end at `cuts`, the rest by `step`."""
+    theirs = nlc.compile(spec, backend="reference", library=library).double()
+    inputs, first = numbers(theirs, tokens)
+    wanted = results(theirs, inputs, first)
+    with torch.no_grad():
+        whole, state = theirs(inputs, first)
+        assert_equal(in_calls(theirs, inputs, first, cuts), {**whole, **state}, 1e-10)
+    for how in EVERY_FORM:
+        ours = nlc.compile(spec, backend="eager", library=library, **how).double()  # type: ignore[arg-type]
+        assert_equal(results(ours, inputs, first), wanted, 1e-10)
+        with torch.no_grad():
+            assert_equal(in_calls(ours, inputs, first, cuts), {**whole, **state}, 1e-10)
