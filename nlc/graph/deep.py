@@ -248,12 +248,14 @@ def attach_function(b: Builder, learner: language.Learner, store: Function) -> N
     single._on_the_first(b, learner)
     ids = store.tensors
     defaults = list(b.learners[next(iter(ids.values()))].defaults)
-    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else single._default(defaults, "at", "start")
-    if at not in single.AT:
-        b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in single.AT)} in this version", write.spans["at"])
+    first = b.learners[next(iter(ids.values()))]
+    steps = single.inner_steps(b, first, write)
+    at = single.state_of_gradient(b, write, steps, defaults)
+    for id in ids.values():
+        b.learners[id] = replace(b.learners[id], samples=steps)
     context = Context(learner.name, self_id=store.id, kept=store.per)
     built = tuple(_write(b, learner, each, store, context, defaults, number) for number, each in enumerate(learner.learn))
-    first = b.learners[next(iter(ids.values()))]
+    first = b.learners[first.id]
     fold = single._fold(b, first, write, at, defaults)
     samples = length(b, replace(first, fold=fold), learner.learn, store.asks)
     if samples > 1 or write.weight is not None:

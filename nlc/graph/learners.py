@@ -253,12 +253,9 @@ def attach(b: Builder, learner: language.Learner) -> None:
         b.learners[id] = _owner(b, declared, learner, write, defaults)
         return
     prox = is_implicit(learner)
-    at = write.at.name if isinstance(write.at, Name) else "?" if write.at is not None else "decayed" if prox else "start"
-    if write.at is None and not prox:
-        _default(defaults, "at", "start")
-    if at not in AT:
-        b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
-    declared = replace(declared, samples=b.host.samples if b.host else _samples(b, declared, write, at))
+    steps = inner_steps(b, declared, write)
+    at = "decayed" if prox and write.at is None else state_of_gradient(b, write, steps, defaults)
+    declared = replace(declared, samples=b.host.samples if b.host else steps or _samples(b, declared, write, at))
     b.learners[id] = declared
     samples = length(b, declared, learner.learn, declared.store.form == "map")
     kept = (*_axis_of(declared), *declared.per)
@@ -294,10 +291,42 @@ def _windowed(b: Builder, learner: Learner, write: language.Write, first: Write,
     return windowed(b, learner, write, first, context, samples, predict, lambda pred, value: _objective(b, write, pred, value, context, []))
 
 
+def state_of_gradient(b: Builder, write: language.Write, steps: Axis | None, defaults: list[tuple[str, str]]) -> str:
+    """What `at` says; where a sample is taken several times, the state left by the step before unless it says otherwise."""
+    if write.at is None:
+        return _default(defaults, "at", "start" if steps is None else "running")
+    at = write.at.name if isinstance(write.at, Name) else "?"
+    if at not in AT:
+        b.fail(codes.BadChoice, f"`at` is {', '.join(f'`{word}`' for word in AT)} in this version", write.spans["at"])
+    if steps is not None and at == "start":
+        help = "leave `at` out, or `at: decayed`: the first step sees the state after `keep`"
+        b.fail(codes.BadChoice, "`at: start` with `times`: each step stands at the state left by the one before", write.spans["at"], help)
+    return at
+
+
+STEPS = "inner step"
+"""The axis of the steps on one sample: no name of a spec."""
+
+
+def inner_steps(b: Builder, learner: Learner, write: language.Write) -> Axis | None:
+    """The axis of `times: n`: n samples of a token that are all the same; None for one step."""
+    if write.times is None:
+        return None
+    span, count = write.spans["times"], b.number(write.times)
+    if not isinstance(count, int) or count < 1:
+        b.fail(codes.BadSize, f"`times` is {count}; the number of steps on a sample is whole and at least 1", span)
+    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period != 1 or learner.host is not None:
+        text = "`times` in a rule" if learner.host is not None else f"`times` on the clock `{learner.clock}`"
+        b.fail(codes.NotCompiledYet, f"{text} is not compiled yet", span, "`every: 1 token` takes several steps on each sample")
+    if isinstance(write.fold, dict) and set(write.fold) != {"token"}:
+        b.fail(codes.NotCompiledYet, "`times` with samples along an axis is not compiled yet", span)
+    return Axis(STEPS, count) if count > 1 else None
+
+
 def _on_the_first(b: Builder, learner: language.Learner) -> None:
     """Refuse keys on a later write that hold for all of them."""
     for other in learner.learn[1:]:
-        for key in ("keep", "at", "rule", "fold", "solve"):
+        for key in ("keep", "at", "rule", "fold", "solve", "times"):
             if key in other.spans:
                 b.fail(codes.WrongArguments, f"`{key}` holds for all writes of a learner", other.spans[key], "it stands on the first write")
 
@@ -498,7 +527,7 @@ def _period(b: Builder, learner: Learner, sample: str, id: str, span: Span, here
 
 def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults: list[tuple[str, str]]) -> dict[str, str]:
     """How the tokens of a period are taken."""
-    if learner.samples is not None:
+    if learner.samples is not None and learner.samples.name != STEPS:
         return {learner.samples.name: "each"}
     span = write.spans.get("fold", write.span)
     if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
@@ -531,7 +560,7 @@ def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language
         b.fail(codes.MissingPart, "a learner that owns weights minimises `loss`", write.span, "add `minimize: loss`")
     if b.spec.loss is None:
         b.fail(codes.MissingPart, "`minimize: loss`, but the spec has no `loss`", write.minimize.span, "add a top-level `loss:`")
-    for key in ("key", "value", "keep", "at"):
+    for key in ("key", "value", "keep", "at", "times"):
         if getattr(write, key) is not None:
             b.fail(
                 codes.NotCompiledYet,

@@ -16,7 +16,7 @@ from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, Solve
 from nlc.language import spec as language
 from nlc.language.expression import Call
 
-MEANINGLESS = ("keep", "rate", "rule", "at", "fold")
+MEANINGLESS = ("times", "keep", "rate", "rule", "at", "fold")
 """Keys of a write that say how a step is made; an exact solve makes none."""
 
 

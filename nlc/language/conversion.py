@@ -286,8 +286,9 @@ class _Conversion:
         rule = call(form.entries["rule"].value, "rule", self.problems) if "rule" in form.entries else None
         key, value, minimize = optional("key"), optional("value"), optional("minimize")
         solve, over = self.word(form.get("solve")), self.over(form.get("over"))
-        weight = optional("weight")
-        return Write(key, value, minimize, fold, at, self.keep(form), optional("rate"), rule, span, _spans(form), solve, over, weight)
+        weight, times = optional("weight"), optional("times")
+        keep, rate = self.keep(form), optional("rate")
+        return Write(key, value, minimize, fold, at, keep, rate, rule, span, _spans(form), solve, over, weight, times)
 
     def over(self, node: Node | None) -> Period | None:
         """`all`, or a number of tokens."""

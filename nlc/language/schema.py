@@ -99,6 +99,7 @@ class WriteForm(_Strict):
         "exact: nothing is stored; each query gets the minimum over the whole context.",
     )
     over: Expression = _optional("The context of `solve: exact`: `all` samples so far, or the last of them, `64 tokens`.")
+    times: Expression = _optional("The number of steps on the same sample, each at the state left by the one before. Default: 1.")
     weight: Expression = _optional("How much a sample of the context counts, in terms of `query` and `key`. Default: 1.")
 
 
@@ -182,7 +183,7 @@ NOT_YET = {
     "spec": ("sequence",),
     "level": ("remainder",),
     "learner": ("reset", "backprop"),
-    "learn": ("times",),
+    "learn": (),
     "store": (),
 }
 """Keys of language 1 that this version refuses."""

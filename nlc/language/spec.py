@@ -99,6 +99,7 @@ class Write:
     over: Period | None = None
     """The context of an exact solve; the clock `all` with count 0 stands for `all`."""
     weight: Expr | None = None
+    times: Expr | None = None
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,7 @@ class Tick:
     def base(self, learner: Learner) -> Tensor:
         """The state at which the gradient is taken."""
         if learner.at == "decayed":
-            return self._keep(learner, learner.keep) * self.old[learner.id]
+            return self._own_keep(learner) * self.old[learner.id]
         return self.state(learner, "start" if learner.at == "start" else "before")
 
     def _keep(self, learner: Learner, keep: str | None) -> Tensor:
@@ -329,6 +329,9 @@ class Tick:
         flow = self.graph.flows[keep]
         ones = self.flow(keep).new_ones((1, *(axis.size for axis in learner.axes)))
         return elementwise("mul", [ones, self.flow(keep)], [learner.axes, flow.axes], learner.axes)
+
+    def _own_keep(self, learner: Learner) -> Tensor:
+        return self._keep(learner, learner.keep)
 
     def tensor(self, flow: Flow) -> Tensor:
         """A tensor of a store that is written out in flows; `pred`: the one that gradients are taken of."""
@@ -436,7 +439,7 @@ class Tick:
 
     def _kept(self, learner: Learner) -> Tensor:
         """keep . w; where a period is folded, the keeps of its tokens one after the other."""
-        keep, key = self._keep(learner, learner.keep), f"{learner.id}.kept"
+        keep, key = self._own_keep(learner), f"{learner.id}.kept"
         if needs_kept(self.graph, learner):
             self.new[key] = keep * self.old[key]
             return self.new[key]
@@ -462,9 +465,9 @@ class Tick:
         return learner
 
     def _sample_by_sample(self, learner: Learner) -> Tensors:
-        """The states of a learner and of its rule after the samples of this token, one after the other."""
+        """The states of a learner (of all tensors of its function) and of its rule after the samples of this token, one after the other."""
         assert learner.samples is not None
-        members = [m.id for m in self.graph.learners.values() if self._root(m).id == learner.id]
+        members = [m.id for m in self.graph.learners.values() if m.writes and self._root(m).base == learner.base]
         states = {id: self.old[id] for id in members}
         for number in range(learner.samples.size):
             sample = SampleTick(self, learner, number, states)
@@ -499,7 +502,7 @@ class SampleTick(Tick):
         members = {id: replace(token.graph.learners[id], samples=None) for id in states}
         graph = token.graph.with_(flows=flows, learners={**token.graph.learners, **members})
         self.machine, self.graph, self.inputs, self.t = token.machine, graph, token.inputs, token.t
-        self.old, self.values, self.new = {**token.old, **states}, {}, {}
+        self.old, self.values, self.new, self.slopes = {**token.old, **states}, {}, {}, {}
         self.own: dict[str, bool] = {}
 
     def flow(self, id: str) -> Any:
@@ -513,22 +516,20 @@ class SampleTick(Tick):
         if id not in self.own:
             flow = self.graph.flows[id]
             named = str(flow.attr("learner"))
-            inner = named in self.graph.learners and self._root(self.graph.learners[named]).id == self.learner.id
+            inner = named in self.graph.learners and self._root(self.graph.learners[named]).base == self.learner.base
             leaf = inner and (
-                flow.op in ("pred", "gradient", "proximal", "erase", "tensor") or (flow.op == "recall" and self._is_inside(flow))
+                flow.op in ("pred", "gradient", "proximal", "erase") or (flow.op in ("recall", "tensor") and self._is_inside(flow))
             )
             self.own[id] = leaf or any(map(self._moves, flow.args))
         return self.own[id]
 
     def _is_inside(self, flow: Flow) -> bool:
-        return flow.attr("learner") != self.learner.id or flow.attr("state") == "at"
+        return self.graph.learners[flow.attr("learner")].host is not None or flow.attr("state") == "at"
 
-    def _keep(self, learner: Learner, keep: str | None) -> Tensor:
+    def _own_keep(self, learner: Learner) -> Tensor:
         """A keep without an entry for each sample acts before the first."""
-        once = learner.id == self.learner.id and keep == learner.keep and keep is not None
-        if once and self.number > 0 and self.axis not in self.token.graph.flows[str(keep)].axes:
-            return torch.ones((), dtype=self.machine.dtype)
-        return super()._keep(learner, keep)
+        once = learner.host is None and learner.keep is not None and self.axis not in self.token.graph.flows[learner.keep].axes
+        return torch.ones((), dtype=self.machine.dtype) if once and self.number > 0 else super()._own_keep(learner)
 
 
 class OuterUpdate(Tick):
