@@ -68,6 +68,7 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     )
     return (
         form.flipped,
+        form.apart,
         learner.scope,
         learner.clock,
         learner.samples,

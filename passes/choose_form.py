@@ -8,7 +8,7 @@ from typing import ClassVar
 from nlc.diagnostics import UsageError
 from nlc.graph.inverse import inverses
 from nlc.graph.ir import Execution, Learner, LevelGraph, size_of
-from nlc.graph.linear import LinearForm
+from nlc.graph.linear import LinearForm, as_swept
 from nlc.passes.classify import is_memory
 from nlc.passmanager import Numerics, Pass
 
@@ -47,7 +47,8 @@ class ChooseForm(Pass):
     def _choose(self, learner: Learner, form: LinearForm, inverse: bool) -> Execution:
         legal = ("recurrent", "chunkwise")
         decays = "none" if not form.fades else "log" if form.log_keep is not None and form.plain else "product"
-        K, V = size_of(learner.store.in_axes), size_of(learner.store.out_axes)
+        store = as_swept(learner).store
+        K, V = size_of(store.in_axes), size_of(store.out_axes)
         if self.form == "recurrent":
             return Execution("recurrent", 1, decays, legal, "asked for")
         if inverse and not (form.plain and form.n == 1 and not form.solves):

@@ -9,7 +9,7 @@ from typing import ClassVar
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
-from nlc.graph.erase import input_rows, keep_and_erase
+from nlc.graph.erase import Term, input_rows, number_and_terms, with_erases
 from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
@@ -189,9 +189,11 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         outputs = {out.name: out.value for out in spec.outputs}
         if "step" not in outputs or set(outputs) - {"step", "keep"}:
             builder.fail(codes.MissingPart, f"the rule `{spec.name}` must output `step`, and may output `keep`", span)
-        keep, step = None, builder.expr(outputs["step"], Context("step", kept=kept), f"{learner.id}.step")
+        terms: tuple[Term, ...] = ()
         if "keep" in outputs:
-            keep, step = keep_and_erase(builder, learner, outputs["keep"], step)
+            outputs["keep"], terms = number_and_terms(builder, outputs["keep"])
+        ends = {name: builder.expr(value, Context(name, kept=kept), f"{learner.id}.{name}") for name, value in outputs.items()}
+        step = with_erases(builder, learner, terms, ends["step"])
     except Rejected:
         diagnostics.extend(problem.noted("used here", span) for problem in builder.diagnostics)
         return graph.with_(sources={**graph.sources, **spec.sources})
@@ -201,6 +203,6 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         for id, flow in builder.flows.items()
     }
     learners = {id: replace(m, scope=learner.scope) if id not in graph.learners else m for id, m in builder.learners.items()}
-    rule = replace(learner.rule, gradient=f"{learner.id}.gradient", step=step, keep=keep, args=())
+    rule = replace(learner.rule, gradient=f"{learner.id}.gradient", step=step, keep=ends.get("keep"), args=())
     learners[learner.id] = replace(learner, rule=rule)
     return graph.with_(flows=added, learners=learners, sources={**graph.sources, **spec.sources})

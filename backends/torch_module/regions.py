@@ -11,7 +11,7 @@ from nlc.backends.torch_module.periods import Gates, PeriodWriter, is_one_chunk
 from nlc.diagnostics import BackendError
 from nlc.graph.codes import CannotLower
 from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
-from nlc.graph.linear import LinearForm
+from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.order import Node
 from nlc.graph.solved import softmax_scale
 from nlc.program.program import Program, Region, Sweep
@@ -247,6 +247,7 @@ class RegionWriter:
 
     def _inputs(self, learner: Learner, recalls: tuple[Flow, ...]) -> list[str]:
         """The arguments of a sweep for one learner, each [B, T, G, width] or [B, T, G]."""
+        learner = as_swept(learner)
         store, texts = learner.store, []
         copies, samples = size_of(learner.per), learner.samples
         for role, id in arguments(learner, recalls):
@@ -302,6 +303,11 @@ class RegionWriter:
     def _state(self, learner: Learner, key: str) -> str:
         """A state as [B, G, K, V]."""
         text = f'z["{local(key, self.region.scope)}"]'
+        if is_apart(learner):
+            copies = ".flatten(1, -2)" if learner.per or len(learner.store.out_axes) > 1 else ""
+            if not learner.store.in_axes:
+                return f"{text}.flatten(1)[..., None, None]"
+            return f"{text}.movedim({1 + len(learner.per)}, -1){copies}.unsqueeze(-1)"
         if len(learner.store.out_axes) > 1:
             text += f".flatten(-{len(learner.store.out_axes)})"
         if not learner.store.in_axes:
@@ -313,6 +319,8 @@ class RegionWriter:
         return text
 
     def _answers(self, sweep: Sweep, learner: Learner, i: int, count: int, answers: list[str]) -> None:
+        last = ".squeeze(-1)" if is_apart(learner) else ""
+        learner = as_swept(learner)
         copies, like = size_of(learner.per), self._like()
         for answer, flow in zip(answers, sweep.recalls[i], strict=True):
             text = answer
@@ -322,14 +330,21 @@ class RegionWriter:
             text += _unflat(2, learner.per)
             if len(learner.store.out_axes) != 1:
                 text += _unflat(-1, learner.store.out_axes)
+            text += last
             self._assign(flow, f"{text}.to({like}.dtype)")
 
     def _new_states(self, learner: Learner, i: int, count: int, new: list[str]) -> None:
-        copies = size_of(learner.per)
+        swept = as_swept(learner)
+        copies = size_of(swept.per)
         assert isinstance(learner.linear, LinearForm)
         for key, name in zip(learner.linear.states, new, strict=True):
             text = name if count == 1 else f"{name}[:, {i * copies}:{(i + 1) * copies}]"
-            text += _unflat(1, learner.per)
+            text += _unflat(1, swept.per)
+            if is_apart(learner):
+                place = 1 + len(learner.per)
+                text += f".squeeze(-1).movedim(-1, {place})" if learner.store.in_axes else ".flatten(-3)"
+                self.states[key] = text
+                continue
             if not learner.store.in_axes:
                 text += ".squeeze(-2)"
             elif _is_transposed(learner):
@@ -337,6 +352,11 @@ class RegionWriter:
             if len(learner.store.out_axes) != 1:
                 text += _unflat(-1, learner.store.out_axes)
             self.states[key] = text
+
+
+def is_apart(learner: Learner) -> bool:
+    """True where each channel of the values runs as a copy of its own."""
+    return isinstance(learner.linear, LinearForm) and learner.linear.apart
 
 
 def _is_transposed(learner: Learner) -> bool:

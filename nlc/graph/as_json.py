@@ -183,6 +183,7 @@ def _linear(form: object) -> Json | None:
         ],
         "log_keep": form.log_keep,
         "per_channel": sorted(form.wide),
+        "value_channels_apart": form.apart,
     }
 
 

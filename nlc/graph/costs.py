@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nlc.graph.edges import learners_of
 from nlc.graph.ir import Learner, LevelGraph, size_of
-from nlc.graph.linear import LinearForm
+from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.state import optimizer_keys, state_tensors
 
 BYTES = 4
@@ -32,7 +32,7 @@ def asked(graph: LevelGraph, learner: Learner) -> int:
 
 def _memory(graph: LevelGraph, learner: Learner, form: LinearForm, chosen: str | None) -> int:
     """Reads, probe and write against the states; in chunks also the scores among tokens and the solve (docs/semantics.md)."""
-    run = learner.execution
+    run, learner = learner.execution, as_swept(learner)
     K, V, n = size_of(learner.store.in_axes), size_of(learner.store.out_axes), form.n
     reads, probes = asked(graph, learner), sum(write.c is not None for write in form.writes)
     states = (reads + probes + len(form.writes)) * n * K * V

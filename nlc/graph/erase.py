@@ -63,20 +63,21 @@ def _is_first_side(learner: Learner, product: Flow, leaf: str) -> bool:
     return (axis,) == learner.store.in_axes
 
 
-def keep_and_erase(b: Builder, learner: Learner, keep: Expr, step: str) -> tuple[str, str]:
-    """The flows of a rule's keep and step, where the keep may have terms with `gram`."""
+def number_and_terms(b: Builder, keep: Expr) -> tuple[Expr, tuple[Term, ...]]:
+    """The keep of a rule: a number, and its terms with `gram`."""
     operator = operator_of(b, keep)
-    number = operator.number or Number(0, keep.span)
-    kept = b.expr(number, Context("keep"), f"{learner.id}.keep")
-    if not operator.terms:
-        return kept, step
-    if learner.folds in ("sum", "mean"):
+    return operator.number or Number(0, keep.span), operator.terms
+
+
+def with_erases(b: Builder, learner: Learner, terms: tuple[Term, ...], step: str) -> str:
+    """The step of a rule, and what these terms of its keep take away."""
+    if terms and learner.folds in ("sum", "mean"):
         text = f"`gram` with `fold: {learner.folds}` is not compiled yet"
-        b.fail(codes.NotCompiledYet, text, keep.span, "`fold: each` erases token by token, `fold: last` once a period")
+        b.fail(codes.NotCompiledYet, text, terms[0].gram.span, "`fold: each` erases token by token, `fold: last` once a period")
     here = Context("erase", host=learner.id)
-    for term in operator.terms:
+    for term in terms:
         step = b.node("add" if term.sign > 0 else "sub", [step, _erased(b, learner, term, here)], term.gram.span, here)
-    return kept, step
+    return step
 
 
 def _erased(b: Builder, learner: Learner, term: Term, here: Context) -> str:

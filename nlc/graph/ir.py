@@ -29,6 +29,8 @@ class Axis:
 
 
 Axes = tuple[Axis, ...]
+STEPS = "inner step"
+"""The name of the axis of `times: n`, n equal samples of one token; no name of a spec."""
 Attribute = str | int | float | bool | tuple[Any, ...] | None
 
 ANY = Axis("*", -1)

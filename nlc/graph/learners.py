@@ -10,6 +10,7 @@ from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
 from nlc.graph.ir import (
     ANY,
+    STEPS,
     Attribute,
     Axes,
     Axis,
@@ -302,10 +303,6 @@ def state_of_gradient(b: Builder, write: language.Write, steps: Axis | None, def
         help = "leave `at` out, or `at: decayed`: the first step sees the state after `keep`"
         b.fail(codes.BadChoice, "`at: start` with `times`: each step stands at the state left by the one before", write.spans["at"], help)
     return at
-
-
-STEPS = "inner step"
-"""The axis of the steps on one sample: no name of a spec."""
 
 
 def inner_steps(b: Builder, learner: Learner, write: language.Write) -> Axis | None:

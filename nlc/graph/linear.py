@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 
 from nlc.diagnostics import Span
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
-from nlc.graph.ir import Attribute, Flow, Learner, LevelGraph, Write
+from nlc.graph.inverse import inverses
+from nlc.graph.ir import Attribute, Axis, Flow, Learner, LevelGraph, Write
 from nlc.graph.proximal import curvature
 from nlc.graph.state import needs_anchor, needs_kept
 from nlc.graph.transposed import sees_its_tensor, transposed_write
@@ -50,6 +51,9 @@ class LinearForm:
     flipped: bool = False
     """The recurrence is that of the transposed states: keys and probes are on the side of the values, targets on that of the keys."""
 
+    apart: bool = False
+    """Gates or rates differ between the channels of the values: each channel is a memory of its own, with the keys of all (`as_swept`)."""
+
     @property
     def n(self) -> int:
         return len(self.states)
@@ -66,7 +70,7 @@ class LinearForm:
             return "delta"
         if not self.fades:
             return "additive"
-        return "channel gated" if self.wide else "gated"
+        return "channel gated" if self.wide or self.apart else "gated"
 
     @property
     def solves(self) -> bool:
@@ -86,6 +90,16 @@ class NotLinear:
     reason: str
     span: Span
     kind: str = "general"
+
+
+ONE_VALUE = Axis("one value", 1)
+
+
+def as_swept(learner: Learner) -> Learner:
+    """The learner as its recurrence has it: channels of values that run apart are copies, each with one value."""
+    if not isinstance(learner.linear, LinearForm) or not learner.linear.apart:
+        return learner
+    return replace(learner, per=learner.per + learner.store.out_axes, store=replace(learner.store, out_axes=(ONE_VALUE,)))
 
 
 class General(Exception):
@@ -122,7 +136,7 @@ class Derivation:
         self.algebra = Algebra(graph, learner)
         self.copies = {*learner.per, *([learner.samples] if learner.samples is not None else [])}
         self.channels = set(learner.store.in_axes) - set(learner.store.out_axes)
-        self.wide: set[str] = set()
+        self.values = set(learner.store.out_axes) - set(learner.store.in_axes) if learner.store.form in ("map", "value") else set()
         self.inner = [m for m in graph.learners.values() if _root(graph, m) == learner.id and m.id != learner.id]
         self.inner_ids = {m.id for m in self.inner}
         self.new: dict[str, Affine] = {}
@@ -197,12 +211,24 @@ class Derivation:
         F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
         form = LinearForm(tuple(states), F, tuple(writes), self._log_keep(F))
         flipped = any(sees_its_tensor(self, write, number) for number, write in enumerate(self.learner.writes))
-        form = replace(form, wide=frozenset(self._wide(form)), flipped=flipped)
+        form = self._apart(replace(form, wide=frozenset(self._wide(form)), flipped=flipped))
         if flipped and any(flow.op == "erase" and flow.attr("learner") == self.learner.id for flow in self.graph.flows.values()):
             raise General("its rule erases on the side of its keys, and its errors are along the other", self.learner.span)
         if flipped and form.wide:
             raise General("a gate differs between the channels of its keys, along which its errors are", self.learner.span)
         return form
+
+    def _apart(self, form: LinearForm) -> LinearForm:
+        """The form in which every channel of the values is a copy, where a coefficient or probe tells them apart."""
+        probes = [] if form.flipped else [write.probe for write in form.writes]
+        mine = [x for x in [*coefficients(form), *probes] if isinstance(x, str)]
+        if not any(self.values.intersection(self.algebra.axes(x)) for x in mine):
+            return form
+        if form.flipped or inverses(self.graph, self.learner.id):
+            what = "its errors are along its keys" if form.flipped else "its inverse is asked"
+            raise General(f"a gate differs between the channels of its values, and {what}", self.learner.span)
+        targets = (self.algebra.make("mul", 1, w.target) if w.target in mine else w.target for w in form.writes)  # other axes than a gate
+        return replace(form, writes=tuple(replace(w, target=t) for w, t in zip(form.writes, targets, strict=True)), apart=True)
 
     def _write(self, write: Write, b: tuple[Coefficient, ...], seen: tuple[Coefficient, ...]) -> LinearWrite:
         if sees_its_tensor(self, write, self.learner.writes.index(write)):
@@ -216,9 +242,7 @@ class Derivation:
         return LinearWrite(b, c, write.key, probe, a.flow(a.neg(error.rest)))
 
     def _wide(self, form: LinearForm) -> Iterator[str]:
-        coefficients = [x for row in form.F for x in row] + [form.log_keep]
-        coefficients += [x for write in form.writes for x in (*write.b, *(write.c or ()))]
-        for x in coefficients:
+        for x in coefficients(form):
             if isinstance(x, str) and self.channels.intersection(self.algebra.axes(x)):
                 yield x
 
@@ -465,8 +489,8 @@ class Derivation:
 
     def _gate(self, coefficient: Coefficient, span: Span) -> Coefficient:
         """A number for each copy, or for each key channel of each copy."""
-        if not set(self.algebra.axes(coefficient)) <= self.copies | self.channels:
-            raise General("a gate or rate differs between the channels of its values", span)
+        if not set(self.algebra.axes(coefficient)) <= self.copies | self.channels | self.values:
+            raise General("a gate or rate differs between channels that it cannot tell apart", span)
         return coefficient
 
     def _scale(self, x: Affine, by: Coefficient, flow: Flow) -> Affine:
@@ -493,6 +517,11 @@ def _root(graph: LevelGraph, learner: Learner) -> str:
     while learner.host is not None:
         learner = graph.learners[learner.host]
     return learner.id
+
+
+def coefficients(form: LinearForm) -> list[Coefficient | None]:
+    """All gates and rates."""
+    return [x for row in form.F for x in row] + [form.log_keep] + [x for write in form.writes for x in (*write.b, *(write.c or ()))]
 
 
 def erase_symbol(flow: Flow) -> str:

@@ -22,7 +22,7 @@ from itertools import permutations, product
 from nlc.graph import polynomial as poly
 from nlc.graph.calculus import Coefficient
 from nlc.graph.equations import local
-from nlc.graph.ir import Axes, Flow, Learner, LevelGraph
+from nlc.graph.ir import STEPS, Axes, Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, LinearWrite
 from nlc.graph.polynomial import Leaf, Polynomial, number, variable
 
@@ -41,9 +41,9 @@ def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
     init = "learned" if learner.init.learned else str(learner.init)
     head = f"{learner.store.form}, every {learner.clock}, read {read}, init {init}, {learner.sharing}"
     if learner.samples is not None and learner.samples.size > 1:
-        head += ", sample by sample"
+        head += f", {learner.samples.size} steps" if learner.samples.name == STEPS else ", sample by sample"
     if isinstance(learner.linear, LinearForm):
-        head += ", transposed" * learner.linear.flipped
+        head += ", transposed" * learner.linear.flipped + ", channel by channel" * learner.linear.apart
         return f"{head}: {_least(_slots(graph, learner, learner.linear))}"
     return f"{head}: general {_Literal(graph, learner).text()}"
 

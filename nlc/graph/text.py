@@ -235,6 +235,7 @@ def _derived(learner: Learner, depth: int) -> Iterator[Line]:
         yield Line(depth, f"linear {form.kind} n={form.n} states {' '.join(form.states)}")
         log_keep = f" log keep {form.log_keep}" if form.log_keep is not None else ""
         channels = f" per key channel {' '.join(sorted(form.wide))}" if form.wide else ""
+        channels += " each value channel a copy" * form.apart
         yield Line(depth, f"  F {show(form.F)}{log_keep}{channels}")
         for write in form.writes:
             probe = f" probe {write.probe}" if write.probe is not None else ""
