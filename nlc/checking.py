@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,17 @@ class Unread(Diagnostic):
     """
 
     code = "NLC505"
+
+
+class Unstable(Diagnostic):
+    """A constant rate with which a memory of keys of unit norm grows without bound (a warning).
+
+    Why: a step turns the error along its key into 1 - rate * h times itself, with h the curvature of the objective (1 for `l2`).
+    Wrong:  flows: {u: l2norm(k)}    learn: {key: u, value: v, rate: 2.5}
+    Right:  flows: {u: l2norm(k)}    learn: {key: u, value: v, rate: 0.5}
+    """
+
+    code = "NLC507"
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,8 @@ def check(spec: Spec, library: Library, dims: Mapping[str, int] | None = None, p
         return Report(error.with_sources({**spec.sources, **error.sources}))
     if role != "model":
         return Report(None)
-    return Report(None, tuple(unread_learners(graph, stages)), after, after.sources)
+    found = sorted([*unread_learners(graph, stages), *unstable_rates(after)], key=lambda diagnostic: diagnostic.span)
+    return Report(None, tuple(found), after, after.sources)
 
 
 def unread_learners(graph: LevelGraph, stages: Iterable[Stage]) -> list[Diagnostic]:
@@ -73,7 +85,23 @@ def unread_learners(graph: LevelGraph, stages: Iterable[Stage]) -> list[Diagnost
                 message = f"the {what} `{name}` is never read; it is dropped"
                 found.setdefault(learner.span, Unread(message, learner.span, "read it in an output or the loss, or remove it"))
         before = stage.graph
-    return sorted(found.values(), key=lambda diagnostic: diagnostic.span)
+    return list(found.values())
+
+
+def unstable_rates(graph: LevelGraph) -> Iterator[Diagnostic]:
+    """A warning where the recurrence is z <- z + b k (u - c z^T k)^T with numbers b and c, |k| = 1 and b c above 2."""
+    from nlc.graph.linear import LinearForm
+
+    for learner in graph.learners.values():
+        form = learner.linear
+        if not isinstance(form, LinearForm) or form.F != ((1,),) or len(form.writes) != 1 or learner.rule.step is None:
+            continue
+        (write,) = form.writes
+        b, c = write.b[0], write.c[0] if write.c is not None else 0
+        is_unit = write.key is not None and write.key == write.probe and graph.flows[write.key].op == "l2norm"
+        if is_unit and not isinstance(b, str) and not isinstance(c, str) and b * c > 2:
+            message = f"the rate {b:g} is above {2 / c:g}, beyond which `{learner.base}` grows without bound: its keys have unit norm"
+            yield Unstable(message, graph.flows[learner.rule.step].span, f"a rate of at most {1 / c:g} does not overshoot the value")
 
 
 def role_of(spec: Spec) -> str:
@@ -124,7 +152,7 @@ _HOSTS = {
 
 def _hosted(spec: Spec, role: str, library: Library) -> Spec:
     """The smallest spec that uses a part."""
-    if any(item.kind == "gradient" and item.axes for item in spec.inputs):
+    if any(item.kind == "input" or (item.kind == "gradient" and item.axes) for item in spec.inputs):
         role = "matrix rule"
     axes = ["a", "b", "c", "e", "f"][: len(spec.dims)]
     body = _HOSTS[role].replace("AXES", ", ".join(axes)).replace("QUERY", "x" if spec.inputs else "")
