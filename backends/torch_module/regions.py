@@ -235,6 +235,7 @@ class RegionWriter:
 
     def _gates(self, writer: PeriodWriter, stem: str, learner: Learner) -> Gates:
         """The function of the gates; tensors with equal gates have one."""
+        learner = as_swept(learner)
         count = size_of(learner.per)
         copies = lambda id: self.expressions.copies_of(id, learner.per, ()).at(ATOM)  # noqa: E731
         made = writer.gates(f"{stem}_gates", self.region, self.namer, copies, count)

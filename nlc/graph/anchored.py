@@ -31,7 +31,8 @@ def anchored_forms(graph: LevelGraph, group: str) -> tuple[LevelGraph, dict[str,
     """
     members = [m for m in graph.learners.values() if m.group == group and m.host is None]
     problem = NotLinear("", members[0].span)
-    for whole in (False, True):
+    erases = any(flow.op == "erase" and flow.attr("learner") in {m.id for m in members} for flow in graph.flows.values())
+    for whole in (False,) if erases else (False, True):  # what a matrix recalls for its input needs the matrix
         try:
             _check(graph, members)
             return _forms(graph, members, whole)

@@ -179,7 +179,7 @@ def newton_schulz(b: Builder, expr: Call, context: Context, name: str | None) ->
 def gram(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`gram(x)`: x x^T on the input side of a matrix; a term of the `keep` that a rule outputs."""
     text = "`gram` outside the `keep` that a rule outputs is not compiled yet"
-    b.fail(codes.NotCompiledYet, text, expr.span, "`outputs: {keep: keep - rate * gram(x), ..}`, as in `rule: {dgd: {..}}`")
+    b.fail(codes.NotCompiledYet, text, expr.span, "a rule has it, as `outputs: {keep: keep - rate * gram(x), ..}`")
 
 
 def repeat(b: Builder, expr: Call, context: Context, name: str | None) -> str:
