@@ -288,7 +288,7 @@ def _running_sum_backward(d_states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _define_running_sum() -> torch._ops.OpOverload:
-    """Registers the recurrence without errors and decay, once in a process: one pass over the states, where a cumulative sum needs three."""
+    """Registers the recurrence without errors and decay, once in a process: one pass over the states; a cumulative sum needs three."""
     if not hasattr(torch.ops.nlc, "running_sum"):
         backward = torch.library.custom_op("nlc::running_sum_backward", _running_sum_backward, mutates_args=())
         backward.register_fake(

@@ -117,7 +117,8 @@ def muon(gradient: Tensor, memory: dict[str, Tensor], age: int, decay: Tensor) -
 
 def loop(inputs: Tensors, W: Tensor, direction: Callable[..., Tensor], decays: bool) -> Tensor:
     """Delta errors at the start of a period of C tokens; W <- keep W + rate * direction, read after the write."""
-    anchor, memory, rows = W, {}, []
+    anchor, rows = W, []
+    memory: dict[str, Tensor] = {}
     for t in range(T):
         q, k, v, eta, alpha = (inputs[name][:, t] for name in ("q", "k", "v", "eta", "alpha"))
         anchor = W if t % C == 0 else anchor

@@ -96,8 +96,13 @@ def test_a_stream_may_be_cut_anywhere() -> None:
         ("0.5 * sum(abs(self.W @ value)) - sum(pred * value)", "`abs`"),
     ],
 )
-def test_other_objectives_are_general(objective: str, reason: str) -> None:
+def test_other_objectives_compile_at_the_start_of_a_period_only(objective: str, reason: str) -> None:
     text = OJA.replace("0.5 * sum((self.W @ value)^2) - sum(pred * value)", objective)
+    anchored = compiled(text, backend="eager")  # one period after the other
+    given = numbers(anchored)
+    assert_equal(run(anchored, *given), run(compiled(text, backend="reference"), *given), 1e-10)
+
+    text = text.replace("keep: exp(g)", "keep: exp(g), at: running")
     learner = compiled(text, backend="reference").graph.learners["S"]
 
     assert isinstance(learner.linear, NotLinear)
