@@ -77,8 +77,9 @@ def _inline_all(graph: LevelGraph, functions: Mapping[str, LevelGraph]) -> Level
         alias[flow.id] = values[0]
     host = {id: _move_learner(learner, ids, lambda id: id, {}) for id, learner in graph.learners.items()}
     outputs = tuple((name, ids(id)) for name, id in graph.outputs)
-    loss = ids(graph.loss) if graph.loss is not None else None
-    return graph.with_(flows=flows, learners={**learners, **host}, outputs=outputs, loss=loss, functions={}, sources=sources)
+    loss, starts = (None if id is None else ids(id) for id in (graph.loss, graph.starts))
+    ends = {"outputs": outputs, "loss": loss, "starts": starts}
+    return graph.with_(flows=flows, learners={**learners, **host}, functions={}, sources=sources, **ends)
 
 
 def _inline(

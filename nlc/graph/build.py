@@ -11,6 +11,7 @@ from nlc.graph.builder import Builder, Context, Number_, Rejected
 from nlc.graph.ir import Axis, Flow, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare
 from nlc.graph.order import ordered
+from nlc.graph.resets import attach_reset, sequence_starts
 from nlc.graph.verify import verify
 from nlc.language import spec as language
 from nlc.language.expression import Name
@@ -71,6 +72,10 @@ def _fill(b: Builder) -> LevelGraph:
     for learner in spec.learners:
         if b.id_of(learner.name) in b.learners or b.id_of(learner.name) in b.written_out:
             b.attempt(partial(attach, b, learner))
+    for level in spec.levels:
+        for learner in level.learners:
+            b.attempt(partial(attach_reset, b, learner))
+    starts = sequence_starts(b)
     outputs: list[tuple[str, str]] = []
     for output in spec.outputs:
         b.attempt(partial(_output, b, output, outputs))
@@ -90,6 +95,7 @@ def _fill(b: Builder) -> LevelGraph:
         tuple(item.name for item in spec.inputs if item.name in b.flows),
         tuple(outputs),
         loss,
+        starts,
         b.functions,
         sources=spec.sources,
         library=b.library,
@@ -150,6 +156,9 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
         b.fail(codes.WrongArguments, f"`{use}` takes {flows}; {len(args)} given", span)
     if not spec.outputs:
         b.fail(codes.NotAValue, f"`{use}` has no outputs", span)
+    if spec.sequence is not None:
+        note = (f"`{use}` says where sequences start", spec.sequence.span)
+        b.fail(codes.NotCompiledYet, "`sequence` stands in the file that is compiled, not in one it uses", span, None, [note])
     known = [d.name for d in spec.dims] + [p.name for p in spec.params]
     for name in settings:
         if name not in known:

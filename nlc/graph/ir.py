@@ -204,6 +204,8 @@ class Learner:
     group: str | None = None
     """The declared learner that it is one tensor of, `S` for `S.W1`; for a learner of the rule of `S.W1`, what it is without the tensor."""
     host: str | None = None
+    reset: str | None = None
+    """A number a token; where it is not 0 the learner and those of its rule begin anew."""
     scope: str = ""
     span: Span = NOWHERE
     defaults: tuple[tuple[str, str], ...] = ()
@@ -269,6 +271,8 @@ class LevelGraph:
     inputs: tuple[str, ...] = ()
     outputs: tuple[tuple[str, str], ...] = ()
     loss: str | None = None
+    starts: str | None = None
+    """A number a token, not 0 where a sequence starts inside a row."""
     functions: Mapping[str, LevelGraph] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -300,10 +304,12 @@ class LevelGraph:
         return {key: tuple(value) for key, value in found.items()}
 
     def roots(self) -> Iterator[str]:
-        """The flows whose value leaves the graph: outputs and the loss."""
+        """The flows whose value leaves the graph: outputs, the loss, and where sequences start."""
         yield from (flow for _, flow in self.outputs)
         if self.loss is not None:
             yield self.loss
+        if self.starts is not None:
+            yield self.starts
 
     def needs_of(self, learner: Learner) -> Iterator[tuple[str, str]]:
         """(kind of edge, flow) for everything a learner's update reads."""
@@ -321,6 +327,8 @@ class LevelGraph:
             yield "weight", learner.solve.weight
         if learner.keep is not None:
             yield "keep", learner.keep
+        if learner.reset is not None:
+            yield "reset", learner.reset
         yield from learner.rule.args
         if learner.rule.step is not None:
             yield "step", learner.rule.step

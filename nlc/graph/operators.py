@@ -128,6 +128,16 @@ def next_(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     return b.node("next", [x], expr.span, context, name, b.flows[x].axes)
 
 
+def new(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`new(doc)`: 1 where an index differs from that of the token before, and at the first token of a stream; else 0."""
+    b.arguments(expr, "an index")
+    x = b.expr(expr.args[0], context)
+    if b.flows[x].dtype != "index":
+        help = "it takes an index: `inputs: {doc: {index: 1024}}`"
+        b.fail(codes.NotCompiledYet, "`new` of numbers is not compiled yet", expr.args[0].span, help)
+    return b.node("new", [x], expr.span, context, name, (), tail=f"{x}.last")
+
+
 def age(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`age(m)`: how many updates a learner has made, the one of this tick included."""
     b.arguments(expr, "a learner")
@@ -233,6 +243,7 @@ OPERATORS: dict[str, Operator] = {
     "sum": _reduction("sum"),
     "mean": _reduction("mean"),
     "next": next_,
+    "new": new,
     "age": age,
     "cross_entropy": cross_entropy,
     "total": total,

@@ -23,7 +23,8 @@ def substitute(graph: LevelGraph, new: Mapping[str, str]) -> LevelGraph:
     flows = {id: replace(f, args=tuple(map(ids, f.args))) if any(a in new for a in f.args) else f for id, f in graph.flows.items()}
     learners = {id: rewire(learner, ids) for id, learner in graph.learners.items()}
     outputs = tuple((name, ids(id)) for name, id in graph.outputs)
-    return graph.with_(flows=flows, learners=learners, outputs=outputs, loss=None if graph.loss is None else ids(graph.loss))
+    loss, starts = (None if id is None else ids(id) for id in (graph.loss, graph.starts))
+    return graph.with_(flows=flows, learners=learners, outputs=outputs, loss=loss, starts=starts)
 
 
 def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
@@ -37,6 +38,7 @@ def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
         learner,
         writes=tuple(Write(maybe(w.key), maybe(w.value), ids(w.loss), maybe(w.pred), w.span, maybe(w.rate)) for w in learner.writes),
         keep=maybe(learner.keep),
+        reset=maybe(learner.reset),
         solve=None if learner.solve is None else rewire_solve(learner.solve, ids),
         rule=Rule(rule.call, rule.spec, tuple((n, ids(f)) for n, f in rule.args), maybe(rule.gradient), maybe(rule.step), maybe(rule.keep)),
         linear=rewire_form(learner.linear, ids) if isinstance(learner.linear, LinearForm) else learner.linear,

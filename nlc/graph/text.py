@@ -90,6 +90,8 @@ def _values(graph: LevelGraph, depth: int) -> Iterator[Line]:
         yield Line(depth, f"output {name} = {id}")
     if graph.loss is not None:
         yield Line(depth, f"loss = {graph.loss}")
+    if graph.starts is not None:
+        yield Line(depth, f"a sequence starts where {graph.starts}")
 
 
 def _number(flow: Flow) -> str:
@@ -183,6 +185,8 @@ def _details(learner: Learner, depth: int) -> Iterator[Line]:
     if learner.solve is not None:
         over = f"{learner.solve.over} tokens" if learner.solve.over else "all"
         yield Line(depth, f"solve exact over {over} key {learner.solve.key} value {learner.solve.value} weight {learner.solve.weight}")
+    if learner.reset is not None:
+        yield Line(depth, f"reset where {learner.reset}")
     if learner.writes:
         at = f"at {learner.at}{_by_default(given, 'at', learner.at)}"
         keep = f"keep {learner.keep or '1'}{' (by default)' if 'keep' in given else ''}"

@@ -8,7 +8,7 @@ from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.language.expression import Expr, Lambda, ListOf, Name, Number
 from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, unknown_word
 from nlc.language.schema import FOLDS, INPUT_WORDS, STATES
-from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Spec, Store, Use, Write
+from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Reset, Sequences, Spec, Store, Use, Write
 from nlc.language.templates import Templates, is_inline
 from nlc.language.values import Problems, axes, axis_names, call, check_name, expression, function, period, size
 from nlc.language.wording import closest, did_you_mean, listed, orderly
@@ -47,6 +47,17 @@ class StoreAndOwns(Diagnostic):
     """
 
     code = "NLC116"
+
+
+class EveryAndWhen(Diagnostic):
+    """A reset with both `every` and `when`, or with neither.
+
+    Why: one clock decides when a learner begins anew.
+    Wrong:  reset: {every: 512 tokens, when: new(task)}
+    Right:  reset: {every: 512 tokens}
+    """
+
+    code = "NLC117"
 
 
 UseFile = Callable[[str, Span], Spec]
@@ -104,10 +115,16 @@ class _Conversion:
         levels = tuple(self.level(entry, form) for entry, form in _mappings(root.get("levels")))
         outputs = tuple(self.flow(e) for e in self.named(root.get("outputs")))
         loss = expression(root.entries["loss"].value, self.problems) if "loss" in root.entries else None
-        name = self.name()
+        name, sequence = self.name(), self.sequence(root.entries.get("sequence"))
         self.sources |= {file: text for use in uses for file, text in use.spec.sources.items()}
         doc, spans = self.doc(), _spans(root)
-        return Spec(self.file, name, doc, dims, params, inputs, uses, flows, levels, outputs, loss, root.span, spans, self.sources)
+        parts = (dims, params, inputs, uses, flows, levels, outputs, loss)
+        return Spec(self.file, name, doc, *parts, root.span, spans, self.sources, sequence)
+
+    def sequence(self, entry: Entry | None) -> Sequences | None:
+        if entry is None or not isinstance(entry.value, Mapping) or "starts" not in entry.value.entries:
+            return None
+        return Sequences(expression(entry.value.entries["starts"].value, self.problems), entry.key_span)
 
     def name(self) -> str:
         node = self.root.get("name")
@@ -243,9 +260,25 @@ class _Conversion:
         store = self.store(form.entries["store"]) if "store" in form.entries else None
         per = axes(form.entries["per"].value, "`per`", self.problems) if "per" in form.entries else ()
         learn = self.writes(form.entries["learn"]) if "learn" in form.entries else ()
-        read, scope = self.word(form.get("read")), self.word(form.get("scope"))
+        read, scope, reset = self.word(form.get("read")), self.word(form.get("scope")), self.reset(form.entries.get("reset"))
         view = function(form.entries["view"].value, "view", self.problems) if "view" in form.entries else None
-        return Learner(entry.key, store, optional("owns"), per, optional("init"), learn, read, scope, entry.key_span, _spans(form), view)
+        given = (store, optional("owns"), per, optional("init"), learn, read, scope)
+        return Learner(entry.key, *given, entry.key_span, _spans(form), view, reset)
+
+    def reset(self, entry: Entry | None) -> Reset | None:
+        if entry is None or not isinstance(entry.value, Mapping):
+            return None
+        form = entry.value.entries
+        every = period(form["every"].value, self.problems) if "every" in form else None
+        when, to = (expression(form[key].value, self.problems) if key in form else None for key in ("when", "to"))
+        if "every" in form and "when" in form:
+            note = ("the period stands here", form["every"].key_span)
+            help = "leave one of the two out"
+            self.problems.append(EveryAndWhen("a reset has both `every` and `when`", form["when"].key_span, help, (note,)))
+        elif not {"every", "when"} & form.keys() and not self.unknown_keys & {e.key_span for e in form.values()}:
+            help = "write `reset: {every: 512 tokens}` or `reset: {when: new(task)}`"
+            self.problems.append(EveryAndWhen("a reset has neither `every` nor `when`", entry.key_span, help))
+        return Reset(every, when, to, entry.key_span, _spans(entry.value))
 
     def word(self, node: Node | None) -> str | None:
         return node.text if isinstance(node, Scalar) else None

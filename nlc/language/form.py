@@ -146,7 +146,12 @@ def _explain(root: Mapping, errors: list[ErrorDetails]) -> Iterator[Diagnostic]:
             yield MissingKey(f"{_owner(path[:-1])} has no `{path[-1]}`", span, _MISSING_HELP.get(str(path[-1])))
 
 
-_MISSING_HELP = {"nlc": f"start the file with `nlc: {VERSION}`", "name": "add `name: ..`", "learners": "a level is a map with `learners`"}
+_MISSING_HELP = {
+    "nlc": f"start the file with `nlc: {VERSION}`",
+    "name": "add `name: ..`",
+    "learners": "a level is a map with `learners`",
+    "starts": "say where sequences start: `sequence: {starts: new(doc)}`",
+}
 
 
 def _locate(root: Mapping, location: Path) -> Path:
@@ -188,13 +193,15 @@ def _key_span(root: Mapping, path: Path) -> Span:
 
 def form_at(path: Path) -> str:
     """Which of FORMS a map at `path` is checked against."""
+    if path[:1] == ("sequence",):
+        return "sequence"
     if len(path) < 2:
         return "spec"
     if path[0] == "levels":
         if len(path) < 4:
             return "level"
         path = path[2:]
-    return str(path[2]) if len(path) > 2 and path[2] in ("learn", "store") else "learner"
+    return str(path[2]) if len(path) > 2 and path[2] in ("learn", "store", "reset") else "learner"
 
 
 def _owner(path: Path) -> str:
@@ -228,6 +235,8 @@ _HOMES = {
     "learner": "in a learner",
     "learn": "in `learn`",
     "store": "in `store`",
+    "reset": "in `reset`",
+    "sequence": "in `sequence`",
 }
 
 

@@ -127,6 +127,20 @@ StoreForm = Annotated[
 LearnForm = Annotated[Annotated[WriteForm, Tag("<one>")] | Annotated[list[WriteForm], Tag("<several>")], Discriminator(_learn_kind)]
 
 
+class ResetForm(_Strict):
+    """When a learner begins anew, before anything else at that token: one of `every` and `when`."""
+
+    every: Period = _optional("The period of the reset, a multiple of the period of the level: `512 tokens`.")
+    when: Expression = _optional("A number a token; where it is not 0 the learner begins anew: new(task).")
+    to: Expression = _optional("What it begins with: `init`, its first state (default).")
+
+
+class SequenceForm(_Strict):
+    """The sequences that one row holds, one after the other."""
+
+    starts: Expression = Field(description="A number a token; where it is not 0 a sequence starts: new(doc).")
+
+
 class LearnerForm(_Strict):
     """A node that holds tensors. With `learn` it changes them, without it is a function."""
 
@@ -148,6 +162,7 @@ class LearnerForm(_Strict):
     scope: Literal["sequence", "shared"] = Field(
         "sequence", description="sequence: a state for each row, reset at its start. shared: one state for all rows."
     )
+    reset: ResetForm = _optional("When it begins anew, beside the start of a sequence.")
 
 
 class LevelForm(_Strict):
@@ -170,6 +185,7 @@ class SpecForm(_Strict):
         "in a rule gradient, weights or input; in an objective pred and value."
     )
     uses: dict[str, str] = _names("Names for other spec files: {block: blocks/gated_delta}.")
+    sequence: SequenceForm = _optional("Where sequences start inside a row: {starts: new(doc)}. Without it a row is one sequence.")
     flows: dict[str, Expression] = _names("Named values of this tick, computed from inputs, learners and other flows.")
     templates: dict[str, LearnerForm] = Field({}, description="Parts of learners, laid under a learner by `use`.")
     levels: dict[str, LevelForm] = Field({}, description="Learners, grouped by how often they change.")
@@ -177,14 +193,24 @@ class SpecForm(_Strict):
     loss: Expression = _optional("The scalar that learners with `minimize: loss` make smaller.")
 
 
-FORMS: dict[str, type[BaseModel]] = {"spec": SpecForm, "level": LevelForm, "learner": LearnerForm, "learn": WriteForm, "store": InlineStore}
+FORMS: dict[str, type[BaseModel]] = {
+    "spec": SpecForm,
+    "level": LevelForm,
+    "learner": LearnerForm,
+    "learn": WriteForm,
+    "store": InlineStore,
+    "reset": ResetForm,
+    "sequence": SequenceForm,
+}
 
 NOT_YET = {
-    "spec": ("sequence",),
+    "spec": (),
     "level": ("remainder",),
-    "learner": ("reset", "backprop"),
+    "learner": ("backprop",),
     "learn": (),
     "store": (),
+    "reset": (),
+    "sequence": (),
 }
 """Keys of language 1 that this version refuses."""
 

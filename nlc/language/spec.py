@@ -103,6 +103,25 @@ class Write:
 
 
 @dataclass(frozen=True)
+class Reset:
+    """`reset: {every: 512 tokens, to: init}`: when a learner begins anew, one of `every` and `when`, and with what."""
+
+    every: Period | None
+    when: Expr | None
+    to: Expr | None
+    span: Span
+    spans: dict[str, Span] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """`sequence: {starts: new(doc)}`: at which tokens of a row a sequence starts."""
+
+    starts: Expr
+    span: Span
+
+
+@dataclass(frozen=True)
 class Learner:
     name: str
     store: Store | None
@@ -117,6 +136,7 @@ class Learner:
     """The place of each key that is written, of a template's key where it came from one."""
     view: Expr | None = None
     """A function of a tensor."""
+    reset: Reset | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +165,7 @@ class Spec:
     span: Span
     spans: dict[str, Span] = field(default_factory=dict, compare=False)
     sources: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    sequence: Sequences | None = None
 
     @property
     def learners(self) -> tuple[Learner, ...]:

@@ -110,7 +110,7 @@ def _without_use(form: Mapping) -> dict[str, Entry]:
     return {key: entry for key, entry in form.entries.items() if key != "use"}
 
 
-_PARTS = {"learner": {"store": "store", "learn": "learn"}, "store": {"params": "names"}, "learn": {"fold": "names"}}
+_PARTS = {"learner": {"store": "store", "learn": "learn", "reset": "names"}, "store": {"params": "names"}, "learn": {"fold": "names"}}
 """What the values of a kind of map are, where they are not plain expressions."""
 
 
