@@ -22,6 +22,7 @@ from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivati
 from nlc.graph.inverse import inverses
 from nlc.graph.ir import Attribute, Axis, Flow, Learner, LevelGraph, Write
 from nlc.graph.proximal import curvature
+from nlc.graph.sequences import POSITION, position
 from nlc.graph.state import needs_anchor, needs_kept
 from nlc.graph.transposed import sees_its_tensor, transposed_write
 
@@ -268,7 +269,10 @@ class Derivation:
         """1 at the first token of a period, or at its last."""
         id = f"boundary:{period}{':last' if last else ''}"
         attrs: dict[str, Attribute] = {"period": period, **({"last": True} if last else {})}
-        self.algebra.flows.setdefault(id, Flow(id, "boundary", attrs=attrs, span=self.learner.span))
+        args = () if self.graph.starts is None else (POSITION,)
+        if self.graph.starts is not None:
+            self.algebra.flows.setdefault(POSITION, position(self.graph.starts))
+        self.algebra.flows.setdefault(id, Flow(id, "boundary", args, attrs, span=self.learner.span))
         return id
 
     def _at_the_end(self, rows: dict[str, Affine]) -> dict[str, Affine]:

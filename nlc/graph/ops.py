@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from nlc.graph.ir import ANY, Axes, Axis, show_axes
+from nlc.graph.ir import ANY, Axes, Axis, Flow, show_axes
 
 
 class ShapeError(Exception):
@@ -143,8 +143,15 @@ OPS: dict[str, Op] = {
         Op("outer", 2, _scalar, callable=False),
     )
 }
-CARRYING = ("conv", "attend", "delay")
+CARRYING = ("conv", "attend", "delay", "new")
 """Operators that carry something from tick to tick: their last inputs, their context."""
+
+
+def carries(flow: Flow) -> bool:
+    """Does a flow carry something from tick to tick? The position does where it counts the tokens of a sequence."""
+    return flow.op in CARRYING or (flow.op == "position" and bool(flow.args))
+
+
 CALLABLE = tuple(name for name, op in OPS.items() if op.callable)
 
 

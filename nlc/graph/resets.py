@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.ir import Flow, Learner
@@ -20,8 +22,7 @@ def sequence_starts(b: Builder) -> str | None:
     if sequence is None:
         return None
     try:
-        _truth(b, sequence.starts, "sequence", "starts")
-        b.fail(codes.NotCompiledYet, "`sequence` is not compiled yet", sequence.span)
+        return _truth(b, sequence.starts, "sequence", "starts")
     except Rejected:
         return None
 
@@ -41,8 +42,9 @@ def attach_reset(b: Builder, learner: language.Learner) -> None:
         b.fail(codes.NotCompiledYet, "a reset on another clock than `token` is not compiled yet", reset.span)
     if reset.to is not None and not (isinstance(reset.to, Name) and reset.to.name == "init"):
         b.fail(codes.NotCompiledYet, "a reset to another value than `init` is not compiled yet", reset.spans["to"], "`to: init`")
-    _when(b, learner.name, members[0], reset)
-    b.fail(codes.NotCompiledYet, "`reset` is not compiled yet", reset.span)
+    flow = _when(b, learner.name, members[0], reset)
+    for member in members:
+        b.learners[member.id] = replace(b.learners[member.id], reset=flow)
 
 
 def _when(b: Builder, name: str, learner: Learner, reset: language.Reset) -> str:

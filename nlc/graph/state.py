@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph
 
 ZEROS = Init("zeros")
+BEFORE = Init("constant", (-1.0,))
+"""No index: what precedes the first token of a stream."""
 CONTEXT = Axis("context", 0)
 """The axis of stored samples: none in a new stream, one more with each token."""
 
 
 @dataclass(frozen=True)
 class StateTensor:
-    """`axes` come after the batch axis; `position` has neither. `init` is None where a new stream starts with zeros."""
+    """`axes` come after the batch axis; `position` has neither where a row is one sequence."""
 
     key: str
     axes: Axes
     kind: str
     learner: str | None = None
     init: Init = ZEROS
+
+    @property
+    def is_integer(self) -> bool:
+        return self.kind in ("position", "place", "last")
 
 
 def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
@@ -86,8 +92,12 @@ def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
             for part, id in (("keys", learner.solve.key), ("values", learner.solve.value)):
                 axes = graph.flows[id].axes if part == "keys" else learner.per + learner.store.out_axes
                 found.append(StateTensor(f"{learner.id}.{part}", (CONTEXT, *axes), "context", learner.id))
+        if learner.solve is not None and learner.reset is not None:
+            found.append(StateTensor(f"{learner.id}.starts", (CONTEXT,), "context", learner.id))
+    for key in dict.fromkeys(flow.attr("tail") for flow in graph.flows.values() if flow.op == "new"):
+        found.append(StateTensor(key, (), "last", init=BEFORE))
     if needs_position(graph):
-        found.append(StateTensor("position", (), "position"))
+        found.append(StateTensor("position", (), "position" if graph.starts is None else "place"))
     return tuple(found)
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nlc.graph.ir import Axes, Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
-from nlc.graph.ops import CARRYING
-from nlc.graph.state import folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
+from nlc.graph.ops import carries
+from nlc.graph.state import StateTensor, folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, newton_schulz, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
@@ -63,12 +63,11 @@ class Reference:
         state: Tensors = {}
         for item in state_tensors(self.graph):
             shape = tuple(axis.size for axis in item.axes)
-            if item.kind == "position":
-                state[item.key] = torch.zeros((), dtype=torch.int64)
-            elif item.init.learned:
+            if item.init.learned:
                 state[item.key] = self.parameters[f"{item.learner}.init"].expand(batch, *shape)
             else:
-                state[item.key] = draw(item.init, shape, None, self.dtype).expand(batch, *shape)
+                value = draw(item.init, shape, None, torch.int64 if item.is_integer else self.dtype)
+                state[item.key] = value if item.kind == "position" else value.expand(batch, *shape)
         return state
 
     def run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None) -> tuple[Tensors, Tensors]:
@@ -98,9 +97,22 @@ class Reference:
             if self.graph.loss is not None:
                 scored = tick.scored(batch, tokens)
                 rows.setdefault("scored", []).append(scored)
-                rows.setdefault("loss", []).append(torch.where(scored, tick.flow(self.graph.loss).expand(batch), 0.0))
+                rows.setdefault("loss", []).append(tick.flow(self.graph.loss).expand(batch))
+            if self.graph.starts is not None:
+                rows.setdefault("starts", []).append(tick.flow(self.graph.starts).expand(batch) != 0)
             state = tick.advance()
-        return {name: torch.stack(values, 1) for name, values in rows.items()}, state
+        made = {name: torch.stack(values, 1) for name, values in rows.items()}
+        return self._without_unscored(made), state
+
+    def _without_unscored(self, made: Tensors) -> Tensors:
+        """A token before the start of a sequence has no label; the loss is 0 where there is none."""
+        starts = made.pop("starts", None)
+        if "loss" not in made:
+            return made
+        scored = made["scored"]
+        if starts is not None and any(flow.op == "next" for flow in self.graph.flows.values()):
+            scored = torch.cat([scored[:, :-1] & ~starts[:, 1:], scored[:, -1:]], 1)
+        return {**made, "scored": scored, "loss": torch.where(scored, made["loss"], 0.0)}
 
     def fold(self, outputs: Tensors) -> Tensor:
         """The loss as one number: folded as the outer learner says, over the tokens that are scored."""
@@ -137,15 +149,35 @@ class Tick:
         self.values: dict[str, Any] = {}
         self.new: Tensors = {}
         self.slopes: dict[str, Tensors] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Before anything else: where a sequence starts, or a learner is reset, the states are those of a new stream."""
+        if self.graph.starts is not None and "position" in self.old:
+            self.old["position"] = torch.where(self.flow(self.graph.starts) != 0, 0, self.old["position"])
+        ending = [(item, end) for item in state_tensors(self.graph) if (end := self._end_of(item)) is not None and item.kind != "context"]
+        new = self.machine.initial_state(1) if ending else {}
+        for item, end in ending:
+            fires = (self.flow(end) != 0).reshape(-1, *(1 for _ in item.axes))
+            self.old[item.key] = torch.where(fires, new[item.key], self.old[item.key])
         self._mark_boundaries()
+
+    def _end_of(self, item: StateTensor) -> str | None:
+        """The flow that ends what a state holds; a context is never cut, but samples from before its end have no weight."""
+        if item.learner is not None:
+            return self._root(self.graph.learners[item.learner]).reset
+        carrying = (f for f in self.graph.flows.values() if item.kind == "tail" and item.key in (f.attr("tail"), f.attr("learner")))
+        return next((flow.args[1] for flow in carrying if flow.op in ("conv", "delay") and len(flow.args) > 1), None)
 
     def _mark_boundaries(self) -> None:
         """At the first token of a period the anchor moves to the running state, and nothing is gathered yet."""
         for learner in self.graph.learners.values():
             mine = [key for key in (f"{learner.id}.{part}" for part in ("anchor", "kept", "sum")) if key in self.old]
-            if mine and learner.clock is not None and int(self.old["position"]) % learner.clock.period == 0:
+            if mine and learner.clock is not None:
                 first = self.old[learner.id]
-                self.old.update({key: torch.zeros_like(first) if key.endswith(".sum") else first for key in mine})
+                begins = (self.old["position"] % learner.clock.period == 0).reshape(-1, *(1 for _ in learner.axes))
+                for key in mine:
+                    self.old[key] = torch.where(begins, torch.zeros_like(first) if key.endswith(".sum") else first, self.old[key])
 
     # -- flows ------------------------------------------------------------------------------------------------------
 
@@ -166,7 +198,12 @@ class Tick:
             case "next":
                 return self._next(flow.args[0])
             case "position":
-                return self.old["position"].to(self.machine.dtype).reshape(1)
+                if args:
+                    self.new["position"] = self.old["position"] + 1
+                return self.old["position"].to(self.machine.dtype).reshape(-1)
+            case "new":
+                last, self.new[flow.attr("tail")] = self.old[flow.attr("tail")], args[0]
+                return (args[0] != last).to(self.machine.dtype)
             case "recall":
                 answer = self.solved if flow.attr("inverse") else self.recall
                 return answer(graph.learners[flow.attr("learner")], flow.attr("state"), args, axes)
@@ -199,10 +236,10 @@ class Tick:
             case "newton_schulz":
                 return newton_schulz(args[0], flow.attr("steps"), flow.attr("coefficients"))
             case "age":  # a learner of a rule of a token memory has made one update a token
-                return (self.old["position"] + 1).to(self.machine.dtype).reshape(1)
+                return (self.old["position"] + 1).to(self.machine.dtype).reshape(-1)
             case "boundary":
                 ends = 1 if flow.attr("last") else 0
-                return ((self.old["position"] + ends) % flow.attr("period") == 0).to(self.machine.dtype).reshape(1)
+                return ((self.old["position"] + ends) % flow.attr("period") == 0).to(self.machine.dtype).reshape(-1)
             case "folded":
                 return self._summed(f"{flow.attr('learner')}.sum", args[0])
             case "sum" | "mean":
@@ -243,8 +280,11 @@ class Tick:
         self.new[key] = rows[:, 1:]
         return (rows * W).sum(1)
 
-    def _attend(self, learner: Learner, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The minimum over w of sum_i weight(q, k_i) * 0.5 |w - v_i|^2: the weighted mean of the values, sample by sample."""
+    def _attend(self, learner: Learner, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None = None) -> Tensor:
+        """The minimum over w of sum_i weight(q, k_i) * 0.5 |w - v_i|^2: the weighted mean of the values, sample by sample.
+
+        Samples from before the last start of a sequence have the weight 0.
+        """
         solve = learner.solve
         assert solve is not None
         out = (*learner.per, *learner.store.out_axes)
@@ -254,9 +294,15 @@ class Tick:
         if solve.over:
             keys, values = keys[:, -solve.over :], values[:, -solve.over :]
         weights = [self._weight(learner, query, keys[:, i]) for i in range(keys.shape[1])]
+        first = 1 if solve.over and keys.shape[1] == solve.over else 0
+        if starts is not None:
+            all_starts = torch.cat([self.old[f"{learner.id}.starts"], (starts != 0).to(keys.dtype).expand(len(keys))[:, None]], 1)
+            all_starts = all_starts[:, -keys.shape[1] :]
+            later = all_starts.flip(1).cumsum(1).flip(1) - all_starts  # starts after a sample
+            weights = [w * (later[:, i] == 0).reshape(-1, *(1 for _ in out)) for i, w in enumerate(weights)]
+            self.new[f"{learner.id}.starts"] = all_starts[:, first:]
         total = torch.stack(weights).sum(0)
         answer = torch.stack([w * values[:, i] for i, w in enumerate(weights)]).sum(0) / total
-        first = 1 if solve.over and keys.shape[1] == solve.over else 0
         self.new[f"{learner.id}.keys"], self.new[f"{learner.id}.values"] = keys[:, first:], values[:, first:]
         return answer
 
@@ -430,12 +476,12 @@ class Tick:
         self.new[key] = self.old[key] + sample
         return self.new[key]
 
-    def _waits(self, learner: Learner) -> bool:
-        """Is the update of this token one of a period that is not over?"""
+    def _waits(self, learner: Learner) -> Tensor:
+        """Is the update of this token one of a period that is not over? One answer for all rows, or one for each."""
         memory = folding(self.graph, learner)
         if memory is None or memory.clock is None:
-            return False
-        return (int(self.old["position"]) + 1) % memory.clock.period != 0
+            return torch.tensor([False])
+        return ((self.old["position"] + 1) % memory.clock.period != 0).reshape(-1)
 
     def _kept(self, learner: Learner) -> Tensor:
         """keep . w; where a period is folded, the keeps of its tokens one after the other."""
@@ -451,12 +497,11 @@ class Tick:
         """w <- keep . w + step (docs/semantics.md, "One equation")."""
         if learner.id not in self.new and learner.samples is not None:
             self.new.update(self._sample_by_sample(self._root(learner)))
-        if learner.id not in self.new and self._waits(learner):
-            self.new[learner.id] = self.old[learner.id]
         if learner.id not in self.new:
-            rule = learner.rule
+            waits, rule, old = self._waits(learner), learner.rule, self.old[learner.id]
             assert rule.step is not None
-            self.new[learner.id] = self._keep(learner, rule.keep) * self._kept(learner) + self.flow(rule.step)
+            new = old if waits.all() else self._keep(learner, rule.keep) * self._kept(learner) + self.flow(rule.step)
+            self.new[learner.id] = torch.where(waits.reshape(-1, *(1 for _ in learner.axes)), old, new) if waits.any() else new
         return self.new[learner.id]
 
     def _root(self, learner: Learner) -> Learner:
@@ -483,10 +528,10 @@ class Tick:
                 self.new[item.key] = self.old[item.key]
             elif item.kind == "kept":
                 self._kept(self.graph.learners[str(item.learner)])
-            elif item.kind == "position":
+            elif item.kind in ("position", "place"):
                 self.new[item.key] = self.old[item.key] + 1
         for flow in self.graph.flows.values():
-            if flow.op in (*CARRYING, "folded"):
+            if flow.op == "folded" or carries(flow):
                 self.flow(flow.id)
         return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
 
@@ -546,8 +591,8 @@ class OuterUpdate(Tick):
         self.names = list(names.values())
         self.values[f"{owner.id}.gradient"] = {name: gradients[name] for name in self.names}
 
-    def _mark_boundaries(self) -> None:
-        """The clock of an outer level has no periods longer than one step."""
+    def _begin(self) -> None:
+        """The clock of an outer level has no periods longer than one step, and no sequences."""
 
     def compute(self, flow: Flow, args: list[Any]) -> Any:
         if flow.op == "total":

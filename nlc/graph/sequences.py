@@ -1,0 +1,61 @@
+"""What ends with a sequence reads where one starts: states, contexts, the rows before a convolution, the position of a token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from nlc.graph.ir import Flow, Learner, LevelGraph
+
+POSITION = "position"
+
+
+def obey_sequences(graph: LevelGraph) -> LevelGraph:
+    """The graph in which all that a spec's `sequence` ends, and all that belongs to a learner with a `reset`, knows about it.
+
+    A learner with a reset of its own begins anew at both. Periods count from the start of a sequence.
+    """
+    flows, learners = dict(graph.flows), dict(graph.learners)
+    for learner in graph.learners.values():
+        if is_in_context(learner):
+            learners[learner.id] = replace(learner, reset=_either(flows, graph.starts, learner))
+    counts = [flow.id for flow in flows.values() if flow.op == "boundary"]
+    if graph.starts is not None and (counts or POSITION in flows):
+        flows[POSITION] = position(graph.starts)
+    for flow in list(flows.values()):
+        added = _added(graph.starts, flow, learners)
+        if added is not None and flow.id != POSITION:
+            own = {"conv": 1, "delay": 1, "attend": 3, "boundary": 0}[flow.op]
+            flows[flow.id] = replace(flow, args=(*flow.args[:own], added))
+    changed = graph.with_(flows=flows, learners=learners)
+    return graph if changed == graph else changed
+
+
+def is_in_context(learner: Learner) -> bool:
+    """Does it keep something for each row from token to token? The learners of its rule do as it does."""
+    return learner.host is None and learner.sharing == "sequence" and bool(learner.writes or learner.solve)
+
+
+def position(starts: str) -> Flow:
+    """The place of a token in its sequence, counted from 0."""
+    return Flow(POSITION, "position", (starts,))
+
+
+def _either(flows: dict[str, Flow], starts: str | None, learner: Learner) -> str | None:
+    """Where a sequence starts or the learner is reset."""
+    own = learner.reset
+    if starts is None or own is None or own == starts or own.endswith(":sequence"):
+        return starts if own is None else own
+    id = f"{own}:sequence"
+    flows[id] = Flow(id, "max", (starts, own), scope=learner.scope, span=flows[own].span)
+    return id
+
+
+def _added(starts: str | None, flow: Flow, learners: dict[str, Learner]) -> str | None:
+    """The operand that tells a flow where its past ends."""
+    if flow.op == "attend":
+        return learners[flow.attr("learner")].reset
+    if flow.op == "delay":
+        return learners[str(flow.attr("tail")).rpartition(".")[0]].reset
+    if flow.op == "conv":
+        return starts
+    return POSITION if flow.op == "boundary" and starts is not None else None
