@@ -158,6 +158,88 @@ def delayed(x: Tensor, tail: Tensor, by: int) -> tuple[Tensor, Tensor]:
     return rows[:, n - by : n - by + T], rows[:, T:].to(tail.dtype)
 
 
+def begun(z: dict[str, Tensor], reset: Tensor, first: dict[str, Tensor | float]) -> dict[str, Tensor]:
+    """The states in rows that begin anew at the first token: reset [B, T], not 0 there; first values without the batch, or numbers."""
+    fires = reset[:, 0] != 0
+    anew = {key: torch.where(fires.reshape(-1, *(1 for _ in z[key].shape[1:])), value, z[key]) for key, value in first.items()}
+    return {**z, **anew}
+
+
+def within(starts: Tensor) -> Tensor:
+    """The number of its sequence for each token, [B, T] counted from the one before the call: starts [B, T], not 0 where one starts."""
+    return (starts != 0).cumsum(1)
+
+
+def causal_conv_within(x: Tensor, tail: Tensor, weight: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """`causal_conv` in which no token sees a sequence before its own; the rows of the tail that its end does not see become zeros."""
+    T, width = x.shape[1], weight.shape[0]
+    rows, number = torch.cat([tail.to(x.dtype), x], 1), _with_tail(within(starts), width - 1)
+    y = rows[:, width - 1 :] * weight[width - 1]
+    for j in range(width - 1):
+        y = y + _where_same(rows[:, j : j + T], number[:, j : j + T], number[:, width - 1 :]) * weight[j]
+    return y, _where_same(rows[:, T:], number[:, T:], number[:, -1:]).to(tail.dtype)
+
+
+def delayed_within(x: Tensor, tail: Tensor, by: int, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """`delayed` in which a token sees zeros for those of a sequence before its own."""
+    rows, T, n = torch.cat([tail.to(x.dtype), x], 1), x.shape[1], tail.shape[1]
+    number = _with_tail(within(starts), n)
+    seen = _where_same(rows[:, n - by : n - by + T], number[:, n - by : n - by + T], number[:, n:])
+    return seen, _where_same(rows[:, T:], number[:, T:], number[:, -1:]).to(tail.dtype)
+
+
+def _with_tail(number: Tensor, length: int) -> Tensor:
+    """The numbers of sequences [B, T], and those of the rows before, which are all of the last one before the call."""
+    return torch.cat([number.new_zeros(number.shape[0], length), number], 1)
+
+
+def _where_same(rows: Tensor, theirs: Tensor, mine: Tensor) -> Tensor:
+    """rows [B, T, ...] where two numbers [B, T] are the same, zeros elsewhere."""
+    same = (theirs == mine).reshape(*rows.shape[:2], *(1 for _ in rows.shape[2:]))
+    return torch.where(same, rows, torch.zeros_like(rows))
+
+
+def changes(x: Tensor, last: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """1 where an index [B, T] differs from that of the token before, else 0; the last one of the call before is last [B]."""
+    x = x.to(last.dtype)
+    return (x != torch.cat([last.unsqueeze(1), x[:, :-1]], 1)).to(dtype), x[:, -1]
+
+
+def places(starts: Tensor, before: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The place of each token in its sequence, [B, T] from 0, and the tokens of the last one so far; before [B]: those before the call."""
+    t = torch.arange(starts.shape[1], device=starts.device)
+    first = torch.where(starts != 0, t, -before.unsqueeze(1)).cummax(1).values
+    place = t - first
+    return place.to(dtype), place[:, -1] + 1
+
+
+def attended_within(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float,
+    over: int,
+    starts: Tensor,
+    before: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`attended` in which a token sees samples of its own sequence only; before [B, n] are the starts among the samples of the context."""
+    T, n = query.shape[1], keys.shape[1]
+    keys, values = torch.cat([keys, key.to(keys.dtype)], 1), torch.cat([values, value.to(values.dtype)], 1)
+    before = torch.cat([before, starts.to(before.dtype)], 1)
+    q, k, v = query.transpose(1, 2), keys.transpose(1, 2).to(query.dtype), values.transpose(1, 2).to(query.dtype)
+    age = torch.arange(n, n + T, device=q.device).unsqueeze(1) - torch.arange(n + T, device=q.device)  # of a sample, at a token
+    number = within(before)
+    mask = (age >= 0) & (number[:, n:, None] == number[:, None, :])
+    mask = (mask & (age < over) if over else mask).unsqueeze(1)
+    answers = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if over:
+        first = max(n + T - over + 1, 0)
+        keys, values, before = keys[:, first:], values[:, first:], before[:, first:]
+    return answers.transpose(1, 2), keys, values, before
+
+
 def attended(
     query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float, over: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -297,8 +297,9 @@ class Expressions:
         return Code("ticks.to(dtype)[None]")
 
     def _boundary(self, flow: Flow, args: list[Code]) -> Code:
-        ticks = "(ticks + 1)" if flow.attr("last") else "ticks"
-        return Code(f"({ticks} % {flow.attr('period')} == 0).to(dtype)[None]")
+        place = args[0].at(ATOM) if args else "ticks"
+        ticks = f"({place} + 1)" if flow.attr("last") else place
+        return Code(f"({ticks} % {flow.attr('period')} == 0).to(dtype){'' if args else '[None]'}")
 
     # -- memories ------------------------------------------------------------------------------------------------------
 

@@ -188,9 +188,10 @@ class MemoryWriter:
         return flow.attr("state") == "after" or self._row(flow) != 0
 
     def _row(self, flow: Flow) -> int:
-        """Which state a recall reads: the memory, or its anchor (whose new value is what the period began with)."""
-        anchor = f"{self.learner.id}.anchor"
-        return self.form.states.index(anchor) if flow.attr("state") == "start" and anchor in self.form.states else 0
+        """Which state a recall reads: the memory, its anchor (whose new value is what the period began with), or it before the write."""
+        found = {"start": ("anchor", "before"), "before": ("before",)}.get(flow.attr("state"), ())
+        states = [state for part in found if (state := f"{self.learner.id}.{part}") in self.form.states]
+        return self.form.states.index(states[0]) if states else 0
 
     def _recurrent_read(self, flow: Flow) -> str:
         state = self.states[self._row(flow)] + ".mT" * self.form.flipped

@@ -9,10 +9,10 @@ from nlc.backends.torch_module.expressions import INLINE, Namer, identifier, res
 from nlc.backends.torch_module.memories import MemoryFunction
 from nlc.backends.torch_module.outer import OuterWriter
 from nlc.backends.torch_module.periods import Gates
-from nlc.backends.torch_module.regions import RegionFunction, RegionWriter, full_flows
+from nlc.backends.torch_module.regions import RegionFunction, RegionWriter, full_flows, tick_arguments
 from nlc.graph.equations import local
 from nlc.graph.ir import Learner
-from nlc.graph.state import needs_anchor, needs_position, state_tensors
+from nlc.graph.state import ZEROS, needs_anchor, needs_position, state_tensors
 from nlc.program.program import Program, Region, chains
 
 
@@ -176,7 +176,7 @@ class _Writer:
             "    STATES = {",
         ]
         for item in state_tensors(graph):
-            if item.kind == "position":
+            if item.is_integer:
                 continue
             shape = tuple(axis.size for axis in item.axes)
             start = f"{item.learner}.init" if item.init.learned else item.init.distribution
@@ -185,8 +185,10 @@ class _Writer:
 
     def _initial_state(self) -> list[str]:
         lines = INITIAL.splitlines()
-        if needs_position(self.graph):
-            lines.insert(-1, '        state["position"] = torch.zeros((), dtype=torch.int64, device=device)')
+        for item in (item for item in state_tensors(self.graph) if item.is_integer):
+            shape = "()" if item.kind == "position" else "(batch,)"
+            value = f"torch.zeros({shape}, " if item.init == ZEROS else f"torch.full({shape}, {int(item.init.args[0])}, "
+            lines.insert(-1, f"        state[{_quoted(item.key)}] = {value}dtype=torch.int64, device=device)")
         return lines
 
     def _run(self) -> list[str]:
@@ -195,15 +197,16 @@ class _Writer:
         lines += ['        """All values that outputs and loss need, by flow, and the new state. Changes no argument."""']
         lines += ["        p = dict(self.named_parameters())", "        new: dict[str, Tensor] = {}"]
         lines += [f"        {self.namer(name)} = inputs[{_quoted(name)}]" for name in self.graph.inputs]
-        if needs_position(self.graph):
-            first = self.namer(self.graph.inputs[0])
+        if any(function.ticks for function in self.named.values()) or needs_position(self.graph):
             lines += self._ticks()
+        if needs_position(self.graph) and self.graph.starts is None:
+            first = self.namer(self.graph.inputs[0])
             lines.append(f'        new["position"] = state["position"] + {first}.shape[1]')
         for run in chains(self.program):
             if run[0].for_loss:
                 continue
             lines += [f"        {line}" for line in self._calls(run)]
-        wanted = dict.fromkeys([id for _, id in self.graph.outputs] + self._loss_inputs())
+        wanted = dict.fromkeys([id for _, id in self.graph.outputs] + self._loss_inputs() + self._starts())
         values = ", ".join(f"{_quoted(id)}: {self._final(id)}" for id in wanted)
         lines.append(f"        return {{{values}}}, new")
         self._uses_in("\n".join(lines))
@@ -211,10 +214,13 @@ class _Writer:
 
     def _ticks(self) -> list[str]:
         """The position of every token, and the dtype it is computed with."""
+        dtype = "        dtype = compute_dtype(p, inputs)"
+        if "ticks" not in tick_arguments(self.graph):
+            return [dtype]
         return [
             "        first = next(iter(inputs.values()))",
             '        ticks = state["position"] + torch.arange(first.shape[1], device=first.device)',
-            "        dtype = compute_dtype(p, inputs)",
+            dtype,
         ]
 
     def _final(self, id: str) -> str:
@@ -243,7 +249,7 @@ class _Writer:
             carried = self.namer(last.outputs[0])
             stem = first.scope.rpartition(".")[0]
             start = int(first.scope.rpartition(".")[2])
-            others = [self.namer(id) for id in first.inputs[1:]] + (["ticks", "dtype"] if function.ticks else [])
+            others = [self.namer(id) for id in first.inputs[1:]] + (tick_arguments(self.graph) if function.ticks else [])
             path = f'f"{stem}.{{i}}"'
             begin = [f"{carried} = {self.namer(first.inputs[0])}"] if carried != self.namer(first.inputs[0]) else []
             return [
@@ -256,7 +262,7 @@ class _Writer:
 
     def _call(self, region: Region, state: str) -> list[str]:
         function = self.named[region]
-        args = [self.namer(id) for id in region.inputs] + (["ticks", "dtype"] if function.ticks else [])
+        args = [self.namer(id) for id in region.inputs] + (tick_arguments(self.graph) if function.ticks else [])
         outs = [self.namer(id) for id in region.outputs]
         if region.loop is not None:
             return self._loop(region, function, outs, args)
@@ -295,6 +301,11 @@ class _Writer:
             found.append(self.graph.loss)
         return [id for id in found if self.graph.flows[id].op != "next"]
 
+    def _starts(self) -> list[str]:
+        """Where sequences start, for a loss that looks at the next token."""
+        asked = self.graph.loss is not None and any(flow.op == "next" for flow in self.graph.flows.values())
+        return [self.graph.starts] if asked and self.graph.starts is not None else []
+
     def _loss(self) -> list[str]:
         graph = self.graph
         owner = self.program.owners[0] if self.program.owners else None
@@ -318,6 +329,9 @@ class _Writer:
             x = f"inputs[{_quoted(flow.args[0])}]"
             shifted = f"torch.cat([{x}[:, 1:], torch.full_like({x}[:, :1], -1)], 1)"
             lines.append(f'        {self.namer(flow.id)} = inputs["targets"] if "targets" in inputs else {shifted}')
+            for starts in self._starts():
+                later = f"torch.nn.functional.pad(values[{_quoted(starts)}][:, 1:] != 0, (0, 1))"
+                lines.append(f"        {self.namer(flow.id)} = torch.where({later}, -1, {self.namer(flow.id)})")
         lines += ["        p = dict(self.named_parameters())"] if self._loss_regions() else []
         for id in self._loss_inputs():
             lines.append(f"        {self.namer(id)} = values[{_quoted(id)}]")

@@ -14,10 +14,14 @@ from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.order import Node
 from nlc.graph.solved import softmax_scale
+from nlc.graph.state import needs_position, root_of, state_tensors
 from nlc.program.program import Program, Region, Sweep
 
 QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
 """Operators whose unnamed, once-read flows are written inside the expression that reads them."""
+
+COUNTING = ("position", "boundary", "new")
+"""Operators that make numbers of counts or of indices, in the dtype of the states."""
 
 
 @dataclass
@@ -52,12 +56,13 @@ class RegionWriter:
     def function(self, name: str) -> RegionFunction:
         arguments_ = [self.namer(id) for id in self.region.inputs]
         self.expressions.variables.update(self.region.inputs)
+        self._begin_period()
         for node in self.region.nodes:
             self._write(node)
-        ticks = any(self.graph.flows[id].op in ("position", "boundary") for kind, id in self.region.nodes if kind == "flow")
+        ticks = any(self.graph.flows[id].op in COUNTING for kind, id in self.region.nodes if kind == "flow")
         uses = self.expressions.used | {use for memory in self.memories for use in memory.uses}
         if ticks:
-            arguments_ += ["ticks", "dtype"]
+            arguments_ += tick_arguments(self.graph)
         arguments_ += ["gates"] if self.gates else []
         head = [f"def {name}(p: dict[str, Tensor], z: dict[str, Tensor], {', '.join(f'{a}: Tensor' for a in arguments_)}):"]
         head[0] = (
@@ -75,6 +80,31 @@ class RegionWriter:
         outputs = [self.expressions.code(id).text for id in self.region.outputs]
         tail = f"    return {', '.join([*outputs, f'{{{states}}}'])}" + ("" if outputs else ",")
         return RegionFunction(name, "\n".join([*head, *self.lines, tail]), self.memories, uses, ticks, self.gates)
+
+    def _begin_period(self) -> None:
+        """In a loop over periods, learners begin anew at the first token of one, before all else."""
+        ids = self.region.loop.learners if self.region.loop is not None else ()
+        reset = self.graph.learners[ids[0]].reset if ids else None
+        if reset is None:
+            return
+        first = []
+        for item in state_tensors(self.graph):
+            if item.learner is not None and root_of(self.graph, item.learner) in ids:
+                key = local(item.key, self.region.scope)
+                first.append(f'"{key}": {self._first(item.learner)}')
+                if item.kind == "anchor":
+                    self.states[item.key] = f'z["{key}"]'
+        self.expressions.used.add("begun")
+        self._line(f"z = begun(z, {self.expressions.code(reset).text}, {{{', '.join(first)}}})")
+
+    def _first(self, id: str) -> str:
+        """What a learner begins with: a tensor without the batch, or a number."""
+        init, like = self.graph.learners[id].init, f'z["{local(id, self.region.scope)}"]'
+        if init.learned:
+            return f'p["{local(id, self.region.scope)}.init"].to({like}.dtype)'
+        if init.distribution == "eye":
+            return f"torch.eye(*{like}.shape[-2:], dtype={like}.dtype, device={like}.device)"
+        return repr({"zeros": 0.0, "ones": 1.0}.get(init.distribution, init.args[0] if init.args else 0.0))
 
     def _doc(self) -> str:
         first = next(((kind, id) for kind, id in self.region.nodes if kind == "flow" and self.graph.flows[id].span.file), None)
@@ -109,7 +139,11 @@ class RegionWriter:
         anonymous = ":" in local(id, self.region.scope)
         if flow.op in QUIET and anonymous and self.reads[id] == 1 and id not in self.region.outputs:
             return
-        if flow.op == "conv":
+        if flow.op == "new":
+            self._new(flow)
+        elif flow.op == "position" and flow.args:
+            self._place(flow)
+        elif flow.op == "conv":
             self._conv(flow)
         elif flow.op == "delay":
             self._delay(flow)
@@ -136,11 +170,39 @@ class RegionWriter:
         if flow.attr("width") == 1:
             self._assign(flow, f"{x.at(9)} * {weight}[0]")
             return
-        self.expressions.used.add("causal_conv")
+        name, within = self._within("causal_conv", flow)
         self.expressions.variables.add(flow.id)
         tail = f"{self.namer(key + ':tail')}"
-        self._line(f'{self.namer(flow.id)}, {tail} = causal_conv({x.text}, z["{local(key, self.region.scope)}"], {weight})', show(flow))
+        arguments_ = f'{x.text}, z["{local(key, self.region.scope)}"], {weight}{within}'
+        self._line(f"{self.namer(flow.id)}, {tail} = {name}({arguments_})", show(flow))
         self.states[key] = tail
+
+    def _within(self, function: str, flow: Flow) -> tuple[str, str]:
+        """A function that carries rows, and its last argument where sequences end what it carries."""
+        own = {"conv": 1, "delay": 1, "attend": 3}[flow.op]
+        name, within = function, ""
+        if len(flow.args) > own:
+            name, within = f"{function}_within", f", {self._normal(flow.args[own], (), (), [])}"
+        self.expressions.used.add(name)
+        return name, within
+
+    def _new(self, flow: Flow) -> None:
+        """Where an index differs from that of the token before."""
+        x, key = self.expressions.code(flow.args[0]).text, str(flow.attr("tail"))
+        self.expressions.used.add("changes")
+        self.expressions.variables.add(flow.id)
+        last = self.namer(f"{key}:new")
+        self._line(f'{self.namer(flow.id)}, {last} = changes({x}, z["{local(key, self.region.scope)}"], dtype)', show(flow))
+        self.states[key] = last
+
+    def _place(self, flow: Flow) -> None:
+        """The position of each token in its sequence."""
+        starts = self._normal(flow.args[0], (), (), [])
+        self.expressions.used.add("places")
+        self.expressions.variables.add(flow.id)
+        count = self.namer("position:new")
+        self._line(f'{self.namer(flow.id)}, {count} = places({starts}, z["position"], dtype)', show(flow))
+        self.states["position"] = count
 
     def _delay(self, flow: Flow) -> None:
         x, key = self.expressions.code(flow.args[0]).text, str(flow.attr("tail"))
@@ -148,11 +210,11 @@ class RegionWriter:
             self.needs_size = True
             self.expressions.used.add("spread")
             x = f"spread({x}, {', '.join(['B', 'T', *(str(axis.size) for axis in flow.axes)])})"
-        self.expressions.used.add("delayed")
+        name, within = self._within("delayed", flow)
         self.expressions.variables.add(flow.id)
         tail = self.namer(f"{key}:tail")
         state = local(key, self.region.scope)
-        self._line(f'{self.namer(flow.id)}, {tail} = delayed({x}, z["{state}"], {flow.attr("by")})', show(flow))
+        self._line(f'{self.namer(flow.id)}, {tail} = {name}({x}, z["{state}"], {flow.attr("by")}{within})', show(flow))
         self.states[key] = tail
 
     def _attend(self, flow: Flow) -> None:
@@ -174,11 +236,16 @@ class RegionWriter:
                 text = f"{text}.reshape(B, -1, {copies}, {size_of(rest)})"
                 self.needs_size = True
             texts.append(text)
-        new = [self.namer(f"{learner.id}.{part}:new") for part in ("keys", "values")]
+        parts = ("keys", "values", "starts") if len(flow.args) > 3 else ("keys", "values")
+        new = [self.namer(f"{learner.id}.{part}:new") for part in parts]
         answer = self.namer(flow.id)
-        self.expressions.used.add("attended")
+        name, within = self._within("attended", flow)
+        if within:
+            within += f', z["{local(f"{learner.id}.starts", self.region.scope)}"]'
+            self.states[f"{learner.id}.starts"] = new[2]
         self.expressions.variables.add(flow.id)
-        self._line(f"{answer}, {', '.join(new)} = attended({', '.join(texts)}, {scale!r}, {learner.solve.over})", show(flow))
+        given = f"{', '.join(texts)}, {scale!r}, {learner.solve.over}{within}"
+        self._line(f"{answer}, {', '.join(new)} = {name}({given})", show(flow))
         if (len(per), len(out)) != (1, 1):
             self._line(f"{answer} = {answer}{_unflat(2, per)}{_unflat(-1, out)}")
         for part, name, rest in (("keys", new[0], inside), ("values", new[1], out)):
@@ -281,12 +348,12 @@ class RegionWriter:
         return f"at_sample({text}, {learner.samples.size}, {_place(learner, recalls[int(role.split()[1])])})"
 
     def _normal(self, id: str, per: Axes, rest: Axes, sizes: list[int]) -> str:
-        shape = f"B, T, {', '.join(map(str, sizes))}"
+        shape = ", ".join(["B", "T", *map(str, sizes)])
         if self.expressions.constant(id):
             self.needs_size = True
             return f"{self._like()}.new_full(({shape}), {self.expressions.code(id).text})"
         flow = self.graph.flows[id]
-        code = self.expressions.copies_of(id, per, rest)
+        code = self.expressions.copies_of(id, per, rest) if sizes else self.expressions.code(id)
         if len(rest) > 1:
             code = Code(f"{code.at(9)}.flatten(3)")
         if id in self.full and set(flow.axes) == set(per + rest):
@@ -303,7 +370,9 @@ class RegionWriter:
 
     def _state(self, learner: Learner, key: str) -> str:
         """A state as [B, G, K, V]."""
-        text = f'z["{local(key, self.region.scope)}"]'
+        form = learner.linear
+        assert isinstance(form, LinearForm)
+        text = self._beside(key) if key in form.beside else f'z["{local(key, self.region.scope)}"]'
         if is_apart(learner):
             copies = ".flatten(1, -2)" if learner.per or len(learner.store.out_axes) > 1 else ""
             if not learner.store.in_axes:
@@ -318,6 +387,14 @@ class RegionWriter:
         if len(learner.per) != 1:
             text += f".flatten(1, {len(learner.per)})" if learner.per else ".unsqueeze(1)"
         return text
+
+    def _beside(self, key: str) -> str:
+        """A state of a recurrence that is not carried: a first state for every row, or any value that its first token replaces."""
+        id, _, part = key.rpartition(".")
+        like, first = f'z["{local(id, self.region.scope)}"]', self._first(id)
+        if part == "before":
+            return like
+        return f"{first}.expand_as({like})" if "torch" in first or "p[" in first else f"torch.full_like({like}, {first})"
 
     def _answers(self, sweep: Sweep, learner: Learner, i: int, count: int, answers: list[str]) -> None:
         last = ".squeeze(-1)" if is_apart(learner) else ""
@@ -339,6 +416,8 @@ class RegionWriter:
         copies = size_of(swept.per)
         assert isinstance(learner.linear, LinearForm)
         for key, name in zip(learner.linear.states, new, strict=True):
+            if key in learner.linear.beside:
+                continue
             text = name if count == 1 else f"{name}[:, {i * copies}:{(i + 1) * copies}]"
             text += _unflat(1, swept.per)
             if is_apart(learner):
@@ -383,12 +462,17 @@ def _join(texts: list[str], axis: int) -> str:
     return texts[0] if len(texts) == 1 else f"torch.cat([{', '.join(texts)}], {axis})"
 
 
+def tick_arguments(graph: LevelGraph) -> list[str]:
+    """What a region that counts tokens is given: positions in the stream, unless sequences have their own, and the dtype of numbers."""
+    return ["ticks", "dtype"] if needs_position(graph) and graph.starts is None else ["dtype"]
+
+
 def full_flows(graph: LevelGraph) -> set[str]:
     """The flows whose tensors have their full batch and time; the others are the same for all rows or tokens."""
     full: set[str] = set()
     for flow in graph.flows.values():
         learner = graph.learners.get(str(flow.attr("learner")))
         memory = flow.op == "attend" or (flow.op == "recall" and learner is not None and bool(learner.writes))
-        if memory or flow.op in ("input", "next", "embed", "delay") or any(arg in full for arg in flow.args):
+        if memory or flow.op in ("input", "next", "embed", "delay", "new") or any(arg in full for arg in flow.args):
             full.add(flow.id)
     return full

@@ -99,6 +99,8 @@ def _check(graph: LevelGraph, members: list[Learner]) -> None:
         raise General(f"its gradients are taken at the {first.at} state, which every token changes", first.span)
     if first.clock is not None and first.clock.period > 1 and first.fold.get("token") != "each":
         raise General("its updates are folded over a period", first.span)
+    if graph.starts is not None and first.clock is not None and first.clock.period > 1:
+        raise General("sequences may start inside its periods", first.span)
     if first.sharing != "sequence":
         raise General(f"its state is `{first.sharing}`, not one per sequence", first.span)
 
@@ -155,6 +157,7 @@ class _Anchored(Derivation):
     def __init__(self, graph: LevelGraph, learner: Learner, products: list[tuple[int, Product]], whole: bool) -> None:
         super().__init__(graph, learner)
         self.products, self.whole = products, whole
+        self.reset = None  # the loop over periods begins anew by itself
 
     def run(self) -> LinearForm:
         self._no_feedback()

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from nlc.diagnostics import Span
+from nlc.graph.begun import begun_anew
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
 from nlc.graph.inverse import inverses
 from nlc.graph.ir import Attribute, Axis, Flow, Learner, LevelGraph, Write
 from nlc.graph.proximal import curvature
 from nlc.graph.sequences import POSITION, position
-from nlc.graph.state import needs_anchor, needs_kept
+from nlc.graph.state import needs_anchor, needs_kept, root_of
 from nlc.graph.transposed import sees_its_tensor, transposed_write
 
 
@@ -51,6 +52,8 @@ class LinearForm:
     """The coefficients that differ between the key channels; the others are one number for each copy."""
     flipped: bool = False
     """The recurrence is that of the transposed states: keys and probes are on the side of the values, targets on that of the keys."""
+    beside: tuple[str, ...] = ()
+    """States that are not carried from call to call: what a learner begins anew with, `S.init`; the state before the write, `S.before`."""
 
     apart: bool = False
     """Gates or rates differ between the channels of the values: each channel is a memory of its own, with the keys of all (`as_swept`)."""
@@ -133,12 +136,12 @@ def linear_form(graph: LevelGraph, learner: Learner) -> tuple[LinearForm | NotLi
 
 class Derivation:
     def __init__(self, graph: LevelGraph, learner: Learner) -> None:
-        self.graph, self.learner = graph, learner
+        self.graph, self.learner, self.reset = graph, learner, learner.reset
         self.algebra = Algebra(graph, learner)
         self.copies = {*learner.per, *([learner.samples] if learner.samples is not None else [])}
         self.channels = set(learner.store.in_axes) - set(learner.store.out_axes)
         self.values = set(learner.store.out_axes) - set(learner.store.in_axes) if learner.store.form in ("map", "value") else set()
-        self.inner = [m for m in graph.learners.values() if _root(graph, m) == learner.id and m.id != learner.id]
+        self.inner = [m for m in graph.learners.values() if root_of(graph, m.id) == learner.id and m.id != learner.id]
         self.inner_ids = {m.id for m in self.inner}
         self.new: dict[str, Affine] = {}
         self.moving: dict[str, bool] = {}
@@ -211,6 +214,9 @@ class Derivation:
     def form(self, states: list[str], rows: dict[str, Affine], writes: list[LinearWrite]) -> LinearForm:
         F = tuple(tuple(rows[i].terms.get(j, 0) for j in states) for i in states)
         form = LinearForm(tuple(states), F, tuple(writes), self._log_keep(F))
+        if self.reset is not None:
+            form = begun_anew(self, form, self.reset)
+            form = replace(form, log_keep=self._log_keep(form.F))
         flipped = any(sees_its_tensor(self, write, number) for number, write in enumerate(self.learner.writes))
         form = self._apart(replace(form, wide=frozenset(self._wide(form)), flipped=flipped))
         if flipped and any(flow.op == "erase" and flow.attr("learner") == self.learner.id for flow in self.graph.flows.values()):
@@ -514,13 +520,6 @@ class Derivation:
         if len(F) == 1 and isinstance(gate, str) and self.algebra.flows[gate].op == "exp":
             return self.algebra.flows[gate].args[0]
         return None
-
-
-def _root(graph: LevelGraph, learner: Learner) -> str:
-    """The learner at the end of the chain of hosts."""
-    while learner.host is not None:
-        learner = graph.learners[learner.host]
-    return learner.id
 
 
 def coefficients(form: LinearForm) -> list[Coefficient | None]:

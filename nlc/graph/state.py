@@ -38,11 +38,17 @@ def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
     return reads or learner.at == "start"
 
 
+def root_of(graph: LevelGraph, id: str) -> str:
+    """The learner at the end of the chain of hosts."""
+    while (host := graph.learners[id].host) is not None:
+        id = host
+    return id
+
+
 def folding(graph: LevelGraph, learner: Learner) -> Learner | None:
     """The memory at whose period's end a learner, it or one of its rule, is updated; None where that is every token."""
-    while learner.host is not None:
-        learner = graph.learners[learner.host]
-    return learner if learner.folds else None
+    memory = graph.learners[root_of(graph, learner.id)]
+    return memory if memory.folds else None
 
 
 def needs_kept(graph: LevelGraph, learner: Learner) -> bool:

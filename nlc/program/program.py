@@ -19,7 +19,7 @@ from nlc.graph.equations import local
 from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, roles
-from nlc.graph.ops import CARRYING
+from nlc.graph.ops import carries
 from nlc.graph.order import Node
 from nlc.passes.classify import is_memory
 from nlc.program.periods import Loop, loops
@@ -105,7 +105,7 @@ def _dependencies(graph: LevelGraph, sweeps: dict[str, Sweep]) -> nx.DiGraph[Nod
     answers = {flow.id: sweep.id for sweep in sweeps.values() for flows in sweep.recalls for flow in flows}
     needs: nx.DiGraph[Node] = nx.DiGraph()
     todo: list[Node] = [("flow", root) for root in graph.roots()] + [("sweep", id) for id in sweeps]
-    todo += [("flow", flow.id) for flow in graph.flows.values() if flow.op in CARRYING and flow.host is None]
+    todo += [("flow", flow.id) for flow in graph.flows.values() if carries(flow) and flow.host is None]
     while todo:
         node = todo.pop()
         if needs.has_node(node) and needs.nodes[node].get("done"):
@@ -126,6 +126,7 @@ def _reads(graph: LevelGraph, sweeps: dict[str, Sweep], answers: dict[str, str],
         assert isinstance(learner.linear, LinearForm)
         queries = [flow.args[0] if flow.args else None for flow in recalls]
         found += [flow for _, flow in roles(learner.linear, queries, ridges_of(recalls)) if flow is not None]
+        found += [learner.reset] if learner.group is not None and learner.reset is not None else []
     return [("flow", flow) for flow in found]
 
 
@@ -226,7 +227,7 @@ def _parts(
 def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
     """What neither an output nor a state needs."""
     roots: set[Node] = {("flow", id) for _, id in graph.outputs} | {node for node in needs if node[0] == "sweep"}
-    roots |= {node for node in needs if node[0] == "flow" and graph.flows[node[1]].op in CARRYING}
+    roots |= {node for node in needs if node[0] == "flow" and carries(graph.flows[node[1]])}
     needed = roots.union(*(nx.ancestors(needs, root) for root in roots if root in needs)) if roots else set()
     # a sweep makes all that is recalled from its memories, together
     needed |= {node for node in needs if node[0] == "flow" and any(before[0] == "sweep" for before in needs.predecessors(node))}

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import nlc
-from nlc.diagnostics import BackendError, DataError
 from nlc.graph.build import build
 from nlc.language.load import loads
+from nlc.passes.choose_form import ChooseForm
 from nlc.passes.expand_templates import expand
+from nlc.passmanager import PassManager, pipeline
 from nlc.reference.interpreter import Reference
+from nlc.runtime.compiled import CompiledSpec
+from nlc.runtime.compiling import compile_graph
 from tests.conformance.comparing import assert_equal, in_calls, with_gradients
 
 Tensors = dict[str, Tensor]
@@ -27,38 +29,84 @@ name: packed
 dims: {H: 2, K: 3, V: 4, R: 2, d: 5}
 inputs: {doc: {index: 100}, q: [H, K], k: [H, K], v: [H, V], p: [H, K], g: [H], b: [H], c: [H, K], kr: [R, H, K], vr: [R, H, V], x: [d]}
 """
+
+
+def memory(learn: str, rest: str = "") -> str:
+    return f"{{store: {{matrix: [K, V]}}, per: [H], {rest}learn: {learn}}}"
+
+
+def attention(over: str) -> str:
+    weight = "weight: 'exp(K^-0.5 * dot(query, key))'"
+    return f"{{store: {{vector: [V]}}, per: [H], learn: {{key: k, value: v, over: {over}, {weight}, solve: exact}}}}"
+
+
+MOMENTUM = "rule: {momentum: {rate: 0.2, decay: 0.8}}"
+OJA = "minimize: '0.5 * sum((self.W @ value)^2) - sum(pred * value)'"
 LEARNERS = {
-    "additive": "{store: {matrix: [K, V]}, per: [H], learn: {key: k, value: v, minimize: dot}}",
-    "logarithmic gate": "{store: {matrix: [K, V]}, per: [H], learn: {key: k, value: v, rate: b, keep: exp(-g * g), at: decayed}}",
-    "learned": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: {key: k, value: v, rate: b, keep: sigmoid(g)}}",
-    "constant, gate of channels": "{store: {matrix: [K, V]}, per: [H], init: 0.5, learn: {key: k, value: v, minimize: dot, keep: sigmoid(c)}}",
-    "delta of channels": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: {key: k, value: v, rate: b, keep: sigmoid(c), at: decayed}}",
-    "before": "{store: {matrix: [K, V]}, per: [H], read: before, learn: {key: k, value: v, rate: b}}",
-    "probe": "{store: {matrix: [K, V]}, per: [H], learn: {key: k, value: v - self(p), minimize: dot, rate: b, keep: exp(-g * g), at: decayed}}",
-    "two writes": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: [{key: k, value: v, rate: b}, {key: p, value: v, minimize: dot}]}",
-    "momentum": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: {key: k, value: v, rule: {momentum: {rate: 0.2, decay: 0.8}}, keep: 0.9}}",
-    "samples": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: {key: kr, value: vr, rate: b, keep: exp(-g * g), at: decayed, fold: {R: each}}}",
-    "window": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: {key: k, value: v, over: 3 tokens, weight: b, rate: 0.3}}",
-    "transposed": "{store: {matrix: [K, V]}, per: [H], learn: {key: k, value: v, minimize: '0.5 * sum((self.W @ value)^2) - sum(pred * value)', rate: b, keep: g}}",
-    "attention": "{store: {vector: [V]}, per: [H], learn: {key: k, value: v, over: all, weight: 'exp(K^-0.5 * dot(query, key))', solve: exact}}",
-    "attention in a window": "{store: {vector: [V]}, per: [H], learn: {key: k, value: v, over: 4 tokens, weight: 'exp(K^-0.5 * dot(query, key))', solve: exact}}",
+    "additive": memory("{key: k, value: v, minimize: dot}"),
+    "logarithmic gate": memory("{key: k, value: v, rate: b, keep: exp(-g * g), at: decayed}"),
+    "learned": memory("{key: k, value: v, rate: b, keep: sigmoid(g)}", "init: learned, "),
+    "constant, gate of channels": memory("{key: k, value: v, minimize: dot, keep: sigmoid(c)}", "init: 0.5, "),
+    "delta of channels": memory("{key: k, value: v, rate: b, keep: sigmoid(c), at: decayed}", "init: learned, "),
+    "before": memory("{key: k, value: v, rate: b}", "read: before, "),
+    "probe": memory("{key: k, value: v - self(p), minimize: dot, rate: b, keep: exp(-g * g), at: decayed}"),
+    "two writes": memory("[{key: k, value: v, rate: b}, {key: p, value: v, minimize: dot}]", "init: learned, "),
+    "momentum": memory(f"{{key: k, value: v, {MOMENTUM}, keep: 0.9}}", "init: learned, "),
+    "samples": memory("{key: kr, value: vr, rate: b, keep: exp(-g * g), at: decayed, fold: {R: each}}", "init: learned, "),
+    "window": memory("{key: k, value: v, over: 3 tokens, weight: b, rate: 0.3}", "init: learned, "),
+    "transposed": memory(f"{{key: k, value: v, {OJA}, rate: b, keep: g}}"),
+    "attention": attention("all"),
+    "attention in a window": attention("4 tokens"),
 }
 PERIODS = {
-    "anchor": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: {key: k, value: v, rate: b, keep: sigmoid(g), fold: each}}",
-    "start": "{store: {matrix: [K, V]}, per: [H], read: start, learn: {key: k, value: v, rate: b, fold: each}}",
-    "sum": "{store: {matrix: [K, V]}, per: [H], init: learned, learn: {key: k, value: v, rate: b, keep: sigmoid(g)}}",
-    "last": "{store: {matrix: [K, V]}, per: [H], learn: {key: k, value: v, rule: {momentum: {rate: 0.2}}, fold: last}}",
+    "anchor": memory("{key: k, value: v, rate: b, keep: sigmoid(g), fold: each}", "init: learned, "),
+    "start": memory("{key: k, value: v, rate: b, fold: each}", "read: start, "),
+    "sum": memory("{key: k, value: v, rate: b, keep: sigmoid(g)}", "init: learned, "),
+    "last": memory("{key: k, value: v, rule: {momentum: {rate: 0.2}}, fold: last}"),
 }
-SPECS = {name: f"levels: {{memory: {{every: 1 token, learners: {{S: {text}}}}}}}\noutputs: {{o: S(q)}}\n" for name, text in LEARNERS.items()}
-SPECS |= {name: f"levels: {{memory: {{every: 4 tokens, learners: {{S: {text}}}}}}}\noutputs: {{o: S(q)}}\n" for name, text in PERIODS.items()}
+SPECS = {
+    name: f"levels: {{memory: {{every: 1 token, learners: {{S: {text}}}}}}}\noutputs: {{o: S(q)}}\n" for name, text in LEARNERS.items()
+}
+SPECS |= {
+    name: f"levels: {{memory: {{every: 4 tokens, learners: {{S: {text}}}}}}}\noutputs: {{o: S(q)}}\n" for name, text in PERIODS.items()
+}
 SPECS["convolution"] = "outputs: {o: 'conv(q, 3) + conv(k, 1)'}\n"
 SPECS["position"] = "outputs: {o: q * cos(position)}\n"
+DEEP = "store: {params: {W1: [d, K], b: [d], W2: [V, d]}, call: z -> W2 @ gelu(W1 @ z + b)}, per: [H], init: learned"
+FUNCTION = f"{{{DEEP}, learn: {{key: k, value: v, {MOMENTUM}, keep: sigmoid(g)}}}}"
+SPECS["function"] = f"levels: {{memory: {{every: 1 token, learners: {{S: {FUNCTION}}}}}}}\noutputs: {{o: S(q)}}\n"
+ANCHORED = FUNCTION.replace("value: v,", "value: v, fold: each,")
+RESETS = {
+    "every": SPECS["learned"].replace("learn:", "reset: {every: 5 tokens, to: init}, learn:"),
+    "when": SPECS["momentum"].replace("learn:", "reset: {when: 'max(sum(x) > 0.8, new(doc))'}, learn:"),
+    "context": SPECS["attention"].replace("learn:", "reset: {every: 5 tokens}, learn:"),
+    "window": SPECS["window"].replace("learn:", "reset: {every: 5 tokens}, learn:"),
+    "periods": SPECS["anchor"].replace("learn:", "reset: {every: 8 tokens}, learn:"),
+    "folded": SPECS["sum"].replace("learn:", "reset: {every: 8 tokens}, learn:"),
+    "function": SPECS["anchor"].replace(PERIODS["anchor"], ANCHORED).replace("learn:", "reset: {every: 8 tokens}, learn:"),
+}
 PACKED = "sequence: {starts: new(doc)}\n"
+TEXTS = {f"documents, {name}": HEAD + PACKED + text for name, text in SPECS.items()}
+TEXTS |= {f"reset, {name}": HEAD + text for name, text in RESETS.items()}
+TEXTS["both"] = HEAD + PACKED + RESETS["every"]
+TEXTS["both, in periods"] = HEAD + PACKED + RESETS["folded"]
+FORMS = {"recurrent": ChooseForm(form="recurrent"), "chunks of 4": ChooseForm(form="chunkwise", chunk=4), "chosen": ChooseForm()}
 
 
 def inputs(lengths: tuple[tuple[int, ...], ...] = LENGTHS) -> Tensors:
     generator = torch.Generator().manual_seed(1)
-    shapes = {"q": (2, 3), "k": (2, 3), "v": (2, 4), "p": (2, 3), "g": (2,), "b": (2,), "c": (2, 3), "kr": (2, 2, 3), "vr": (2, 2, 4), "x": (5,)}
+    shapes = {
+        "q": (2, 3),
+        "k": (2, 3),
+        "v": (2, 4),
+        "p": (2, 3),
+        "g": (2,),
+        "b": (2,),
+        "c": (2, 3),
+        "kr": (2, 2, 3),
+        "vr": (2, 2, 4),
+        "x": (5,),
+    }
     made = {name: 0.5 * torch.randn(len(lengths), T, *shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     doc = torch.stack([torch.cat([torch.full((n,), 3 * i + 2) for i, n in enumerate(row)]) for row in lengths])
     return {"doc": doc, **made}
@@ -82,23 +130,61 @@ def in_pieces(machine: Reference, given: Tensors, ends: tuple[int, ...]) -> Tens
     return {"o": torch.cat(pieces, 1)}
 
 
-def alone(text: str) -> Tensors:
+def alone(text: str, rows: tuple[tuple[int, ...], ...]) -> Tensors:
     """Each document by itself, with the spec that knows no documents."""
     machine, given = reference(HEAD + text), inputs()
-    leaves, rows = leaves_of(given, machine), []
-    for row, lengths in enumerate(LENGTHS):
+    leaves, found = leaves_of(given, machine), []
+    for row, lengths in enumerate(rows):
         cuts = list(itertools.accumulate(lengths, initial=0))
         parts = [{name: x[row : row + 1, begin:end] for name, x in given.items()} for begin, end in itertools.pairwise(cuts)]
-        rows.append(torch.cat([machine.run(part)[0]["o"] for part in parts], 1))
-    return with_gradients({"o": torch.cat(rows)}, leaves)
+        found.append(torch.cat([machine.run(part)[0]["o"] for part in parts], 1))
+    return with_gradients({"o": torch.cat(found)}, leaves)
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("ends", [(T,), (3, 5, 6, T)], ids=["one call", "calls"])
-def test_a_row_of_documents_is_each_document_by_itself(name: str, ends: tuple[int, ...]) -> None:
+def test_a_row_of_documents_is_each_document_by_itself(name: str) -> None:
     machine, given = reference(HEAD + PACKED + SPECS[name]), inputs()
     leaves = leaves_of(given, machine)
 
-    packed = with_gradients(in_pieces(machine, given, ends), leaves)
+    packed = with_gradients(in_pieces(machine, given, (3, 5, 6, T)), leaves)
 
-    assert_equal(packed, alone(SPECS[name]), 1e-10)
+    assert_equal(packed, alone(SPECS[name], LENGTHS), 1e-10)
+
+
+@pytest.mark.parametrize(("name", "every"), [("every", 5), ("context", 5), ("window", 5), ("periods", 8), ("folded", 8), ("function", 8)])
+def test_a_learner_that_is_reset_is_one_that_begins_there(name: str, every: int) -> None:
+    machine, given = reference(HEAD + RESETS[name]), inputs()
+    leaves = leaves_of(given, machine)
+    parts = [every] * (T // every) + [T % every]
+
+    found = with_gradients(in_pieces(machine, given, (3, 5, 6, T)), leaves)
+
+    assert_equal(found, alone(RESETS[name].replace(f"reset: {{every: {every} tokens}}, ", ""), (tuple(parts),) * 2), 1e-10)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", TEXTS)
+def test_compiled_code_begins_anew_as_the_reference_does(name: str, form: str) -> None:
+    machine, given = reference(TEXTS[name]), inputs()
+    module = compiled(TEXTS[name], FORMS[form])
+    leaves, mine = leaves_of(given, machine), dict(module.named_parameters())
+    with torch.no_grad():
+        for key, value in mine.items():
+            value.copy_(machine.parameters[key])
+
+    outputs, state = machine.run(given)
+    theirs = with_gradients({"o": outputs["o"], **floats(state)}, leaves)
+    calls = [in_calls(module, given, module.initial_state(2, given), ends) for ends in ((T,), (3, 5, 6, 18))]
+
+    for each in calls:
+        ours = with_gradients(floats(each), {name: mine.get(name, x) for name, x in leaves.items()})
+        assert_equal(ours, theirs, 1e-10)
+
+
+def compiled(text: str, form: ChooseForm) -> CompiledSpec:
+    _, stages = PassManager(pipeline()).run(build(loads(text, "packed.yaml")))
+    return compile_graph(form.run(stages[-2].graph), stages, "eager", 0).double()
+
+
+def floats(tensors: Tensors) -> Tensors:
+    return {name: x for name, x in tensors.items() if x.is_floating_point()}
