@@ -19,6 +19,7 @@ from torch._inductor.graph import GraphLowering
 
 from nlc.diagnostics import BackendError
 from nlc.graph.ir import LevelGraph
+from nlc.graph.sequences import documents
 from nlc.runtime.codes import BackendFailed
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def example_inputs(graph: LevelGraph, batch: int, tokens: int, seed: int = 0) ->
         flow = graph.flows[name]
         shape = (batch, tokens, *(axis.size for axis in flow.axes))
         if flow.dtype == "index":
-            inputs[name] = torch.randint(flow.attr("size"), shape, generator=generator)
+            numbers = torch.randint(flow.attr("size"), shape, generator=generator)
+            inputs[name] = numbers.sort(1).values if name in documents(graph) else numbers
         else:
             inputs[name] = 0.1 * torch.randn(shape, generator=generator)
     return inputs

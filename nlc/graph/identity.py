@@ -42,6 +42,7 @@ def _canonical(graph: LevelGraph) -> object:
         ("learners", [_learner(graph.learners[id], known) for id in sorted(graph.learners)]),
         ("outputs", sorted((name, known[id]) for name, id in graph.outputs)),
         ("loss", None if graph.loss is None else known[graph.loss]),
+        ("starts", None if graph.starts is None else known[graph.starts]),
         ("functions", sorted(_digest(_canonical(function)) for function in graph.functions.values())),
         ("buckets", sorted((str(b.clock), b.learners) for b in graph.buckets)),
     )
@@ -81,11 +82,11 @@ def _learner(learner: Learner, known: Mapping[str, str]) -> object:
         form = _form(learner.linear, known)
     elif isinstance(learner.linear, NotLinear):
         form = "general"
-    replaced = ("writes", "keep", "rule", "linear", "owns", "solve")
+    replaced = ("writes", "keep", "reset", "rule", "linear", "owns", "solve")
     rest = [(f.name, _plain(getattr(learner, f.name))) for f in fields(learner) if f.name not in SILENT and f.name not in replaced]
     writes = [(flow(w.key), flow(w.value), flow(w.loss), flow(w.pred), flow(w.rate)) for w in learner.writes]
     solve = learner.solve and (*(flow(id) for id in (learner.solve.key, learner.solve.value, learner.solve.weight)), learner.solve.over)
-    return rest, writes, flow(learner.keep), _rule(learner.rule, known), form, sorted(learner.owns), solve
+    return rest, writes, flow(learner.keep), flow(learner.reset), _rule(learner.rule, known), form, sorted(learner.owns), solve
 
 
 def _rule(rule: Rule, known: Mapping[str, str]) -> object:

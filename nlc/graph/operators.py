@@ -132,6 +132,8 @@ def new(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`new(doc)`: 1 where an index differs from that of the token before, and at the first token of a stream; else 0."""
     b.arguments(expr, "an index")
     x = b.expr(expr.args[0], context)
+    if b.host is not None:
+        b.fail(codes.NotCompiledYet, "`new` inside a rule is not compiled yet", expr.span)
     if b.flows[x].dtype != "index":
         help = "it takes an index: `inputs: {doc: {index: 1024}}`"
         b.fail(codes.NotCompiledYet, "`new` of numbers is not compiled yet", expr.args[0].span, help)

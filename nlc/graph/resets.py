@@ -87,6 +87,8 @@ def _truth(b: Builder, expr: Expr, owner: str, key: str) -> str:
             b.fail(codes.NonCausal, f"`{key}` sees the next token", each.span, "`next` may only feed `loss`")
         todo += [arg for arg in each.args if arg not in seen]
         seen.update(each.args)
+    if not any(b.flows[id].op == "input" for id in seen):
+        b.fail(codes.MissingPart, f"`{key}` is the same at every token: it depends on no input", expr.span, f"such as `{key}: new(doc)`")
     return flow
 
 

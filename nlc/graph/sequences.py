@@ -40,6 +40,12 @@ def position(starts: str) -> Flow:
     return Flow(POSITION, "position", (starts,))
 
 
+def documents(graph: LevelGraph) -> dict[str, str]:
+    """The inputs whose change starts a sequence, and the state that holds the last value of each."""
+    flows = (graph.flows[id] for id in (graph.upstream(graph.starts) if graph.starts is not None else ()))
+    return {flow.args[0]: str(flow.attr("tail")) for flow in flows if flow.op == "new" and flow.args[0] in graph.inputs}
+
+
 def _either(flows: dict[str, Flow], starts: str | None, learner: Learner) -> str | None:
     """Where a sequence starts or the learner is reset."""
     own = learner.reset

@@ -169,6 +169,8 @@ class _Reader:
         flow = self.graph.flows[x]
         if flow.op == "number":
             return ("number", float(flow.attr("value")))
+        if x == self.graph.starts:  # what a learner is within a sequence
+            return ("number", 0.0)
         if self._is_once(flow):
             keep = self.term(str(self.learner.keep))
             made: Term = keep if self.alone else ("first", keep)

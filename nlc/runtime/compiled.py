@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nlc.diagnostics import DataError, Diagnostic, Span, UsageError
 from nlc.graph.ir import Flow, LevelGraph
 from nlc.graph.order import DerivedLevel, levels
+from nlc.graph.sequences import documents
 from nlc.graph.state import state_tensors
 from nlc.passmanager import Stage
 from nlc.program.program import Program
@@ -122,6 +123,16 @@ def _range_problem(name: str, x: Tensor, flow: Flow) -> list[Diagnostic]:
     return [codes.BadInput(f"the input `{name}` has the index {low if low < 0 else high}; its indices are 0 to {size - 1}", flow.span)]
 
 
+def _order_problem(name: str, x: Tensor, span: Span) -> list[Diagnostic]:
+    """x [B, 1 + T], the last number before the call first."""
+    falls = (x[:, 1:] < x[:, :-1]).nonzero()
+    if not len(falls):
+        return []
+    row, t = (int(i) for i in falls[0])
+    text = f"the input `{name}` falls from {int(x[row, t])} to {int(x[row, t + 1])} at token {t} of row {row}"
+    return [codes.BadInput(text, span, "a new sequence has a larger number than the one before it")]
+
+
 def _targets_problem(targets: Tensor, like: Tensor, span: Span) -> list[Diagnostic]:
     shape = list(like.shape[:2])
     if list(targets.shape) != shape:
@@ -170,6 +181,7 @@ class Checked(CompiledSpec):
             self.check_inputs(inputs, ("B",))
             self.check_state(state, next(iter(inputs.values())).shape[0])
             self._accept(known)
+        self._check_order({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
         return super().step(inputs, state)
 
     def _has_indices(self, inputs: Tensors) -> bool:
@@ -233,3 +245,15 @@ class Checked(CompiledSpec):
         if state is not None:
             self.check_state(state, next(iter(inputs.values())).shape[0])
         self._accept(known)
+        self._check_order(inputs, state)
+
+    def _check_order(self, inputs: Tensors, state: Tensors | None) -> None:
+        """The numbers of sequences do not decrease along a row; not asked of tensors elsewhere, where the answer would stop the device."""
+        problems: list[Diagnostic] = []
+        for name, last in documents(self.graph).items():
+            x = inputs[name]
+            if x.device.type == "cpu":
+                before = x[:, :1] if state is None else state[last].to(x.device, x.dtype).unsqueeze(1)
+                problems += _order_problem(name, torch.cat([before, x], 1), self.graph.flows[name].span)
+        if problems:
+            raise DataError(problems, dict(self.graph.sources))

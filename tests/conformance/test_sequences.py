@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import nlc
+from nlc.diagnostics import BackendError, DataError
 from nlc.graph.build import build
 from nlc.language.load import loads
 from nlc.passes.choose_form import ChooseForm
@@ -188,3 +190,58 @@ def compiled(text: str, form: ChooseForm) -> CompiledSpec:
 
 def floats(tensors: Tensors) -> Tensors:
     return {name: x for name, x in tensors.items() if x.is_floating_point()}
+
+
+MODEL = """\
+nlc: 1
+name: packed_lm
+dims: {d: 4, layers: 2, vocab: 7}
+inputs: {tokens: {index: vocab}, doc: {index: 64}}
+sequence: {starts: new(doc)}
+uses: {block: blocks/hybrid, rule: optimizers/adamw}
+flows: {x: "embed(tokens, vocab, d)", h: "repeat(block, layers, x)", logits: "unembed(rmsnorm(h), vocab)"}
+outputs: {logits: logits}
+loss: cross_entropy(logits, next(tokens))
+levels:
+  training:
+    every: 1 step
+    learners:
+      weights: {owns: rest, scope: shared, read: start, learn: {minimize: loss, fold: {row: mean, token: mean}, rule: {rule: {lr: 0.001}}}}
+"""
+
+
+def test_a_packed_model_learns_from_the_labels_within_its_documents() -> None:
+    module, machine = (nlc.compile(loads(MODEL, "packed.yaml"), backend=backend).double() for backend in ("eager", "reference"))
+    machine.load_state_dict(module.state_dict())
+    tokens = torch.randint(0, 7, (2, T), generator=torch.Generator().manual_seed(2))
+    given = {"tokens": tokens, "doc": inputs()["doc"]}
+
+    packed, _, _ = module.loss(given)
+    parts = [{name: x[row : row + 1, given["doc"][row] == doc] for name, x in given.items()} for row in (0, 1) for doc in (2, 5, 8, 11)]
+    long = [part for part in parts if part["doc"].shape[1] > 1]
+    counts = [part["doc"].shape[1] - 1 for part in long]
+    total = torch.stack([machine.loss(part)[0] * n for part, n in zip(long, counts, strict=True)]).sum() / sum(counts)
+
+    assert_equal({"loss": packed}, {"loss": total}, 1e-10)
+    assert_equal({"loss": module.train_step(given)[0]}, {"loss": machine.train_step(given)[0]}, 1e-10)
+    assert_equal(dict(module.named_parameters()), dict(machine.named_parameters()), 1e-10)
+
+
+def test_a_document_number_that_falls_is_refused_also_across_calls() -> None:
+    module = nlc.compile(loads(HEAD + PACKED + SPECS["position"], "packed.yaml"), backend="eager").double()
+    given = inputs()
+    _, state = module(given)
+
+    with pytest.raises(DataError, match="`doc` falls from 11 to 2 at token 0 of row 0"):
+        module(given, state)
+    with pytest.raises(DataError, match="`doc` falls from 11 to 2"):
+        module.step({name: x[:, 0] for name, x in given.items()}, state)
+    with pytest.raises(DataError, match="`doc` falls from 11 to 8 at token 6 of row 0"):
+        module({name: x.flip(1) for name, x in given.items()})
+
+
+def test_sequences_inside_the_periods_of_a_function_are_refused() -> None:
+    text = HEAD + PACKED + RESETS["function"].replace("reset: {every: 8 tokens}, ", "")
+
+    with pytest.raises(BackendError, match="sequences may start inside its periods"):
+        nlc.compile(loads(text, "packed.yaml"), backend="eager")

@@ -25,14 +25,14 @@ def test_form_of_the_json_stays(built: Build) -> None:
 
     assert data["schema_version"] == 1
     assert list(data) == [
-        *("schema_version", "name", "file", "doc", "dims", "inputs", "outputs", "loss", "levels", "learners", "flows", "edges"),
-        *("buckets", "parameters", "states", "functions", "span"),
+        *("schema_version", "name", "file", "doc", "dims", "inputs", "outputs", "loss", "starts", "levels", "learners", "flows"),
+        *("edges", "buckets", "parameters", "states", "functions", "span"),
     ]
     assert set(data["levels"][0]) == {"id", "clock", "period", "frequency", "learners"}
     assert set(data["flows"][0]) == {"id", "op", "args", "attrs", "axes", "dtype", "scope", "host", "span"}
     assert set(data["learners"][0]) == {
         *("id", "group", "store", "per", "every", "init", "read", "scope", "block", "host", "owns", "selector", "writes"),
-        *("at", "fold", "part_of", "samples", "keep", "rule", "solve", "linear", "execution", "defaults", "span"),
+        *("at", "fold", "part_of", "samples", "keep", "reset", "rule", "solve", "linear", "execution", "defaults", "span"),
     }
 
 

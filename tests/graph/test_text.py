@@ -60,6 +60,7 @@ OTHER: dict[str, object] = {
     "fold": {"token": "each"},
     "samples": K,
     "keep": "beta",
+    "reset": "beta",
     "rule": Rule(step="v"),
     "solve": Solve("k", "v", "beta", "q", "k", 3),
     "selector": parse("rest"),
