@@ -24,6 +24,13 @@ def test_quickstart_streams_equally_in_pieces() -> None:
     assert "def S_chunkwise(" in out
 
 
+def test_packed_documents_do_not_see_each_other() -> None:
+    out = run("packed_documents.py", "--backend", "eager")
+
+    assert "documents 3" in out
+    assert float(out.split("largest difference: ")[1]) < 1e-5
+
+
 @pytest.mark.parametrize("steps", [25])
 def test_own_block_learns(steps: int) -> None:
     out = run("own_block.py", "--backend", "eager", "--steps", str(steps))
