@@ -15,7 +15,7 @@ from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
 from nlc.graph.owners import assign_owners
 from nlc.graph.rewrite import rewire
-from nlc.graph.sequences import obey_sequences
+from nlc.graph.sequences import counted_resets, obey_sequences
 from nlc.language.spec import Spec
 from nlc.passmanager import Numerics, Pass
 
@@ -44,7 +44,9 @@ def expand(graph: LevelGraph) -> LevelGraph:
     functions = {name: expand(function) for name, function in graph.functions.items()}
     diagnostics: list[Diagnostic] = []
     expanded = _expand_rules(_inline_all(graph, functions), diagnostics)
-    expanded = obey_sequences(expanded) if not diagnostics else expanded
+    if not diagnostics:
+        diagnostics.extend(counted_resets(expanded))
+        expanded = obey_sequences(expanded)
     if expanded is not graph or any(learner.selector is not None for learner in graph.learners.values()):
         expanded = ordered(expanded, diagnostics) if not diagnostics else expanded
         expanded = assign_owners(expanded, diagnostics)

@@ -13,6 +13,7 @@ from nlc.graph.calculus import Algebra, Coefficient
 from nlc.graph.ir import Clock, Flow, Learner, LevelGraph, Store, pred_id
 from nlc.graph.linear import Derivation, General, LinearForm, NotLinear, linear_form
 from nlc.graph.rewrite import substitute
+from nlc.graph.sequences import POSITION, position
 from nlc.graph.slopes import Product
 
 
@@ -57,8 +58,8 @@ def step_by_step(
     a = Algebra(graph, learner)
     gradients = whole_gradients(a, learner, products)
     known = {f.id: gradients[f.attr("write") or 0] for f in a.flows.values() if f.op == "gradient" and f.attr("learner") == learner.id}
-    inner = {m.id: _by_itself(m) for m in graph.learners.values() if m.host == learner.id}
-    flows = {id: _of_the_token(flow, a) if flow.host == learner.id else flow for id, flow in list(a.flows.items())}
+    inner = {m.id: _by_itself(m, learner.reset) for m in graph.learners.values() if m.host == learner.id}
+    flows = {id: _of_the_token(flow, a, graph.starts) if flow.host == learner.id else flow for id, flow in list(a.flows.items())}
     whole = as_a_whole(learner)
     graph = substitute(graph.with_(flows={**a.flows, **flows}, learners={**graph.learners, **inner, learner.id: whole}), known)
     forms: dict[str, LinearForm | NotLinear] = {}
@@ -68,19 +69,20 @@ def step_by_step(
             raise General(form.reason, form.span)
         graph, forms[id] = graph.with_(flows=made), form
     derivation = Derivation(graph, graph.learners[learner.id])
+    derivation.reset = None  # the loop over periods begins anew by itself
     forms[learner.id] = derivation.summed()
     return graph.with_(flows=derivation.algebra.flows), forms
 
 
-def _by_itself(learner: Learner) -> Learner:
-    """A learner of a rule as a memory that is written at every token."""
+def _by_itself(learner: Learner, reset: str | None) -> Learner:
+    """A learner of a rule as a memory that is written at every token, and begins anew where its host does."""
     tensors = learner.store.tensors
-    return replace(learner, host=None, clock=Clock("token", 1), store=Store(tensors, "value", (), tensors[0].axes))
+    return replace(learner, host=None, reset=reset, clock=Clock("token", 1), store=Store(tensors, "value", (), tensors[0].axes))
 
 
-def _of_the_token(flow: Flow, a: Algebra) -> Flow:
+def _of_the_token(flow: Flow, a: Algebra, starts: str | None) -> Flow:
     """A flow of a rule as a flow of the spec; its learners have made one update a token."""
     if flow.op == "age":
-        position = a.flows.setdefault("position", Flow("position", "position", span=flow.span))
-        return replace(flow, op="add", args=(position.id, a.flow(1)), attrs={}, host=None)
+        place = a.flows.setdefault(POSITION, Flow(POSITION, "position", span=flow.span) if starts is None else position(starts))
+        return replace(flow, op="add", args=(place.id, a.flow(1)), attrs={}, host=None)
     return replace(flow, host=None)

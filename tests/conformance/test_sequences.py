@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import nlc
-from nlc.diagnostics import BackendError, DataError
+from nlc.diagnostics import BackendError, DataError, SpecError
 from nlc.graph.build import build
 from nlc.language.load import loads
 from nlc.passes.choose_form import ChooseForm
@@ -77,11 +77,15 @@ SPECS["position"] = "outputs: {o: q * cos(position)}\n"
 DEEP = "store: {params: {W1: [d, K], b: [d], W2: [V, d]}, call: z -> W2 @ gelu(W1 @ z + b)}, per: [H], init: learned"
 FUNCTION = f"{{{DEEP}, learn: {{key: k, value: v, {MOMENTUM}, keep: sigmoid(g)}}}}"
 SPECS["function"] = f"levels: {{memory: {{every: 1 token, learners: {{S: {FUNCTION}}}}}}}\noutputs: {{o: S(q)}}\n"
+ADAM = "{store: {vector: [V]}, per: [H], init: learned, learn: {value: v, rule: {adamw: {lr: 0.2}}}}"
+CUBES = "{store: {vector: [V]}, per: [H], reset: {every: 5 tokens}, learn: {value: v, minimize: sum(abs(pred - value)^3), rate: b}}"
+SPECS["rule by rule"] = f"levels: {{memory: {{every: 1 token, learners: {{S: {ADAM}}}}}}}\noutputs: {{o: S() + v}}\n"
 ANCHORED = FUNCTION.replace("value: v,", "value: v, fold: each,")
 RESETS = {
     "every": SPECS["learned"].replace("learn:", "reset: {every: 5 tokens, to: init}, learn:"),
     "when": SPECS["momentum"].replace("learn:", "reset: {when: 'max(sum(x) > 0.8, new(doc))'}, learn:"),
     "context": SPECS["attention"].replace("learn:", "reset: {every: 5 tokens}, learn:"),
+    "cubes": SPECS["rule by rule"].replace(ADAM, CUBES),
     "window": SPECS["window"].replace("learn:", "reset: {every: 5 tokens}, learn:"),
     "periods": SPECS["anchor"].replace("learn:", "reset: {every: 8 tokens}, learn:"),
     "folded": SPECS["sum"].replace("learn:", "reset: {every: 8 tokens}, learn:"),
@@ -153,7 +157,9 @@ def test_a_row_of_documents_is_each_document_by_itself(name: str) -> None:
     assert_equal(packed, alone(SPECS[name], LENGTHS), 1e-10)
 
 
-@pytest.mark.parametrize(("name", "every"), [("every", 5), ("context", 5), ("window", 5), ("periods", 8), ("folded", 8), ("function", 8)])
+@pytest.mark.parametrize(
+    ("name", "every"), [("every", 5), ("context", 5), ("window", 5), ("periods", 8), ("folded", 8), ("function", 8), ("cubes", 5)]
+)
 def test_a_learner_that_is_reset_is_one_that_begins_there(name: str, every: int) -> None:
     machine, given = reference(HEAD + RESETS[name]), inputs()
     leaves = leaves_of(given, machine)
@@ -238,6 +244,13 @@ def test_a_document_number_that_falls_is_refused_also_across_calls() -> None:
         module.step({name: x[:, 0] for name, x in given.items()}, state)
     with pytest.raises(DataError, match="`doc` falls from 11 to 8 at token 6 of row 0"):
         module({name: x.flip(1) for name, x in given.items()})
+
+
+def test_the_age_of_a_learner_that_is_reset_is_refused() -> None:
+    text = HEAD + SPECS["rule by rule"].replace("learn:", "reset: {every: 5 tokens}, learn:", 1)
+
+    with pytest.raises(SpecError, match="asks for `age`"):
+        expand(build(loads(text, "packed.yaml")))
 
 
 def test_sequences_inside_the_periods_of_a_function_are_refused() -> None:
