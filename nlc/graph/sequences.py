@@ -74,7 +74,8 @@ def _added(starts: str | None, flow: Flow, learners: dict[str, Learner]) -> str 
     if flow.op == "attend":
         return learners[flow.attr("learner")].reset
     if flow.op == "delay":
-        return learners[str(flow.attr("tail")).rpartition(".")[0]].reset
+        owner = str(flow.attr("tail")).rpartition(".")[0]  # a function of several tensors has one window
+        return next(m.reset for m in learners.values() if m.base == owner)
     if flow.op == "conv":
         return starts
     return POSITION if flow.op == "boundary" and starts is not None else None

@@ -80,6 +80,7 @@ SPECS["function"] = f"levels: {{memory: {{every: 1 token, learners: {{S: {FUNCTI
 ADAM = "{store: {vector: [V]}, per: [H], init: learned, learn: {value: v, rule: {adamw: {lr: 0.2}}}}"
 CUBES = "{store: {vector: [V]}, per: [H], reset: {every: 5 tokens}, learn: {value: v, minimize: sum(abs(pred - value)^3), rate: b}}"
 SPECS["rule by rule"] = f"levels: {{memory: {{every: 1 token, learners: {{S: {ADAM}}}}}}}\noutputs: {{o: S() + v}}\n"
+SPECS["function of a window"] = SPECS["function"].replace("value: v,", "value: v, over: 3 tokens, weight: b,")
 ANCHORED = FUNCTION.replace("value: v,", "value: v, fold: each,")
 RESETS = {
     "every": SPECS["learned"].replace("learn:", "reset: {every: 5 tokens, to: init}, learn:"),
