@@ -57,6 +57,9 @@ LEARNERS = {
     "samples": memory("{key: kr, value: vr, rate: b, keep: exp(-g * g), at: decayed, fold: {R: each}}", "init: learned, "),
     "window": memory("{key: k, value: v, over: 3 tokens, weight: b, rate: 0.3}", "init: learned, "),
     "transposed": memory(f"{{key: k, value: v, {OJA}, rate: b, keep: g}}"),
+    "gate of values": memory("{key: k, value: v, minimize: dot, rate: b, keep: sigmoid(v)}", "init: learned, "),
+    "erase": memory("{key: k, value: v, rule: {dgd: {rate: 0.3, keep: 0.9}}}", "init: learned, "),
+    "times": memory("{key: k, value: v, rate: 0.3, times: 2}", "init: learned, "),
     "attention": attention("all"),
     "attention in a window": attention("4 tokens"),
 }
