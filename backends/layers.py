@@ -39,12 +39,14 @@ def over_periods(
     period: int,
     position: Tensor | int,
     gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
+    cut: tuple[int, list[str]] = (0, []),
 ) -> list[Tensor | dict[str, Tensor]]:
     """Run `body(p, z, *flows, gates)` for each period of a call, one after the other, and join what it makes along time.
 
     flows [B, T, ..], or [.., 1, ..] or numbers where they are the same for all tokens. Token `position` is the first of the call. Where a
     period begins, the anchors of the states `anchored` become these states. `gates`: functions that multiply gates out, and their flows;
-    the body gets what they make of its period. Returns the outputs [B, T, ..] and the new states.
+    the body gets what they make of its period. `cut`: before every so many tokens (0: never) no gradient passes by these states. Returns
+    the outputs [B, T, ..] and the new states.
     """
     B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
     first = (period - int(position) % period) % period
@@ -54,12 +56,30 @@ def over_periods(
     made: list[list[Tensor]] = []
     new = {f"{name}.anchor": z[f"{name}.anchor"] for name in anchored}
     for i, piece in enumerate(zip(*parts, strict=True)):
+        at = int(position) + sum(lengths[:i])
+        if cut[0] and at > 0 and at % cut[0] == 0:
+            z, new = constant(z, cut[1]), constant(new, cut[1])
         if i > 0 or first == 0:
             new |= {f"{name}.anchor": {**z, **new}[name] for name in anchored}
         *outputs, states = body(p, {**z, **new}, *piece)
         new |= states
         made.append(outputs)
     return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
+
+
+def constant(z: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The states, some of them as constants."""
+    return {name: x.detach() if name in names else x for name, x in z.items()}
+
+
+def straight(new: Tensor, old: Tensor) -> Tensor:
+    """The value of `new` as a constant; its gradient is that of `old`."""
+    return new.detach() + (old - old.detach())
+
+
+def straight_read(query: Tensor, old: Tensor) -> Tensor:
+    """Zeros [B, T, G, V], with the gradient of what a state [B, G, K, V] answers to queries [B, T, G, K]."""
+    return (query.detach().to(old.dtype).transpose(1, 2) @ (old - old.detach())).transpose(1, 2)
 
 
 def has_tokens(x: Tensor | float) -> TypeGuard[Tensor]:

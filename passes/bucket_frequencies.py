@@ -69,6 +69,7 @@ def signature(graph: LevelGraph, learner: Learner) -> object:
     return (
         form.flipped,
         form.apart,
+        learner.backprop,
         learner.scope,
         learner.clock,
         learner.samples,

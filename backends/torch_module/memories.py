@@ -49,12 +49,14 @@ def arguments(learner: Learner, recalls: tuple[Flow, ...]) -> list[Role]:
 
 
 def argument_of(learner: Learner, recalls: tuple[Flow, ...], role: str, flow: str | None) -> Argument:
-    """What tells the arguments of a sweep apart: the flow; where a token holds several samples, a query also by where it stands."""
+    """What tells the arguments of a sweep apart: the flow; where a token holds several samples, a query also by where it stands; where
+    updates are constants, what has a gradient is no argument of an update."""
     if role.startswith("ridge"):
         return flow, "ridge"
-    if learner.samples is None or not role.startswith("query"):
+    if not role.startswith("query"):
         return flow, ""
-    return flow, recalls[int(role.split()[1])].attr("state")
+    asked = "asked" if learner.backprop.stops else ""
+    return flow, asked if learner.samples is None else recalls[int(role.split()[1])].attr("state")
 
 
 def coefficients_of(form: LinearForm) -> list[str]:
@@ -106,7 +108,7 @@ class MemoryWriter:
 
     def _query(self, recall: Flow) -> str:
         flow = recall.args[0] if recall.args else None
-        return self.names[flow, recall.attr("state") if self.learner.samples is not None else ""]
+        return self.names[argument_of(self.learner, self.recalls, f"query {self.recalls.index(recall)}", flow)]
 
     @property
     def write(self) -> LinearWrite:

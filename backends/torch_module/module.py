@@ -280,11 +280,25 @@ class _Writer:
         anchored = [local(id, scope) for id in loop.learners if needs_anchor(self.graph, self.graph.learners[id])]
         path = _quoted(scope)
         dicts = [f"under(p, {path})", f"under(state, {path})"] if scope else ["p", "state"]
-        position = 'state["position"]' if anchored else "0"
+        position = 'state["position"]' if anchored or loop.cut else "0"
+        states = [local(key, scope) for key in self._carried(region)]
+        if any(self.graph.learners[id].backprop.kind == "stop" for id in loop.learners):
+            self.uses.add("constant")
+            dicts[1] = f"constant({dicts[1]}, {states!r})"
         made = ", ".join(f"({gates.name}, [{', '.join(args[i] for i in gates.inputs)}])" for gates in function.gates)
         rest = f"[{', '.join(args)}], {anchored!r}, {loop.period}, {position}, [{made}]"
+        rest += f", ({loop.cut}, {states!r})" if loop.cut else ""
         call = f"over_periods({', '.join([function.name, *dicts])}, {rest})"
         return [f"{', '.join([*outs, 'made'])}{'' if outs else ','} = {call}", f"new |= prefixed(made, {path})" if scope else "new |= made"]
+
+    def _carried(self, region: Region) -> list[str]:
+        """The states that the learners of a loop carry from period to period."""
+        assert region.loop is not None
+        mine = region.loop.learners
+        learners = [m for id in region.nodes if id[0] == "sweep" for m in self.program.sweeps[id[1]].learners if not mine or m.id in mine]
+        states = [state for m in learners for state in m.linear.states]
+        anchors = [f"{m.id}.anchor" for m in learners if needs_anchor(self.graph, m)]
+        return list(dict.fromkeys([*states, *anchors]))
 
     # -- loss and training ----------------------------------------------------------------------------------------------
 

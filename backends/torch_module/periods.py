@@ -38,7 +38,7 @@ def is_one_chunk(region: Region, learner: Learner) -> bool:
     """True where the period of a loop is one chunk of a memory whose gates are known before the loop."""
     form = learner.linear
     assert isinstance(form, LinearForm)
-    if region.loop is None or region.loop.period > LONGEST or not form.plain or form.solves:
+    if region.loop is None or learner.id not in region.loop.learners or region.loop.period > LONGEST or not form.plain or form.solves:
         return False
     made = {id for kind, id in region.nodes if kind == "flow"}
     return not made.intersection(coefficients_of(form))

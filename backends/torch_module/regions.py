@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from nlc.backends.torch_module.expressions import ATOM, INLINE, Code, Expressions, Namer, identifier, local, show
-from nlc.backends.torch_module.memories import MemoryFunction, MemoryWriter, arguments
+from nlc.backends.torch_module.memories import MemoryFunction, MemoryWriter, argument_of, arguments
 from nlc.backends.torch_module.periods import Gates, PeriodWriter, is_one_chunk
 from nlc.diagnostics import BackendError
 from nlc.graph.codes import CannotLower
@@ -272,10 +273,15 @@ class RegionWriter:
         joined += [_join(list(same), 1) for same in zip(*states, strict=True)]
         answers = [self.namer(f"{first.id}:read {i}") for i in range(len(sweep.recalls[0]))]
         new = [self.namer(f"{state}:new") for state in first.linear.states]
-        call = f"{', '.join([*answers, *new])} = {memory.name}({', '.join(joined)})"
+        stopping = first.backprop.stops
+        old = self._old_states(first, joined) if stopping else []
+        given = self._constant(first, sweep.recalls[0], joined) if stopping else joined
+        call = f"{', '.join([*answers, *new])} = {memory.name}({', '.join(given)})"
         if len(answers) + len(new) == 1:
             call = call.replace(" = ", ", = ", 1)
         self._line(call, f"{', '.join(local(m.id, self.region.scope) for m in sweep.learners)}  {first.span.file}:{first.span.line + 1}")
+        if old:
+            self._straight(sweep, joined, old, answers, new)
         for i, learner in enumerate(sweep.learners):
             self._answers(sweep, learner, i, count, answers)
             self._new_states(learner, i, count, new)
@@ -290,15 +296,67 @@ class RegionWriter:
         gates = self._gates(writer, identifier(local(self.region.loop.id, self.region.scope)), learner)
         roles = arguments(learner, recalls)
         texts = [text for (_, id), text in zip(roles, self._inputs(learner, recalls), strict=True) if id not in writer.coefficients]
-        texts.append(f"gates[{self.gates.index(gates)}]")
+        stopping, gate = learner.backprop.stops, f"gates[{self.gates.index(gates)}]"
+        vectors = len(texts)
         texts += [self._state(learner, key) for key in learner.linear.states]
+        old = self._old_states(learner, texts) if stopping else []
+        given = self._constant(learner, recalls, texts, writer.coefficients) if stopping else texts
+        given = [*given[:vectors], f"tuple(x.detach() for x in {gate})" if stopping else gate, *given[vectors:]]
         answers = [self.namer(f"{learner.id}:read {i}") for i in range(len(recalls))]
         new = [self.namer(f"{state}:new") for state in learner.linear.states]
         results = f"{', '.join([*answers, *new])}{',' * (len(answers) + len(new) == 1)}"
         place = f"{learner.span.file}:{learner.span.line + 1}"
-        self._line(f"{results} = {memory.name}({', '.join(texts)})", f"{local(learner.id, self.region.scope)}  {place}")
+        self._line(f"{results} = {memory.name}({', '.join(given)})", f"{local(learner.id, self.region.scope)}  {place}")
+        if old:
+            self._straight(sweep, texts, old, answers, new, writer.coefficients)
         self._answers(sweep, learner, 0, 1, answers)
         self._new_states(learner, 0, 1, new)
+
+    def _old_states(self, learner: Learner, texts: list[str]) -> list[str]:
+        """Names for the states that a sweep begins with, the last of its arguments; none where no gradient passes by its updates."""
+        assert isinstance(learner.linear, LinearForm)
+        if learner.backprop.kind != "first_order":
+            return []
+        names = [self.namer(f"{state}:old") for state in learner.linear.states]
+        for name, text in zip(names, texts[-len(names) :], strict=True):
+            self._line(f"{name} = {text}")
+        texts[-len(names) :] = names
+        return names
+
+    def _constant(self, learner: Learner, recalls: tuple[Flow, ...], texts: list[str], without: Collection[str] = ()) -> list[str]:
+        """The arguments of a sweep whose updates are constants: only queries and ridges have gradients."""
+        asked = [role.startswith(("query", "ridge")) for role, id in arguments(learner, recalls) if id not in without]
+        asked += [False] * (len(texts) - len(asked))
+        return [text if free else f"torch.detach({text})" for free, text in zip(asked, texts, strict=True)]
+
+    def _straight(
+        self, sweep: Sweep, texts: list[str], old: list[str], answers: list[str], new: list[str], without: Collection[str] = ()
+    ) -> None:
+        """The gradient that passes by the updates: from what is read, and from the new states, straight to the old states."""
+        learner, recalls = sweep.learners[0], sweep.recalls[0]
+        form = learner.linear
+        assert isinstance(form, LinearForm)
+        roles = [(role, id) for role, id in arguments(learner, recalls) if id not in without]
+        given = {argument_of(learner, recalls, role, id): text for (role, id), text in zip(roles, texts, strict=False)}
+        self.expressions.used |= {"straight", "straight_read"}
+        anchor = f"{learner.id}.anchor"
+        row = form.states.index(anchor) if anchor in form.states else 0
+        begun = ""
+        if row:  # the anchor is the old one until the first period begins
+            begun = self.namer(f"{anchor}:begun")
+            self._line(f"{begun} = {given[str(form.F[row][0]), '']}[..., :1].cummax(1).values  # has a period begun in this call?")
+        for i, (answer, flow) in enumerate(zip(answers, recalls, strict=True)):
+            query = given[argument_of(learner, recalls, f"query {i}", flow.args[0] if flow.args else None)]
+            seen = f"straight_read({query}, {old[0]})"
+            if row and flow.attr("state") == "start":
+                seen = f"torch.lerp(straight_read({query}, {old[row]}), {seen}, {begun}.unsqueeze(-1))"
+            self._line(f"{answer} = {answer} + {seen}")
+        gathered = {f"{learner.id}.sum", f"{learner.id}.kept"}
+        for i, (state, name, value) in enumerate(zip(form.states, new, old, strict=True)):
+            if state in gathered:
+                continue
+            source = f"torch.lerp({value}, {old[0]}, {begun}[:, -1, :, None, None])" if row and i == row else value
+            self._line(f"{name} = straight({name}, {source})")
 
     def _gates(self, writer: PeriodWriter, stem: str, learner: Learner) -> Gates:
         """The function of the gates; tensors with equal gates have one."""

@@ -122,6 +122,7 @@ def learner_json(learner: Learner) -> Json:
         "init": {"distribution": learner.init.distribution, "args": list(learner.init.args), "learned": learner.init.learned},
         "read": learner.read,
         "scope": learner.sharing,
+        "backprop": str(learner.backprop),
         "block": learner.scope,
         "host": learner.host,
         "owns": list(learner.owns),

@@ -74,6 +74,7 @@ def _learners(graph: LevelGraph, library: Library) -> list[Json]:
                     "owner": owner.get(learner.id),
                     "host": learner.host,
                     "period": _period(learner),
+                    "backprop": _backprop(learner),
                     **_owned(graph, learner),
                     "span": span_json(learner.span),
                 }
@@ -116,6 +117,20 @@ def _period(learner: Learner) -> str | None:
     words = {"sum": "one update of the sum of", "mean": "one update of the mean of", "last": "one update of the last of"}
     first = "the last token of a period is the first that sees it" if learner.read == "after" else "the next period sees it"
     return f"{words[learner.folds]} {learner.clock.period} tokens; {first}"
+
+
+CROSSES = {
+    "unrolled": None,
+    "stop": "stop: nothing crosses the updates; what it is asked, and flows in its function, have gradients",
+    "first_order": "first order: from every state that is read straight to the first",
+    "truncated": "truncated: cut before every token that is a multiple of",
+}
+
+
+def _backprop(learner: Learner) -> str | None:
+    """What of the outer gradient crosses its updates, where that is not all."""
+    text = CROSSES[learner.backprop.kind]
+    return f"{text} {learner.backprop.tokens}" if text is not None and learner.backprop.tokens else text
 
 
 def _running(graph: LevelGraph, learner: Learner) -> Json:
@@ -224,6 +239,8 @@ def learner_lines(copies: list[Json]) -> Iterator[str]:
         yield _row("class", m["general_because"] or (f"{m['class']}, n = {m['n']}" if m["n"] is not None else m["class"]))
     if m["period"] is not None:
         yield _row("period", m["period"])
+    if m["backprop"] is not None:
+        yield _row("backprop", m["backprop"])
     for i, line in enumerate(m["recurrence"]):
         yield _row("recurrence" if i == 0 else "", line)
     if m["form"] is not None:

@@ -178,6 +178,25 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Backprop:
+    """How much of the outer gradient crosses the updates of a learner: `unrolled`, `stop`, `first_order` or `truncated` (docs/semantics.md).
+
+    `tokens` is the distance between two cuts.
+    """
+
+    kind: str = "unrolled"
+    tokens: int = 0
+
+    @property
+    def stops(self) -> bool:
+        """Is every update a constant?"""
+        return self.kind in ("stop", "first_order")
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.tokens} tokens" if self.tokens else self.kind
+
+
+@dataclass(frozen=True)
 class Learner:
     """An associative memory: tensors, a context, an objective, a rule, retention, a clock, an initial state, a recall."""
 
@@ -209,6 +228,7 @@ class Learner:
     scope: str = ""
     span: Span = NOWHERE
     defaults: tuple[tuple[str, str], ...] = ()
+    backprop: Backprop = Backprop()
     linear: Any = None
     """The linear class of the learner (`nlc.graph.linear.LinearForm`), found by the pass `classify`."""
     execution: Execution | None = None

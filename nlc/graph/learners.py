@@ -14,6 +14,7 @@ from nlc.graph.ir import (
     Attribute,
     Axes,
     Axis,
+    Backprop,
     Clock,
     Flow,
     Init,
@@ -105,8 +106,34 @@ def _declare(
         group=group,
         host=b.host.id if b.host else None,
         span=learner.span,
+        backprop=_backprop(b, learner, defaults),
         defaults=tuple(defaults),
     )
+
+
+def _backprop(b: Builder, learner: language.Learner, defaults: list[tuple[str, str]]) -> Backprop:
+    """What of the outer gradient crosses its updates; a learner of a rule has that of its host."""
+    given = learner.backprop
+    if given is None:
+        if learner.learn and learner.owns is None and b.host is None and not is_solved(learner):
+            _default(defaults, "backprop", "unrolled")
+        return b.host.backprop if b.host is not None else Backprop()
+    span = learner.spans["backprop"]
+    if b.host is not None:
+        b.fail(codes.NotCompiledYet, "`backprop` of a learner in a rule is not compiled yet", span, "it has that of its host")
+    if learner.owns is not None or not learner.learn:
+        why = "only outer levels write its tensors" if learner.owns is None else "it is an outer level"
+        b.fail(codes.NotCompiledYet, f"`backprop` has no effect on `{learner.name}`: {why}", span, "leave it out")
+    if is_solved(learner):
+        help = "`sg(k)` and `sg(v)` make its context a constant"
+        b.fail(codes.NotCompiledYet, f"`backprop` has no effect on `{learner.name}`: it is solved exactly and makes no updates", span, help)
+    if isinstance(given, str):
+        return Backprop(given)
+    count = b.number(given.count)
+    if given.clock != "token" or isinstance(count, float) or count < 1:
+        text = f"`truncated` is {to_text(given.count)} {given.clock}s; it is a whole number of tokens, at least 1"
+        b.fail(codes.BadPeriod, text, given.span, "for example `backprop: {truncated: 64 tokens}`")
+    return Backprop("truncated", int(count))
 
 
 def _default(defaults: list[tuple[str, str]], key: str, value: str) -> str:

@@ -40,6 +40,8 @@ def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
     read = "before" if learner.read == "start" and period == 1 else learner.read
     init = "learned" if learner.init.learned else str(learner.init)
     head = f"{learner.store.form}, every {learner.clock}, read {read}, init {init}, {learner.sharing}"
+    if learner.backprop.kind != "unrolled":
+        head += f", backprop {learner.backprop}"
     if learner.samples is not None and learner.samples.size > 1:
         head += f", {learner.samples.size} steps" if learner.samples.name == STEPS else ", sample by sample"
     if isinstance(learner.linear, LinearForm):

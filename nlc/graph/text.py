@@ -165,6 +165,8 @@ def _state(learner: Learner) -> str:
     if not learner.is_parameter or (learner.read, learner.sharing) != ("after", "shared"):
         parts.append(f"read {learner.read}{_by_default(given, 'read', learner.read)}")
         parts.append(f"scope {learner.sharing}{_by_default(given, 'scope', learner.sharing)}")
+    if learner.backprop.kind != "unrolled":
+        parts.append(f"backprop {learner.backprop}")
     return " ".join(parts)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.language.expression import Expr, Lambda, ListOf, Name, Number
 from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, unknown_word
-from nlc.language.schema import FOLDS, INPUT_WORDS, STATES
+from nlc.language.schema import BACKPROP, FOLDS, INPUT_WORDS, STATES
 from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Reset, Sequences, Spec, Store, Use, Write
 from nlc.language.templates import Templates, is_inline
 from nlc.language.values import Problems, axes, axis_names, call, check_name, expression, function, period, size
@@ -262,8 +262,9 @@ class _Conversion:
         learn = self.writes(form.entries["learn"]) if "learn" in form.entries else ()
         read, scope, reset = self.word(form.get("read")), self.word(form.get("scope")), self.reset(form.entries.get("reset"))
         view = function(form.entries["view"].value, "view", self.problems) if "view" in form.entries else None
+        backprop = self.backprop(form.entries["backprop"].value) if "backprop" in form.entries else None
         given = (store, optional("owns"), per, optional("init"), learn, read, scope)
-        return Learner(entry.key, *given, entry.key_span, _spans(form), view, reset)
+        return Learner(entry.key, *given, entry.key_span, _spans(form), view, reset, backprop)
 
     def reset(self, entry: Entry | None) -> Reset | None:
         if entry is None or not isinstance(entry.value, Mapping):
@@ -279,6 +280,23 @@ class _Conversion:
             help = "write `reset: {every: 512 tokens}` or `reset: {when: new(task)}`"
             self.problems.append(EveryAndWhen("a reset has neither `every` nor `when`", entry.key_span, help))
         return Reset(every, when, to, entry.key_span, _spans(entry.value))
+
+    def backprop(self, node: Node) -> str | Period | None:
+        """A word, or `{truncated: 64 tokens}`."""
+        words = (*BACKPROP, "{truncated: 64 tokens}")
+        match node:
+            case Scalar(kind="str", text=text) if text in BACKPROP:
+                return text
+            case Mapping(entries=entries) if list(entries) == ["truncated"]:
+                return period(entries["truncated"].value, self.problems, "truncated")
+            case Mapping(incomplete=False) | Sequence():
+                wrong = f"`backprop` must be {listed(words)}, not {describe(node)}"
+                self.problems.append(WrongKind(wrong, node.span, "for example `backprop: {truncated: 64 tokens}`"))
+            case Scalar(text="truncated"):
+                self.problems.append(WrongKind("`truncated` needs a number of tokens", node.span, "`backprop: {truncated: 64 tokens}`"))
+            case Scalar():
+                self.problems.append(self.wrong_word(node, words, "backprop"))
+        return None
 
     def word(self, node: Node | None) -> str | None:
         return node.text if isinstance(node, Scalar) else None

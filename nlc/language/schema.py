@@ -16,6 +16,7 @@ VERSION = 1
 CLOCKS = ("token", "step", "sequence", "update")
 FOLDS = ("sum", "mean", "last", "each")
 STATES = ("start", "running", "decayed")
+BACKPROP = ("unrolled", "stop", "first_order")
 INPUT_WORDS = ("gradient", "weights", "input", "error", "pred", "value", "key")
 RESERVED = frozenset(
     ("self", "pred", "key", "value", "query", "position", "age", "next", "new", "sg", "total", "training")
@@ -56,6 +57,7 @@ ParamValue = Annotated[object, WithJsonSchema(_one_of({"type": "number"}, _AXES)
 Period = Annotated[object, WithJsonSchema(_PERIOD)]
 State = Annotated[object, WithJsonSchema(_one_of(_words(STATES), {"type": "string", "pattern": "->"}))]
 _FOLD_MAP: JsonSchemaValue = {"type": "object", "additionalProperties": _words(FOLDS), "minProperties": 1}
+Backprop = Annotated[object, WithJsonSchema(_one_of(_words(BACKPROP), _single("truncated", _PERIOD)))]
 Fold = Annotated[object, WithJsonSchema(_one_of(_words(FOLDS), _FOLD_MAP))]
 _INPUTS = _one_of(_AXIS_NAMES, _words(INPUT_WORDS), _single("index", _EXPRESSION), *(_single(w, _AXIS_NAMES) for w in INPUT_WORDS))
 InputForm = Annotated[object, WithJsonSchema(_INPUTS)]
@@ -163,6 +165,10 @@ class LearnerForm(_Strict):
         "sequence", description="sequence: a state for each row, reset at its start. shared: one state for all rows."
     )
     reset: ResetForm = _optional("When it begins anew, beside the start of a sequence.")
+    backprop: Backprop = _optional(
+        "How much of the outer gradient crosses its updates: unrolled (default), stop, first_order (straight to the learned initial state), "
+        "or {truncated: 64 tokens}."
+    )
 
 
 class LevelForm(_Strict):
@@ -206,7 +212,7 @@ FORMS: dict[str, type[BaseModel]] = {
 NOT_YET = {
     "spec": (),
     "level": ("remainder",),
-    "learner": ("backprop",),
+    "learner": (),
     "learn": (),
     "store": (),
     "reset": (),

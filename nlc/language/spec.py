@@ -137,6 +137,8 @@ class Learner:
     view: Expr | None = None
     """A function of a tensor."""
     reset: Reset | None = None
+    backprop: str | Period | None = None
+    """A word, or the tokens between two cuts."""
 
 
 @dataclass(frozen=True)

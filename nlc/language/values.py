@@ -249,22 +249,22 @@ def _is_count(number: Number) -> bool:
     return isinstance(number.value, int) and number.value >= 1
 
 
-def period(node: Node, problems: Problems) -> Period | None:
-    """`16 tokens`: an expression and a clock."""
+def period(node: Node, problems: Problems, key: str = "every") -> Period | None:
+    """`16 tokens`: an expression and a clock. `key`: where it stands."""
     if isinstance(node, Broken):
         return None
     if not isinstance(node, Scalar) or node.kind != "str":
         what = "a count and a clock" if isinstance(node, Scalar) and node.kind != "null" else f"a count and a clock, not {describe(node)}"
-        problems.append(BadPeriod(f"`every` must be {what}", node.span, _period_help(node)))
+        problems.append(BadPeriod(f"`{key}` must be {what}", node.span, _period_help(node)))
         return None
     words = list(re.finditer(r"\S+", node.text))
     clock = words[-1][0] if words else ""
     singular = clock.removesuffix("s")
     if singular not in CLOCKS:
-        problems.append(_clock_problem(node, clock, words[-1].start() if words else 0, len(words)))
+        problems.append(_clock_problem(node, clock, words[-1].start() if words else 0, len(words), key))
         return None
     if len(words) < 2:
-        problems.append(BadPeriod("`every` has no count", node.span, f"write `1 {singular}`"))
+        problems.append(BadPeriod(f"`{key}` has no count", node.span, f"write `1 {singular}`"))
         return None
     return _counted(node, node.text[: words[-1].start()].rstrip(), singular, problems)
 
@@ -274,12 +274,12 @@ def _period_help(node: Node) -> str:
     return f"write `{node.text} tokens`" if plain and isinstance(node, Scalar) else "write `16 tokens`"
 
 
-def _clock_problem(node: Scalar, clock: str, start: int, words: int) -> Diagnostic:
+def _clock_problem(node: Scalar, clock: str, start: int, words: int, key: str) -> Diagnostic:
     glued = _GLUED_PERIOD.fullmatch(clock)
     if words == 1 and glued and glued[2].removesuffix("s") in CLOCKS:
-        return BadPeriod("`every` needs a blank before the clock", node.span, f"write `{glued[1]} {glued[2]}`")
+        return BadPeriod(f"`{key}` needs a blank before the clock", node.span, f"write `{glued[1]} {glued[2]}`")
     if words < 2 or not clock.isalpha():
-        return BadPeriod("`every` must be a count and a clock", node.span, "write `16 tokens`")
+        return BadPeriod(f"`{key}` must be a count and a clock", node.span, "write `16 tokens`")
     help = did_you_mean(clock, [*CLOCKS, *(f"{c}s" for c in CLOCKS)]) or f"the clocks are {listed(CLOCKS, 'and')}"
     return UnknownClock(f"unknown clock {quoted(clock)}", node.place(start, start + len(clock)), help)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import networkx as nx
@@ -19,15 +20,24 @@ class Loop:
     period: int
     learners: tuple[str, ...]
     body: frozenset[Node]
+    cut: int = 0
+    """Before every so many tokens no gradient passes by the states; 0: it always does."""
 
 
-def loops(graph: LevelGraph, needs: nx.DiGraph[Node]) -> tuple[Loop, ...]:
-    """One loop for each function of several tensors that learns on the token clock."""
+def loops(graph: LevelGraph, needs: nx.DiGraph[Node], sweeps: Mapping[str, tuple[Learner, ...]]) -> tuple[Loop, ...]:
+    """One loop for each function of several tensors that learns on the token clock, and for each other sweep between whose tokens
+    the outer gradient is cut. `sweeps`: the learners of each."""
     groups: dict[str, list[Learner]] = {}
     for learner in graph.learners.values():
         if learner.store.form == "tensor" and learner.group is not None and isinstance(learner.linear, LinearForm):
             groups.setdefault(learner.group, []).append(learner)
-    return tuple(_loop(graph, needs, id, tuple(members)) for id, members in groups.items())
+    found = [_loop(graph, needs, id, tuple(members)) for id, members in groups.items()]
+    for id, learners in sweeps.items():
+        if learners[0].group is None and learners[0].backprop.tokens:
+            body: set[Node] = {("sweep", id), *(node for node in needs.successors(("sweep", id)))}
+            n = learners[0].backprop.tokens
+            found.append(Loop(learners[0].id, n, (), frozenset(body), n))
+    return tuple(found)
 
 
 def _loop(graph: LevelGraph, needs: nx.DiGraph[Node], id: str, members: tuple[Learner, ...]) -> Loop:
@@ -43,7 +53,7 @@ def _loop(graph: LevelGraph, needs: nx.DiGraph[Node], id: str, members: tuple[Le
         after = set().union(*(nx.descendants(needs, node) for node in body))
         before = set().union(*(nx.ancestors(needs, node) for node in body))
         body |= after & before
-    return Loop(id, clock.period, tuple(m.id for m in members), frozenset(body))
+    return Loop(id, clock.period, tuple(m.id for m in members), frozenset(body), members[0].backprop.tokens)
 
 
 def _is_anchor(graph: LevelGraph, node: Node, ids: set[str]) -> bool:

@@ -82,6 +82,27 @@ def _refuse_general(graph: LevelGraph) -> None:
         raise BackendError(problems, dict(graph.sources))
 
 
+def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop, ...]) -> None:
+    """Raises BackendError for cuts of the outer gradient that have no program."""
+    problems: list[Diagnostic] = []
+    for loop in found:
+        learner = graph.learners[loop.learners[0] if loop.learners else loop.id]
+        name, why = learner.base, None
+        if loop.cut and loop.cut % loop.period:
+            why = f"its outer gradient is cut every {loop.cut} tokens, within its periods of {loop.period}"
+        elif not loop.learners and any(loop.body & other.body for other in found if other is not loop):
+            why = "its outer gradient is cut, and a function of several tensors reads it while it learns"
+        if why is not None:
+            problems.append(codes.CannotLower(f"`{name}` cannot be compiled: {why}", learner.span, "the reference backend runs it"))
+    for sweep in sweeps.values():
+        first = sweep.learners[0]
+        if first.backprop.kind == "first_order" and any(flow.attr("inverse") for flow in sweep.recalls[0]):
+            why = "its inverse is asked, and `backprop: first_order` passes by its updates"
+            problems.append(codes.CannotLower(f"`{first.id}` cannot be compiled: {why}", first.span, "the reference backend runs it"))
+    if problems:
+        raise BackendError(problems, dict(graph.sources))
+
+
 def _sweeps(graph: LevelGraph) -> dict[str, Sweep]:
     recalls: dict[str, list[Flow]] = {}
     for flow in graph.flows.values():
@@ -160,7 +181,8 @@ def _unit(graph: LevelGraph, sweeps: dict[str, Sweep], node: Node) -> str:
 
 def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node], order: list[Node]) -> tuple[Region, ...]:
     """Cut the order into block copies, loops over periods and the stages between them."""
-    found = loops(graph, needs)
+    found = loops(graph, needs, {id: sweep.learners for id, sweep in sweeps.items()})
+    _refuse_cuts(graph, sweeps, found)
     early = {node for loop in found for node in loop.body}
     for_loss = _only_for_loss(graph, needs) - early.union(*(nx.ancestors(needs, node) for node in early))
     scopes = {node: _unit(graph, sweeps, node) for node in order}
@@ -195,7 +217,7 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
         called = (
             "loss_of"
             if late
-            else f"{local(loop.id, scope)}_period"
+            else f"{local(loop.id, scope)}_{'period' if loop.learners else 'segment'}"
             if loop
             else name.split(".")[0]
             if name

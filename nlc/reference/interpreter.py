@@ -19,6 +19,8 @@ from nlc.graph.state import StateTensor, folding, needs_anchor, needs_kept, opti
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, newton_schulz, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
+PARTS = ("anchor", "kept", "sum")
+"""What a learner carries beside its tensor; see `nlc.graph.state`."""
 
 
 def draw(init: Init, shape: tuple[int, ...], generator: torch.Generator | None, dtype: torch.dtype) -> Tensor:
@@ -149,7 +151,18 @@ class Tick:
         self.values: dict[str, Any] = {}
         self.new: Tensors = {}
         self.slopes: dict[str, Tensors] = {}
+        self._cut("truncated")
         self._begin()
+
+    def _cut(self, kind: str) -> None:
+        """The outer gradient of the states of learners with this `backprop`: `truncated`, at every n-th token after the first."""
+        for learner in self.graph.learners.values():
+            if learner.backprop.kind != kind:
+                continue
+            mine = [key for key in (learner.id, *(f"{learner.id}.{part}" for part in PARTS)) if key in self.old]
+            at, n = self.old.get("position", torch.ones(())), learner.backprop.tokens or 1
+            here = ((at > 0) & (at % n == 0)).reshape(-1, *(1 for _ in learner.axes))
+            self.old.update({key: torch.where(here, self.old[key].detach(), self.old[key]) for key in mine})
 
     def _begin(self) -> None:
         """Before anything else: where a sequence starts, or a learner is reset, the states are those of a new stream."""
@@ -160,6 +173,7 @@ class Tick:
         for item, end in ending:
             fires = (self.flow(end) != 0).reshape(-1, *(1 for _ in item.axes))
             self.old[item.key] = torch.where(fires, new[item.key], self.old[item.key])
+        self._cut("stop")
         self._mark_boundaries()
 
     def _end_of(self, item: StateTensor) -> str | None:
@@ -172,7 +186,7 @@ class Tick:
     def _mark_boundaries(self) -> None:
         """At the first token of a period the anchor moves to the running state, and nothing is gathered yet."""
         for learner in self.graph.learners.values():
-            mine = [key for key in (f"{learner.id}.{part}" for part in ("anchor", "kept", "sum")) if key in self.old]
+            mine = [key for key in (f"{learner.id}.{part}" for part in PARTS) if key in self.old]
             if mine and learner.clock is not None:
                 first = self.old[learner.id]
                 begins = (self.old["position"] % learner.clock.period == 0).reshape(-1, *(1 for _ in learner.axes))
@@ -241,7 +255,7 @@ class Tick:
                 ends = 1 if flow.attr("last") else 0
                 return ((self.old["position"] + ends) % flow.attr("period") == 0).to(self.machine.dtype).reshape(-1)
             case "folded":
-                return self._summed(f"{flow.attr('learner')}.sum", args[0])
+                return self._summed(graph.learners[flow.attr("learner")], args[0])
             case "sum" | "mean":
                 dims = [1 + i for i, axis in enumerate(axes[0]) if axis not in flow.axes]
                 return args[0] if not dims else args[0].sum(dims) if flow.op == "sum" else args[0].mean(dims)
@@ -471,10 +485,19 @@ class Tick:
         for id in between & self.graph.upstream(loss):
             self.values.pop(id, None)
 
-    def _summed(self, key: str, sample: Tensor) -> Tensor:
+    def _summed(self, learner: Learner, sample: Tensor) -> Tensor:
         """What a period has gathered, with this token."""
-        self.new[key] = self.old[key] + sample
+        key = f"{learner.id}.sum"
+        total = self.old[key] + sample
+        self.new[key] = total.detach() if learner.backprop.stops else total
         return self.new[key]
+
+    def _crossed(self, learner: Learner, new: Tensor) -> Tensor:
+        """A new state with what `backprop` says of its outer gradient; `first_order`: that of the old state, as it is."""
+        if not learner.backprop.stops:
+            return new
+        old = self.old[learner.id]
+        return new.detach() if learner.backprop.kind == "stop" else new.detach() + (old - old.detach())
 
     def _waits(self, learner: Learner) -> Tensor:
         """Is the update of this token one of a period that is not over? One answer for all rows, or one for each."""
@@ -487,7 +510,8 @@ class Tick:
         """keep . w; where a period is folded, the keeps of its tokens one after the other."""
         keep, key = self._own_keep(learner), f"{learner.id}.kept"
         if needs_kept(self.graph, learner):
-            self.new[key] = keep * self.old[key]
+            kept = keep * self.old[key]
+            self.new[key] = kept.detach() if learner.backprop.stops else kept
             return self.new[key]
         if learner.folds in ("sum", "mean") and learner.clock is not None:
             keep = keep**learner.clock.period
@@ -502,6 +526,7 @@ class Tick:
             assert rule.step is not None
             new = old if waits.all() else self._keep(learner, rule.keep) * self._kept(learner) + self.flow(rule.step)
             self.new[learner.id] = torch.where(waits.reshape(-1, *(1 for _ in learner.axes)), old, new) if waits.any() else new
+            self.new[learner.id] = self._crossed(learner, self.new[learner.id])
         return self.new[learner.id]
 
     def _root(self, learner: Learner) -> Learner:

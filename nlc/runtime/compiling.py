@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from nlc.graph.ir import LevelGraph
+from nlc.graph.ir import Backprop, LevelGraph
 from nlc.passmanager import Stage
 from nlc.program.program import schedule
 from nlc.runtime.compiled import Checked, CompiledSpec
@@ -12,8 +13,16 @@ from nlc.runtime.loader import load_source
 from nlc.runtime.packages import require
 
 
+def unrolled(graph: LevelGraph) -> LevelGraph:
+    """The same values, without cuts of the outer gradient: what is exported has none."""
+    learners = {id: replace(m, backprop=Backprop()) for id, m in graph.learners.items()}
+    return graph if learners == dict(graph.learners) else graph.with_(learners=learners)
+
+
 def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int, export: bool = False) -> CompiledSpec:
     """`export`: the generated module is in its form for export; see `generate`."""
+    if export or backend == "iree":
+        graph = unrolled(graph)
     known: dict[str, Any] = {"graph": graph, "stages": stages, "backend": backend, "program": None, "source": ""}
     if backend == "reference":
         from nlc.backends.reference import ReferenceModule
