@@ -59,9 +59,11 @@ class ChooseForm(Pass):
                 "recurrent", 1, decays, legal[:1], "a read from the other side of its states takes one state and gates of copies"
             )
         longest = learner.clock.period if learner.group is not None and learner.clock is not None else CHUNKS[-1]
-        if longest == 1:
-            return Execution("recurrent", 1, decays, ("recurrent",), "its gradients are taken at a new state every token")
-        chunks = tuple(C for C in CHUNKS if 2 * longest > C) or CHUNKS[:1]
+        cut = learner.backprop.tokens or longest
+        if min(longest, cut) == 1:
+            why = "its gradients are taken at a new state every token" if longest == 1 else "its outer gradient is cut at every token"
+            return Execution("recurrent", 1, decays, ("recurrent",), why)
+        chunks = tuple(C for C in CHUNKS if 2 * min(longest, cut) > C) or CHUNKS[:1]
         costs = {C: cost_per_token(form, K, V, C) for C in chunks}
         best = self.chunk or min(costs, key=lambda C: costs[C])
         reason = "asked for" if self.chunk else "least multiply-adds a token and copy: " + ", ".join(f"{C}: {costs[C]:.0f}" for C in chunks)

@@ -179,9 +179,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Backprop:
-    """How much of the outer gradient crosses the updates of a learner: `unrolled`, `stop`, `first_order` or `truncated` (docs/semantics.md).
+    """How much of the outer gradient crosses the updates of a learner (docs/semantics.md, "Outer gradient").
 
-    `tokens` is the distance between two cuts.
+    `kind` is `unrolled`, `stop`, `first_order` or `truncated`; `tokens` is the distance between two cuts.
     """
 
     kind: str = "unrolled"

@@ -166,7 +166,7 @@ class LearnerForm(_Strict):
     )
     reset: ResetForm = _optional("When it begins anew, beside the start of a sequence.")
     backprop: Backprop = _optional(
-        "How much of the outer gradient crosses its updates: unrolled (default), stop, first_order (straight to the learned initial state), "
+        "How much of the outer gradient crosses its updates: unrolled (default), stop, first_order (straight to the learned initial state) "
         "or {truncated: 64 tokens}."
     )
 

@@ -87,13 +87,14 @@ def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop,
     problems: list[Diagnostic] = []
     for loop in found:
         learner = graph.learners[loop.learners[0] if loop.learners else loop.id]
-        name, why = learner.base, None
+        name, why, help = learner.base, None, "the reference backend runs it"
         if loop.cut and loop.cut % loop.period:
             why = f"its outer gradient is cut every {loop.cut} tokens, within its periods of {loop.period}"
+            help = f"a multiple of {loop.period} tokens compiles"
         elif not loop.learners and any(loop.body & other.body for other in found if other is not loop):
             why = "its outer gradient is cut, and a function of several tensors reads it while it learns"
         if why is not None:
-            problems.append(codes.CannotLower(f"`{name}` cannot be compiled: {why}", learner.span, "the reference backend runs it"))
+            problems.append(codes.CannotLower(f"`{name}` cannot be compiled: {why}", learner.span, help))
     for sweep in sweeps.values():
         first = sweep.learners[0]
         if first.backprop.kind == "first_order" and any(flow.attr("inverse") for flow in sweep.recalls[0]):

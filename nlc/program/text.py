@@ -16,6 +16,7 @@ from nlc.graph.ir import Flow, Learner, LevelGraph, show_axes
 from nlc.graph.linear import LinearForm
 from nlc.graph.order import schedule
 from nlc.graph.text import Line, lines_of, operation, place
+from nlc.program.periods import Loop
 from nlc.program.program import Program, Region, Sweep, chains
 
 Namer = Callable[[str], str]
@@ -72,7 +73,7 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
         return "input" if scope and id == carried else local(id, scope)
 
     made = ", ".join(map(name, region.outputs))
-    often = f" for each period of {region.loop.period} tokens" if region.loop is not None else ""
+    often = _often(region.loop) if region.loop is not None else ""
     yield Line(depth, f"region {region.name}({', '.join(map(name, region.inputs))}){f' -> {made}' if made else ''}{often} {{")
     answered = {flow.id for sweep in program.sweeps.values() for flows in sweep.recalls for flow in flows}
     for kind, id in region.nodes:
@@ -81,6 +82,12 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
         elif id not in answered:
             yield _flow(program.graph.flows[id], name, depth + 1)
     yield Line(depth, "}")
+
+
+def _often(loop: Loop) -> str:
+    """What a region runs for, one after the other; where the outer gradient is cut."""
+    what = f" for each {'period' if loop.learners else 'segment'} of {loop.period} tokens"
+    return what if not loop.cut else f"{what}, the outer gradient cut {f'every {loop.cut} tokens' if loop.learners else 'between them'}"
 
 
 def _flow(flow: Flow, name: Namer, depth: int) -> Line:

@@ -67,7 +67,10 @@ def compiled(name: str, backprop: str, **how: object) -> CompiledSpec:
 def run(module: CompiledSpec, ends: tuple[int, ...] = ()) -> dict[str, Tensor]:
     """Output, last state and the gradients of inputs, parameters and first state; the graph of gradients goes through all calls."""
     generator = torch.Generator().manual_seed(1)
-    drawn = lambda *shape: 0.5 * torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+
+    def drawn(*shape: int) -> Tensor:
+        return 0.5 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
     inputs = {name: drawn(B, T, *(a.size for a in module.graph.flows[name].axes)) for name in module.graph.inputs}
     inputs = {name: (x.sigmoid() if name in ("beta", "e", "br") else x).requires_grad_() for name, x in inputs.items()}
     pieces, begin = [], 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import nlc
-from nlc.graph.ir import Axis, Bucket, Clock, Init, Learner, LevelGraph, Rule, Solve, Store, StoreTensor, Write
+from nlc.graph.ir import Axis, Backprop, Bucket, Clock, Init, Learner, LevelGraph, Rule, Solve, Store, StoreTensor, Write
 from nlc.graph.linear import LinearForm
 from nlc.graph.text import to_text
 from nlc.language.parser import parse
@@ -55,6 +55,7 @@ OTHER: dict[str, object] = {
     "init": Init("ones"),
     "read": "before",
     "sharing": "stream",
+    "backprop": Backprop("truncated", 64),
     "writes": (Write("q", "v", "S.objective:mul", "S.pred"),),
     "at": "decayed",
     "fold": {"token": "each"},
