@@ -6,11 +6,12 @@ Axes: B batch, T tokens, G copies of a memory (heads), N chunks, C tokens of a c
 """
 
 from collections.abc import Callable
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6
 SMALLEST_NORM = 1e-7
@@ -50,8 +51,7 @@ def over_periods(
     """
     B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
     first = (period - int(position) % period) % period
-    lengths = [n for n in (min(first, T), *([period] * ((T - first) // period))) if n > 0]
-    lengths += [T - sum(lengths)] if sum(lengths) < T else []
+    lengths = cuts(T, period, first)
     parts = pieces(flows, z, gates, (B, T), lengths)
     made: list[list[Tensor]] = []
     new = {f"{name}.anchor": z[f"{name}.anchor"] for name in anchored}
@@ -62,6 +62,43 @@ def over_periods(
         if i > 0 or first == 0:
             new |= {f"{name}.anchor": {**z, **new}[name] for name in anchored}
         *outputs, states = body(p, {**z, **new}, *piece)
+        new |= states
+        made.append(outputs)
+    return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]
+
+
+def cuts(tokens: int, period: int, first: int) -> list[int]:
+    """The lengths of the pieces of a call of so many tokens, the first of them `first` tokens where that is not 0."""
+    lengths = [n for n in (min(first, tokens), *([period] * ((tokens - first) // period))) if n > 0]
+    return lengths + ([tokens - sum(lengths)] if sum(lengths) < tokens else [])
+
+
+def recomputed(
+    length: int,
+    body: Callable[..., tuple[Any, ...]],
+    p: dict[str, Tensor],
+    z: dict[str, Tensor],
+    flows: list[Tensor | float],
+    anchored: list[str],
+    period: int,
+    position: Tensor | int,
+    gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
+    cut: tuple[int, list[str]] = (0, []),
+) -> list[Tensor | dict[str, Tensor]]:
+    """`over_periods`, segment by segment of `length` tokens. The backward pass runs each of them anew: only the states between them are
+    kept."""
+    if not torch.is_grad_enabled():
+        return over_periods(body, p, z, flows, anchored, period, position, gates, cut)
+    B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
+    lengths = cuts(T, length, -int(position) % length)
+    parts = pieces(flows, {}, [], (B, T), lengths)
+    given = [list(zip(*pieces(each, {}, [], (B, T), lengths), strict=True)) for _, each in gates]
+    made: list[list[Tensor]] = []
+    new: dict[str, Tensor] = {}
+    for i, (piece, begin) in enumerate(zip(zip(*parts, strict=True), accumulate([0, *lengths]), strict=False)):
+        now = [(make, list(each[i])) for (make, _), each in zip(gates, given, strict=True)]
+        rest = (list(piece), anchored, period, int(position) + begin, now, cut)
+        *outputs, states = checkpoint(over_periods, body, p, {**z, **new}, *rest, use_reentrant=False, preserve_rng_state=False)
         new |= states
         made.append(outputs)
     return [*(torch.cat(same, 1) for same in zip(*made, strict=True)), new]

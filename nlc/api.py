@@ -44,6 +44,7 @@ def compile(
     form: str = "auto",
     *,
     chunk: int = 0,
+    recompute: int = 0,
     only: Iterable[str] | None = None,
     without: Iterable[str] = (),
     exact: bool = False,
@@ -56,6 +57,7 @@ def compile(
     graph), `eager` (the generated module as it is), `reference` (the interpreter that defines the meaning),
     `iree` (forward and step on the CPU, in float32, without gradients; one IREE module for each shape it meets).
     form: `auto`, `chunkwise` or `recurrent` for all memories; chunk: a power of two, 0 for the cheapest.
+    recompute: tokens of a segment that the backward pass runs anew, to keep less memory; 0 keeps everything.
     only, without, exact: choose passes. seed: of the parameters' first values.
     Raises SpecError for mistakes in the spec, BackendError for what a backend cannot do.
     """
@@ -64,7 +66,7 @@ def compile(
     if backend not in BACKENDS:
         raise UsageError(f"there is no backend `{backend}`; backends: {', '.join(BACKENDS)}")
     graph = build(spec, dims, params, library)
-    options: dict[str, dict[str, object]] = {"choose-form": {"form": form, "chunk": chunk}}
+    options: dict[str, dict[str, object]] = {"choose-form": {"form": form, "chunk": chunk, "recompute": recompute}}
     passes = pipeline(None if only is None else tuple(only), without, exact=exact, options=options)
     after, stages = PassManager(passes).run(graph)
     return compile_graph(after, stages, backend, seed)

@@ -21,7 +21,8 @@ class ChooseForm(Pass):
 
     Before: a memory has a class.
     After: it has a form: `chunkwise` with a chunk length (one pass of matrix products over all tokens of a chunk) or
-    `recurrent` (token by token, as `step` always runs). `form` and `chunk` (0: by cost) override the choice.
+    `recurrent` (token by token, as `step` always runs). `form` and `chunk` (0: by cost) override the choice. With `recompute` the
+    backward pass runs segments of so many tokens anew: less memory, more time.
     """
 
     name: ClassVar[str] = "choose-form"
@@ -31,15 +32,19 @@ class ChooseForm(Pass):
 
     form: str = "auto"
     chunk: int = 0
+    recompute: int = 0
 
     def run(self, graph: LevelGraph) -> LevelGraph:
         if self.form not in ("auto", "chunkwise", "recurrent"):
             raise UsageError(f"there is no form `{self.form}`; forms: auto, chunkwise, recurrent")
         if self.chunk and self.chunk & (self.chunk - 1):
             raise UsageError(f"the chunk length {self.chunk} is no power of two")
+        if self.recompute < 0:
+            raise UsageError(f"`recompute` is {self.recompute}; it is a number of tokens, 0 to keep everything")
         for learner in graph.learners.values():
             if is_memory(learner) and isinstance(learner.linear, LinearForm):
-                execution = self._choose(learner, learner.linear, bool(inverses(graph, learner.id)))
+                chosen = self._choose(learner, learner.linear, bool(inverses(graph, learner.id)))
+                execution = replace(chosen, recompute=self.recompute)
                 if execution != learner.execution:
                     graph = graph.with_learner(replace(learner, execution=execution))
         return graph

@@ -194,7 +194,14 @@ def _execution(learner: Learner) -> Json | None:
     run = learner.execution
     if run is None:
         return None
-    return {"form": run.form, "chunk": run.chunk, "decays": run.decays, "legal": list(run.legal), "reason": run.reason}
+    return {
+        "form": run.form,
+        "chunk": run.chunk,
+        "recompute": run.recompute,
+        "decays": run.decays,
+        "legal": list(run.legal),
+        "reason": run.reason,
+    }
 
 
 def _edge(edge: Edge) -> Json:

@@ -137,10 +137,11 @@ def _running(graph: LevelGraph, learner: Learner) -> Json:
     run = learner.execution
     if learner.solve is not None and softmax_scale(graph, learner) is not None:
         name, reason = "softmax over the context", "the weight is exp(s dot(query, key))"
-        return {"form": name, "chunk": None, "form_because": reason, "legal_forms": [name]}
+        return {"form": name, "chunk": None, "recompute": 0, "form_because": reason, "legal_forms": [name]}
     if run is None:
-        return {"form": None, "chunk": None, "form_because": None, "legal_forms": []}
-    return {"form": run.form, "chunk": run.chunk, "form_because": run.reason, "legal_forms": list(run.legal)}
+        return {"form": None, "chunk": None, "recompute": 0, "form_because": None, "legal_forms": []}
+    how = {"form": run.form, "chunk": run.chunk, "recompute": run.recompute}
+    return {**how, "form_because": run.reason, "legal_forms": list(run.legal)}
 
 
 def _owned(graph: LevelGraph, learner: Learner) -> Json:
@@ -245,6 +246,8 @@ def learner_lines(copies: list[Json]) -> Iterator[str]:
         yield _row("recurrence" if i == 0 else "", line)
     if m["form"] is not None:
         yield _row("form", m["form"] + (f" in chunks of {m['chunk']}" if m["form"] == "chunkwise" else ""))
+        if m["recompute"]:
+            yield _row("recompute", f"segments of {m['recompute']} tokens, in the backward pass")
         yield _row("because", m["form_because"])
         yield _row("legal forms", ", ".join(m["legal_forms"]))
     if m["form"] is not None and m["kind"] != "solved":

@@ -267,6 +267,8 @@ class Execution:
     reason: str = ""
     iterate: bool = False
     """Systems of its states are solved by conjugate gradients, not token by token."""
+    recompute: int = 0
+    """Tokens of a segment that the backward pass runs anew, so that only the states between segments are kept; 0: all is kept."""
 
 
 @dataclass(frozen=True)

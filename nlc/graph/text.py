@@ -249,6 +249,5 @@ def _derived(learner: Learner, depth: int) -> Iterator[Line]:
             yield Line(depth, f"  write b {show(write.b)} key {write.key or 'none'} c {seen}{probe} target {write.target}")
     if execution is not None:
         legal = ", ".join(execution.legal)
-        yield Line(
-            depth, f"run {execution.form} chunk {execution.chunk} decays {execution.decays} legal {legal} because {execution.reason}"
-        )
+        run = f"run {execution.form} chunk {execution.chunk}" + (f" recompute {execution.recompute}" if execution.recompute else "")
+        yield Line(depth, f"{run} decays {execution.decays} legal {legal} because {execution.reason}")

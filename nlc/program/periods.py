@@ -22,21 +22,25 @@ class Loop:
     body: frozenset[Node]
     cut: int = 0
     """Before every so many tokens no gradient passes by the states; 0: it always does."""
+    recompute: int = 0
+    """Tokens that the backward pass runs anew, at least; 0: all is kept."""
 
 
 def loops(graph: LevelGraph, needs: nx.DiGraph[Node], sweeps: Mapping[str, tuple[Learner, ...]]) -> tuple[Loop, ...]:
-    """One loop for each function of several tensors that learns on the token clock, and for each other sweep between whose tokens
-    the outer gradient is cut. `sweeps`: the learners of each."""
+    """One loop for each function of several tensors that learns on the token clock, and for each other sweep that runs in
+    segments: between which the outer gradient is cut, or which the backward pass runs anew. `sweeps`: the learners of each."""
     groups: dict[str, list[Learner]] = {}
     for learner in graph.learners.values():
         if learner.store.form == "tensor" and learner.group is not None and isinstance(learner.linear, LinearForm):
             groups.setdefault(learner.group, []).append(learner)
     found = [_loop(graph, needs, id, tuple(members)) for id, members in groups.items()]
     for id, learners in sweeps.items():
-        if learners[0].group is None and learners[0].backprop.tokens:
-            body: set[Node] = {("sweep", id), *(node for node in needs.successors(("sweep", id)))}
-            n = learners[0].backprop.tokens
-            found.append(Loop(learners[0].id, n, (), frozenset(body), n))
+        first, anew = learners[0], recomputed(learners[0])
+        body = frozenset({("sweep", id), *needs.successors(("sweep", id))})
+        shared = any(loop.body & body for loop in found)  # a loop that holds it runs anew as a whole
+        if first.group is None and (first.backprop.tokens or (anew and not shared)):
+            cut = first.backprop.tokens
+            found.append(Loop(first.id, cut or anew, (), body, cut, anew))
     return tuple(found)
 
 
@@ -53,7 +57,12 @@ def _loop(graph: LevelGraph, needs: nx.DiGraph[Node], id: str, members: tuple[Le
         after = set().union(*(nx.descendants(needs, node) for node in body))
         before = set().union(*(nx.ancestors(needs, node) for node in body))
         body |= after & before
-    return Loop(id, clock.period, tuple(m.id for m in members), frozenset(body), members[0].backprop.tokens)
+    return Loop(id, clock.period, tuple(m.id for m in members), frozenset(body), members[0].backprop.tokens, recomputed(members[0]))
+
+
+def recomputed(learner: Learner) -> int:
+    """Tokens that the backward pass runs anew."""
+    return learner.execution.recompute if learner.execution is not None else 0
 
 
 def _is_anchor(graph: LevelGraph, node: Node, ids: set[str]) -> bool:

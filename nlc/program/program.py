@@ -91,7 +91,7 @@ def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop,
         if loop.cut and loop.cut % loop.period:
             why = f"its outer gradient is cut every {loop.cut} tokens, within its periods of {loop.period}"
             help = f"a multiple of {loop.period} tokens compiles"
-        elif not loop.learners and any(loop.body & other.body for other in found if other is not loop):
+        elif loop.cut and not loop.learners and any(loop.body & other.body for other in found if other is not loop):
             why = "its outer gradient is cut, and a function of several tensors reads it while it learns"
         if why is not None:
             problems.append(codes.CannotLower(f"`{name}` cannot be compiled: {why}", learner.span, help))

@@ -85,9 +85,11 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
 
 
 def _often(loop: Loop) -> str:
-    """What a region runs for, one after the other; where the outer gradient is cut."""
+    """What a region runs for, one after the other; where the outer gradient is cut, and what the backward pass runs anew."""
     what = f" for each {'period' if loop.learners else 'segment'} of {loop.period} tokens"
-    return what if not loop.cut else f"{what}, the outer gradient cut {f'every {loop.cut} tokens' if loop.learners else 'between them'}"
+    if loop.cut:
+        what += f", the outer gradient cut {f'every {loop.cut} tokens' if loop.learners else 'between them'}"
+    return what + (f", backward anew for each {loop.recompute} tokens" if loop.recompute else "")
 
 
 def _flow(flow: Flow, name: Namer, depth: int) -> Line:

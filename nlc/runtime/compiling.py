@@ -14,8 +14,9 @@ from nlc.runtime.packages import require
 
 
 def unrolled(graph: LevelGraph) -> LevelGraph:
-    """The same values, without cuts of the outer gradient: what is exported has none."""
-    learners = {id: replace(m, backprop=Backprop()) for id, m in graph.learners.items()}
+    """The same values, without what concerns gradients only: what is exported has none."""
+    kept = {id: replace(m.execution, recompute=0) if m.execution is not None else None for id, m in graph.learners.items()}
+    learners = {id: replace(m, backprop=Backprop(), execution=kept[id]) for id, m in graph.learners.items()}
     return graph if learners == dict(graph.learners) else graph.with_(learners=learners)
 
 

@@ -1,6 +1,10 @@
-"""`backprop`: values as without it, and the outer gradient of every form that of the reference, in one call and in several."""
+"""`backprop`: values as without it, and the outer gradient of every form that of the reference, in one call and in several.
+
+`recompute`: the same numbers, whatever the backward pass runs anew.
+"""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -96,12 +100,17 @@ def refused(name: str, backprop: str) -> bool:
     return (name == "an inverse" and backprop == "first_order") or ("function" in name and LEARNERS[name][2] > 1 and "1 token" in backprop)
 
 
+@cache
+def unrolled_reference(name: str) -> dict[str, Tensor]:
+    return run(compiled(name, "unrolled", backend="reference"))
+
+
 @pytest.mark.parametrize("backprop", CHOICES)
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_form_has_the_gradients_of_the_reference(name: str, backprop: str) -> None:
     wanted, parts = (run(compiled(name, backprop, backend="reference"), ends) for ends in ((), ENDS))
-    unrolled = run(compiled(name, "unrolled", backend="reference"))
 
+    unrolled = unrolled_reference(name)
     values = [key for key in wanted if not key.startswith("gradient")]
     assert all(wanted[key].equal(unrolled[key]) for key in values)
     assert any(not wanted[key].allclose(unrolled[key]) for key in wanted)
@@ -115,3 +124,35 @@ def test_every_form_has_the_gradients_of_the_reference(name: str, backprop: str)
         ours = compiled(name, backprop, backend="eager", **how)
         assert_equal(run(ours), wanted, 1e-10)
         assert_equal(run(ours, ENDS), wanted, 1e-10)
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_a_backward_pass_that_runs_segments_anew_finds_the_same(name: str) -> None:
+    for backprop in ("unrolled", "{truncated: 4 tokens}"):
+        kept, anew = (compiled(name, backprop, backend="eager", chunk=4, recompute=n) for n in (0, 5))
+        wanted = run(kept)
+
+        assert "recomputed(" in anew.source
+        assert_equal(run(anew), wanted, 1e-12)
+        assert_equal(run(anew, ENDS), wanted, 1e-10)
+
+
+def test_a_backward_pass_that_runs_segments_anew_keeps_less() -> None:
+    kept, anew = (kept_bytes(compiled("momentum", "unrolled", backend="eager", chunk=16, recompute=n)) for n in (0, 64))
+
+    assert anew < 0.5 * kept
+
+
+def kept_bytes(module: CompiledSpec) -> int:
+    """What the forward pass of 512 tokens keeps for the backward pass beyond its inputs."""
+    inputs = {name: torch.rand(B, 512, *(a.size for a in module.graph.flows[name].axes)).double() for name in module.graph.inputs}
+    given = {x.requires_grad_().untyped_storage().data_ptr() for x in inputs.values()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        _held = module(inputs)
+    return sum(x.nbytes() for place, x in kept.items() if place not in given)
