@@ -92,11 +92,11 @@ def recomputed(
     B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
     lengths = cuts(T, length, -int(position) % length)
     parts = pieces(flows, {}, [], (B, T), lengths)
-    given = [list(zip(*pieces(each, {}, [], (B, T), lengths), strict=True)) for _, each in gates]
+    given = [pieces(each, {}, [], (B, T), lengths) for _, each in gates]
     made: list[list[Tensor]] = []
     new: dict[str, Tensor] = {}
     for i, (piece, begin) in enumerate(zip(zip(*parts, strict=True), accumulate([0, *lengths]), strict=False)):
-        now = [(make, list(each[i])) for (make, _), each in zip(gates, given, strict=True)]
+        now = [(make, [flow[i] for flow in each]) for (make, _), each in zip(gates, given, strict=True)]
         rest = (list(piece), anchored, period, int(position) + begin, now, cut)
         *outputs, states = checkpoint(over_periods, body, p, {**z, **new}, *rest, use_reentrant=False, preserve_rng_state=False)
         new |= states

@@ -297,10 +297,11 @@ class _Writer:
         return [f"{', '.join([*outs, 'made'])}{'' if outs else ','} = {call}", f"new |= prefixed(made, {path})" if scope else "new |= made"]
 
     def _carried(self, region: Region) -> list[str]:
-        """The states that the learners of a loop carry from period to period."""
+        """The states that learners with the `backprop` of a loop carry from period to period."""
         assert region.loop is not None
-        mine = region.loop.learners
-        learners = [m for id in region.nodes if id[0] == "sweep" for m in self.program.sweeps[id[1]].learners if not mine or m.id in mine]
+        backprop = self.graph.learners[(*region.loop.learners, region.loop.id)[0]].backprop
+        found = [m for kind, id in region.nodes if kind == "sweep" for m in self.program.sweeps[id].learners]
+        learners = [m for m in found if m.backprop == backprop]
         states = [state for m in learners for state in m.linear.states]
         anchors = [f"{m.id}.anchor" for m in learners if needs_anchor(self.graph, m)]
         return list(dict.fromkeys([*states, *anchors]))

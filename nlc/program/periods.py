@@ -35,11 +35,10 @@ def loops(graph: LevelGraph, needs: nx.DiGraph[Node], sweeps: Mapping[str, tuple
             groups.setdefault(learner.group, []).append(learner)
     found = [_loop(graph, needs, id, tuple(members)) for id, members in groups.items()]
     for id, learners in sweeps.items():
-        first, anew = learners[0], recomputed(learners[0])
+        first, cut, anew = learners[0], learners[0].backprop.tokens, recomputed(learners[0])
         body = frozenset({("sweep", id), *needs.successors(("sweep", id))})
-        shared = any(loop.body & body for loop in found)  # a loop that holds it runs anew as a whole
-        if first.group is None and (first.backprop.tokens or (anew and not shared)):
-            cut = first.backprop.tokens
+        holder = next((loop for loop in found if loop.body & body), None)  # it cuts what has the same cuts, and runs anew as a whole
+        if first.group is None and ((cut and (holder is None or holder.cut != cut)) or (anew and holder is None)):
             found.append(Loop(first.id, cut or anew, (), body, cut, anew))
     return tuple(found)
 

@@ -50,8 +50,14 @@ LEARNERS = {
     ),
     "a function": (FUNCTION + "learn: {key: k, value: v, fold: each, rule: {momentum: {rate: beta, decay: e}}, keep: e}", "S(q)", 4),
     "a function, asked for its start": (FUNCTION + "read: start, learn: {key: k, value: v, fold: each, rate: beta}", "S(q) + S(k)", 2),
+    "a gate of each value channel": (PLAIN + "learn: {key: k, value: v, rate: beta, keep: sigmoid(v)}", "S(q)", 1),
+    "two steps": (PLAIN + "learn: {key: k, value: v, rate: beta, keep: e, at: running, times: 2}", "S(q)", 1),
+    "a view": (PLAIN + "view: w -> tanh(w), learn: {key: k, value: v, fold: each, rate: beta, keep: e}", "S(q)", 2),
+    "a rule that is not linear": (PLAIN + "learn: {key: k, value: v, fold: each, rule: {adamw: {lr: 0.1}}}", "S(q)", 2),
     "a function, every token": (FUNCTION + "learn: {key: k, value: v, rate: beta, keep: e}", "S(q)", 1),
 }
+LOOPS = ("a function", "a function, asked for its start", "a view", "a rule that is not linear")
+"""Those that run period by period, of more than one token."""
 CHOICES = ("stop", "first_order", "{truncated: 4 tokens}", "{truncated: 1 token}")
 
 
@@ -93,11 +99,11 @@ def _first(key: str, x: Tensor, drawn: Callable[..., Tensor]) -> Tensor:
     """In the middle of a period; learned states as they are learned, the others any."""
     if not x.dim():
         return x + 2
-    return x if x.requires_grad and not key.endswith(".anchor") else drawn(*x.shape).requires_grad_()
+    return x if x.requires_grad and not key.endswith(".anchor") else drawn(*x.shape).abs().requires_grad_()
 
 
 def refused(name: str, backprop: str) -> bool:
-    return (name == "an inverse" and backprop == "first_order") or ("function" in name and LEARNERS[name][2] > 1 and "1 token" in backprop)
+    return (name == "an inverse" and backprop == "first_order") or (name in LOOPS and "1 token" in backprop)
 
 
 @cache
