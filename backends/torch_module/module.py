@@ -302,7 +302,7 @@ class _Writer:
         backprop = self.graph.learners[(*region.loop.learners, region.loop.id)[0]].backprop
         found = [m for kind, id in region.nodes if kind == "sweep" for m in self.program.sweeps[id].learners]
         learners = [m for m in found if m.backprop == backprop]
-        states = [state for m in learners for state in m.linear.states]
+        states = [state for m in learners for state in m.linear.states if state not in m.linear.beside]
         anchors = [f"{m.id}.anchor" for m in learners if needs_anchor(self.graph, m)]
         return list(dict.fromkeys([*states, *anchors]))
 

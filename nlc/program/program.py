@@ -88,7 +88,9 @@ def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop,
     for loop in found:
         learner = graph.learners[loop.learners[0] if loop.learners else loop.id]
         name, why, help = learner.base, None, "the reference backend runs it"
-        if loop.cut and loop.cut % loop.period:
+        if loop.cut and graph.starts is not None:
+            why = "its outer gradient is cut, and its tokens are counted from the starts of sequences"
+        elif loop.cut and loop.cut % loop.period:
             why = f"its outer gradient is cut every {loop.cut} tokens, within its periods of {loop.period}"
             help = f"a multiple of {loop.period} tokens compiles"
         elif loop.cut and not loop.learners and any(loop.body & other.body for other in found if other is not loop):
@@ -97,8 +99,10 @@ def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop,
             problems.append(codes.CannotLower(f"`{name}` cannot be compiled: {why}", learner.span, help))
     for sweep in sweeps.values():
         first = sweep.learners[0]
-        if first.backprop.kind == "first_order" and any(flow.attr("inverse") for flow in sweep.recalls[0]):
-            why = "its inverse is asked, and `backprop: first_order` passes by its updates"
+        inverse = any(flow.attr("inverse") for flow in sweep.recalls[0])
+        if first.backprop.kind == "first_order" and (inverse or first.reset is not None):
+            what = "its inverse is asked" if inverse else "it begins anew within a row"
+            why = f"{what}, and the outer gradient passes by its updates"
             problems.append(codes.CannotLower(f"`{first.id}` cannot be compiled: {why}", first.span, "the reference backend runs it"))
     if problems:
         raise BackendError(problems, dict(graph.sources))

@@ -54,9 +54,11 @@ LEARNERS = {
     "two steps": (PLAIN + "learn: {key: k, value: v, rate: beta, keep: e, at: running, times: 2}", "S(q)", 1),
     "a view": (PLAIN + "view: w -> tanh(w), learn: {key: k, value: v, fold: each, rate: beta, keep: e}", "S(q)", 2),
     "a rule that is not linear": (PLAIN + "learn: {key: k, value: v, fold: each, rule: {adamw: {lr: 0.1}}}", "S(q)", 2),
+    "a reset": (PLAIN + "reset: {every: 3 tokens}, learn: {key: k, value: v, rate: beta, keep: e, at: decayed}", "S(q)", 1),
+    "a reset function": (FUNCTION + "reset: {every: 8 tokens}, learn: {key: k, value: v, fold: each, rate: beta}", "S(q)", 2),
     "a function, every token": (FUNCTION + "learn: {key: k, value: v, rate: beta, keep: e}", "S(q)", 1),
 }
-LOOPS = ("a function", "a function, asked for its start", "a view", "a rule that is not linear")
+LOOPS = ("a function", "a reset function", "a function, asked for its start", "a view", "a rule that is not linear")
 """Those that run period by period, of more than one token."""
 CHOICES = ("stop", "first_order", "{truncated: 4 tokens}", "{truncated: 1 token}")
 
@@ -103,7 +105,11 @@ def _first(key: str, x: Tensor, drawn: Callable[..., Tensor]) -> Tensor:
 
 
 def refused(name: str, backprop: str) -> bool:
-    return (name == "an inverse" and backprop == "first_order") or (name in LOOPS and "1 token" in backprop)
+    return (
+        (name == "an inverse" and backprop == "first_order")
+        or (name in LOOPS and "1 token" in backprop)
+        or ("reset" in name and backprop == "first_order")
+    )
 
 
 @cache
