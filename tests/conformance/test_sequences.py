@@ -64,8 +64,9 @@ LEARNERS = {
     "attention in a window": attention("4 tokens"),
 }
 WEIGHT = "weight: 'exp(K^-0.5 * dot(query, key))'"
-CONTEXTS = f"""{{store: {{vector: [V]}}, per: [H], learn: [{{key: k, value: v, over: all, {WEIGHT}, solve: exact}},
-  {{key: p, value: v, over: 3 tokens, {WEIGHT}}}, {{key: kr, value: vr, over: all, fold: {{R: sum}}, {WEIGHT}}}, {{key: F(), value: G(), {WEIGHT}}}]}}"""
+FIRST = f"{{key: k, value: v, over: all, {WEIGHT}, solve: exact}}"
+FURTHER = f"{{key: p, value: v, over: 3 tokens, {WEIGHT}}}, {{key: kr, value: vr, over: all, fold: {{R: sum}}, {WEIGHT}}}"
+CONTEXTS = f"{{store: {{vector: [V]}}, per: [H], learn: [{FIRST}, {FURTHER}, {{key: F(), value: G(), {WEIGHT}}}]}}"
 PERIODS = {
     "anchor": memory("{key: k, value: v, rate: b, keep: sigmoid(g), fold: each}", "init: learned, "),
     "start": memory("{key: k, value: v, rate: b, fold: each}", "read: start, "),
