@@ -270,54 +270,95 @@ def places(starts: Tensor, before: Tensor, dtype: torch.dtype) -> tuple[Tensor, 
     return place.to(dtype), place[:, -1] + 1
 
 
-def attended_within(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    scale: float,
-    over: int,
-    starts: Tensor,
-    before: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`attended` in which a token sees samples of its own sequence only; before [B, n] are the starts among the samples of the context."""
-    T, n = query.shape[1], keys.shape[1]
-    keys, values = torch.cat([keys, key.to(keys.dtype)], 1), torch.cat([values, value.to(values.dtype)], 1)
-    before = torch.cat([before, starts.to(before.dtype)], 1)
-    q, k, v = query.transpose(1, 2), keys.transpose(1, 2).to(query.dtype), values.transpose(1, 2).to(query.dtype)
-    age = torch.arange(n, n + T, device=q.device).unsqueeze(1) - torch.arange(n + T, device=q.device)  # of a sample, at a token
-    number = within(before)
-    mask = (age >= 0) & (number[:, n:, None] == number[:, None, :])
-    mask = (mask & (age < over) if over else mask).unsqueeze(1)
-    answers = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    if over:
-        first = max(n + T - over + 1, 0)
-        keys, values, before = keys[:, first:], values[:, first:], before[:, first:]
-    return answers.transpose(1, 2), keys, values, before
-
-
 def attended(
-    query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, scale: float, over: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of the values of the context, weighted by exp(scale * query . key), for each query of a call.
+    query: Tensor,
+    contexts: list[tuple[Tensor, Tensor, Tensor, Tensor, int, int]],
+    scale: float,
+    fixed: list[tuple[Tensor, Tensor]] | None = None,
+    every: int = 0,
+    starts: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, ...]:
+    """The mean of the values of all contexts, weighted by exp(scale * query . key), for each query of a call.
 
-    query, key [B, T, G, K], value [B, T, G, V]; the context so far keys [B, n, G, K], values [B, n, G, V]. A token sees itself and what
-    is before it: all of it, or (over > 0) the last `over` samples. Returns the answers [B, T, G, V] and the new context.
+    query [B, T, G, K]. contexts: key [B, T * R, G, K], value [B, T * R, G, V], those of the tokens before, keys [B, n * R, G, K] and values
+    [B, n * R, G, V], `over` and R, the samples of a token. A token sees itself and what is before it: all of it, or (over > 0) the last
+    `over` tokens; with `every` what is in its own segment of so many tokens, the first n of which are before the call. fixed: keys
+    [1, P, G, K] and values [1, P, G, V] that all tokens see. starts: [B, T] of the call and [B, n] of the samples before, not 0 where a
+    sequence starts, which ends what its tokens see. Returns the answers [B, T, G, V], the new keys and values of each context, new starts.
     """
-    T, n = query.shape[1], keys.shape[1]
-    keys, values = torch.cat([keys, key.to(keys.dtype)], 1), torch.cat([values, value.to(values.dtype)], 1)
-    q, k, v = query.transpose(1, 2), keys.transpose(1, 2).to(query.dtype), values.transpose(1, 2).to(query.dtype)
-    if n == 0 and not over:
-        answers = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    else:
-        age = torch.arange(n, n + T, device=q.device).unsqueeze(1) - torch.arange(n + T, device=q.device)  # of a sample, at a token
-        mask = (age >= 0) & (age < over) if over else age >= 0
-        answers = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    if over:
-        first = max(n + T - over + 1, 0)
-        keys, values = keys[:, first:], values[:, first:]
-    return answers.transpose(1, 2), keys, values
+    T, held, states, before = query.shape[1], [], [], 0
+    for key, value, keys, values, over, R in contexts:
+        if every and keys.shape[1] == every * R:  # a whole segment before the call is seen no more
+            keys, values = keys[:, :0], values[:, :0]
+        before = keys.shape[1]
+        keys, values = (torch.cat([old, new.to(old.dtype)], 1) for old, new in ((keys, key), (values, value)))
+        held.append((keys, values, over, R))
+        n = keys.shape[1] // R
+        last = max(n - over + 1, 0) if over else (n - 1) // every * every if every and n > every else 0
+        states += [keys[:, last * R :], values[:, last * R :]]
+    if 0 < every < T and before == 0:
+        return _by_segment(query, held, scale, fixed or [], every), *states
+    if starts is None:
+        return _mean_of_values(query, held, scale, fixed or [], every), *states
+    known = torch.cat([starts[1], starts[0].to(starts[1].dtype)], 1)
+    windows = [over for _, _, over, _ in held]
+    last = max(known.shape[1] - max(windows) + 1, 0) if all(windows) else 0
+    return _mean_of_values(query, held, scale, fixed or [], every, within(known)), *states, known[:, last:]
+
+
+def _by_segment(
+    query: Tensor, held: list[tuple[Tensor, Tensor, int, int]], scale: float, fixed: list[tuple[Tensor, Tensor]], every: int
+) -> Tensor:
+    """Whole segments as rows of a batch, for a call that begins where a segment does; an open one at its end is filled up."""
+    B, T = query.shape[:2]
+    after = -T % every
+
+    def cut(x: Tensor, R: int = 1) -> Tensor:
+        whole = nn.functional.pad(x, (0, 0, 0, 0, 0, after * R)) if after else x
+        return whole.unflatten(1, (-1, every * R)).flatten(0, 1)
+
+    rows = [(cut(keys, R), cut(values, R), 0, R) for keys, values, _, R in held]
+    answers = _mean_of_values(cut(query), rows, scale, fixed, 0)
+    return answers.unflatten(0, (B, -1)).flatten(1, 2)[:, :T]
+
+
+def _mean_of_values(
+    query: Tensor,
+    held: list[tuple[Tensor, Tensor, int, int]],
+    scale: float,
+    fixed: list[tuple[Tensor, Tensor]],
+    every: int,
+    number: Tensor | None = None,
+) -> Tensor:
+    """One softmax over the keys of all contexts, each with its mask: causal, of the last tokens, within a segment, within a sequence.
+
+    number [B, n]: that of its sequence for each token that the longest context holds.
+    """
+    B, T, device = *query.shape[:2], query.device
+    pairs = [*((k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in fixed), *((keys, values) for keys, values, _, _ in held)]
+    q = query.transpose(1, 2)
+    k, v = (torch.cat(rows, 1).to(query.dtype).transpose(1, 2) for rows in zip(*pairs, strict=True))
+    if number is None and len(pairs) == 1 and not fixed and k.shape[2] == T and not held[0][2]:
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
+    masks = [torch.ones(T, keys.shape[1], dtype=torch.bool, device=device) for keys, _ in fixed]
+    for keys, _, over, R in held:
+        n = keys.shape[1] // R
+        at, sample = torch.arange(n - T, n, device=device).unsqueeze(1), torch.arange(n * R, device=device) // R
+        seen = sample <= at
+        seen = seen & (at - sample < over) if over else seen
+        seen = seen & (at // every == sample // every) if every else seen
+        if number is not None:
+            theirs = number[:, number.shape[1] - n :].repeat_interleave(R, 1)
+            seen = seen & (number[:, number.shape[1] - T :].unsqueeze(2) == theirs.unsqueeze(1))
+        masks.append(seen)
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_joined(masks, number), scale=scale).transpose(1, 2)
+
+
+def _joined(masks: list[Tensor], number: Tensor | None) -> Tensor:
+    """Masks [T, n], with sequences [B, T, n], beside each other."""
+    if number is None:
+        return torch.cat(masks, 1)
+    return torch.cat([mask.expand(number.shape[0], *mask.shape[-2:]) for mask in masks], 2).unsqueeze(1)
 
 
 def _embedding_backward(d_rows: Tensor, tokens: Tensor, vocabulary: int) -> Tensor:

@@ -10,7 +10,7 @@ from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.erase import Term, input_rows, number_and_terms, with_erases
-from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, Solve, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
 from nlc.graph.owners import assign_owners
@@ -116,6 +116,11 @@ def _rename(axes: Axes, rename: dict[Axis, Axis]) -> Axes:
     return tuple(rename.get(axis, axis) for axis in axes)
 
 
+def _rename_solve(solve: Solve, rename: dict[Axis, Axis]) -> Solve:
+    axis = None if solve.axis is None else rename.get(solve.axis, solve.axis)
+    return replace(solve, axis=axis, also=tuple(_rename_solve(each, rename) for each in solve.also))
+
+
 def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]) -> Learner:
     """A learner with new ids for the flows it reads and for itself, and new names for its axes."""
     store = replace(
@@ -124,9 +129,11 @@ def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]
         in_axes=_rename(learner.store.in_axes, rename),
         out_axes=_rename(learner.store.out_axes, rename),
     )
+    moved = rewire(learner, ids)
     return replace(
-        rewire(learner, ids),
+        moved,
         id=own(learner.id),
+        solve=None if moved.solve is None else _rename_solve(moved.solve, rename),
         store=store,
         per=_rename(learner.per, rename),
         group=own(learner.group) if learner.group is not None else None,

@@ -11,11 +11,12 @@ from nlc.backends.torch_module.memories import MemoryFunction, MemoryWriter, arg
 from nlc.backends.torch_module.periods import Gates, PeriodWriter, is_one_chunk
 from nlc.diagnostics import BackendError
 from nlc.graph.codes import CannotLower
-from nlc.graph.ir import Axes, Flow, Learner, LevelGraph, size_of
+from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.order import Node
+from nlc.graph.sequences import own_operands
 from nlc.graph.solved import softmax_scale
-from nlc.graph.state import needs_position, root_of, state_tensors
+from nlc.graph.state import context_keys, needs_position, root_of, sample_axes, state_tensors
 from nlc.program.program import Program, Region, Sweep
 
 QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
@@ -180,7 +181,7 @@ class RegionWriter:
 
     def _within(self, function: str, flow: Flow) -> tuple[str, str]:
         """A function that carries rows, and its last argument where sequences end what it carries."""
-        own = {"conv": 1, "delay": 1, "attend": 3}[flow.op]
+        own = 1
         name, within = function, ""
         if len(flow.args) > own:
             name, within = f"{function}_within", f", {self._normal(flow.args[own], (), (), [])}"
@@ -226,31 +227,68 @@ class RegionWriter:
         if scale is None:
             what = f"the weight of `{learner.id}` is not of the form exp(s * dot(query, key)); only the backend `reference` solves it"
             raise BackendError([CannotLower(what, flow.span)], dict(self.graph.sources))
-        per, out, copies = learner.per, learner.store.out_axes, size_of(learner.per)
-        axes = self.graph.flows[flow.args[1]].axes
-        inside = tuple(axis for axis in axes if axis not in per)
-        wide = [(flow.args[0], inside), (flow.args[1], inside), (flow.args[2], out)]
-        texts = [self._normal(id, per, rest, [copies, size_of(rest)]) for id, rest in wide]
-        for part, rest in (("keys", inside), ("values", out)):
-            text = f'z["{local(f"{learner.id}.{part}", self.region.scope)}"]'
-            if (len(per), len(rest)) != (1, 1):
-                text = f"{text}.reshape(B, -1, {copies}, {size_of(rest)})"
-                self.needs_size = True
-            texts.append(text)
-        parts = ("keys", "values", "starts") if len(flow.args) > 3 else ("keys", "values")
-        new = [self.namer(f"{learner.id}.{part}:new") for part in parts]
+        inner = tuple(axis for axis in sample_axes(self.graph, learner, learner.solve)[0] if axis not in (*learner.per, learner.solve.axis))
+        query = self._normal(flow.args[0], learner.per, inner, [size_of(learner.per), size_of(inner)])
+        own = own_operands(flow, self.graph.learners)
+        growing: list[str] = []
+        fixed: list[str] = []
+        new: list[str] = []
+        for number, context in enumerate(learner.solve.contexts):
+            key, value = flow.args[1 + 2 * number : 3 + 2 * number]
+            if context.once:
+                texts = (self._fixed(id, context.axis, learner.per, rest) for id, rest in ((key, inner), (value, learner.store.out_axes)))
+                fixed.append(f"({', '.join(texts)})")
+            else:
+                text, names = self._context(learner, number, (key, value), (inner, learner.store.out_axes))
+                growing.append(text)
+                new += names
         answer = self.namer(flow.id)
-        name, within = self._within("attended", flow)
-        if within:
-            within += f', z["{local(f"{learner.id}.starts", self.region.scope)}"]'
-            self.states[f"{learner.id}.starts"] = new[2]
+        self.expressions.used.add("attended")
         self.expressions.variables.add(flow.id)
-        given = f"{', '.join(texts)}, {scale!r}, {learner.solve.over}{within}"
-        self._line(f"{answer}, {', '.join(new)} = {name}({given})", show(flow))
-        if (len(per), len(out)) != (1, 1):
-            self._line(f"{answer} = {answer}{_unflat(2, per)}{_unflat(-1, out)}")
-        for part, name, rest in (("keys", new[0], inside), ("values", new[1], out)):
-            self.states[f"{learner.id}.{part}"] = f"{name}{_unflat(2, per)}{_unflat(-1, rest)}"
+        options = [f"fixed=[{', '.join(fixed)}]"] * bool(fixed) + [f"every={learner.solve.every}"] * bool(learner.solve.every)
+        if len(flow.args) > own:
+            key = f"{learner.id}.starts"
+            new.append(self.namer(f"{key}:new"))
+            self.states[key] = new[-1]
+            options.append(f'starts=({self._normal(flow.args[own], (), (), [])}, z["{local(key, self.region.scope)}"])')
+        given = ", ".join([query, f"[{', '.join(growing)}]", repr(scale), *options])
+        self._line(f"{', '.join([answer, *new])} = attended({given})", show(flow))
+        if (len(learner.per), len(learner.store.out_axes)) != (1, 1):
+            self._line(f"{answer} = {answer}{_unflat(2, learner.per)}{_unflat(-1, learner.store.out_axes)}")
+
+    def _context(self, learner: Learner, number: int, flows: tuple[str, str], within: tuple[Axes, Axes]) -> tuple[str, list[str]]:
+        """The samples of one write, of this call and of those before, and the names of what is handed on."""
+        assert learner.solve is not None
+        context, per, copies = learner.solve.contexts[number], learner.per, size_of(learner.per)
+        samples = (context.axis,) if context.axis is not None else ()
+        new: list[str] = []
+        old: list[str] = []
+        names: list[str] = []
+        for key, id, rest in zip(context_keys(learner, number), flows, within, strict=True):
+            sizes, name = [size_of(samples) * copies, size_of(rest)], self.namer(f"{key}:new")
+            text = self._normal(id, samples + per, rest, sizes)
+            state = f'z["{local(key, self.region.scope)}"]'
+            if samples:
+                text = f"{text}.unflatten(2, ({samples[0].size}, {copies})).flatten(1, 2)"
+            if samples or (len(per), len(rest)) != (1, 1):
+                state = f"{state}.reshape(B, -1, {copies}, {size_of(rest)})"
+                self.needs_size = True
+            new.append(text)
+            old.append(state)
+            names.append(name)
+            within_token = f".unflatten(1, (-1, {samples[0].size}))" if samples else ""
+            self.states[key] = f"{name}{within_token}{_unflat(3 if samples else 2, per)}{_unflat(-1, rest)}"
+        return f"({', '.join([*new, *old, str(context.over), str(size_of(samples))])})", names
+
+    def _fixed(self, id: str, axis: Axis | None, per: Axes, rest: Axes) -> str:
+        """What is the same at every token, as [1, P, G, width]."""
+        samples = (axis,) if axis is not None else ()
+        shape = f"1, {size_of(samples)}, {size_of(per)}, {size_of(rest)}"
+        code, whole = self.expressions.code(id), samples + per + rest
+        if self.expressions.constant(id):
+            return f"{self._like()}.new_full(({shape}), {code.text})"
+        code = self.expressions.aligned(code, self.graph.flows[id].axes, whole)
+        return f"{code.at(ATOM)}.expand(1, 1, {', '.join(str(a.size) for a in whole)}).reshape({shape})"
 
     # -- memories -------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from nlc.graph.ir import Axis, Flow, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare
 from nlc.graph.order import ordered
 from nlc.graph.resets import attach_reset, sequence_starts
+from nlc.graph.solved import check_constant, is_solved
 from nlc.graph.verify import verify
 from nlc.language import spec as language
 from nlc.language.expression import Name
@@ -76,6 +77,9 @@ def _fill(b: Builder) -> LevelGraph:
         for learner in level.learners:
             b.attempt(partial(attach_reset, b, learner))
     starts = sequence_starts(b)
+    for learner in filter(is_solved, spec.learners):
+        if b.id_of(learner.name) in b.learners:
+            b.attempt(partial(check_constant, b, learner))
     outputs: list[tuple[str, str]] = []
     for output in spec.outputs:
         b.attempt(partial(_output, b, output, outputs))

@@ -42,6 +42,8 @@ class Context:
     in_store: bool = False
 
 
+READ = ("start", "before", "after")
+"""The versions of a learner that a call may see."""
 Number_ = int | float
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -354,13 +356,13 @@ class Builder:
             id = self.id_of(function)
             if id not in self.learners and id not in self.written_out:
                 raise Rejected
-            state = dict(expr.kwargs).get("state")
-            if state is not None:
-                self.fail(codes.NotCompiledYet, "a call that names a state is not compiled yet", expr.span, "set `read:` of the learner")
             declared = next(learner for learner in self.spec.learners if learner.name == function)
+            state = self.named_state(expr)
             if is_solved(declared):
+                if state is not None:
+                    self.fail(codes.NotCompiledYet, "a state of an exact solve is not compiled yet", expr.span, "call it without `state`")
                 return ask(self, expr, context, name, declared)
-            return self.recall(expr, context, name, id, declared.read or "after")
+            return self.recall(expr, context, name, id, state or declared.read or "after")
         if function in self.uses:
             return OPERATORS["apply"](self, expr, context, name)
         if function not in CALLABLE:
@@ -371,6 +373,16 @@ class Builder:
         arity = OPS[function].arity
         self.arguments(expr, *[f"argument {i + 1}" for i in range(arity or 0)])
         return self.node(function, self.all(context, *expr.args), expr.span, context, name)
+
+    def named_state(self, expr: Call) -> str | None:
+        """The version that one call of a learner sees, `M(q, state=start)`, whatever its `read` says."""
+        self.arguments(expr, *map(str, expr.args), options=("state",))
+        state = dict(expr.kwargs).get("state")
+        if state is None:
+            return None
+        if not isinstance(state, Name) or state.name not in READ:
+            self.fail(codes.BadChoice, f"`state` is {', '.join(f'`{word}`' for word in READ)}", state.span)
+        return state.name
 
     def objective_called(self, name: str) -> Spec | None:
         """The objective of the library that a call names; None where it names an operator, a learner or a used block."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nlc.graph.edges import learners_of
 from nlc.graph.ir import Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, as_swept
-from nlc.graph.state import optimizer_keys, state_tensors
+from nlc.graph.state import optimizer_keys, sample_axes, state_tensors
 
 BYTES = 4
 """Of a number: states and weights are float32 unless asked otherwise."""
@@ -57,7 +57,7 @@ def sample_numbers(graph: LevelGraph, learner: Learner) -> int:
     """The numbers that a learner which is solved exactly keeps of a token: its key and its value."""
     if learner.solve is None:
         return 0
-    return size_of(graph.flows[learner.solve.key].axes) + size_of(learner.per + learner.store.out_axes)
+    return sum(size_of(axes) for each in learner.solve.contexts if not each.once for axes in sample_axes(graph, learner, each))
 
 
 def optimizer_numbers(graph: LevelGraph) -> dict[str, int]:

@@ -12,7 +12,7 @@ from nlc.graph.identity import equivalents, prepared
 from nlc.graph.ir import Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear
 from nlc.graph.order import levels
-from nlc.graph.solved import softmax_scale
+from nlc.graph.solved import said, softmax_scale
 from nlc.graph.text import place, unit_of
 from nlc.language.expression import to_text as expression_text
 from nlc.language.library import Library
@@ -97,11 +97,7 @@ def kind_of(learner: Learner) -> str:
 def _meaning(graph: LevelGraph, learner: Learner) -> Json:
     form = learner.linear
     if learner.solve is not None:
-        scale = softmax_scale(graph, learner)
-        weight = f"exp({scale:.6g} dot(q, k_i))" if scale is not None else "weight(q, k_i)"
-        samples = f"the last {learner.solve.over} tokens" if learner.solve.over else "all tokens so far"
-        name, key, value = (local(id, learner.scope) for id in (learner.id, learner.solve.key, learner.solve.value))
-        lines = [f"{name}(q) = sum w_i v_i / sum w_i over {samples}", f"w_i = {weight}, k = {key}, v = {value}"]
+        lines = said(graph, learner, lambda id: local(id, learner.scope))
         return {"class": "exact", "n": None, "recurrence": lines, "general_because": None}
     if isinstance(form, LinearForm):
         kind = form.kind if learner.group is None else f"anchored, within a period {form.kind}"

@@ -85,7 +85,10 @@ def _learner(learner: Learner, known: Mapping[str, str]) -> object:
     replaced = ("writes", "keep", "reset", "rule", "linear", "owns", "solve")
     rest = [(f.name, _plain(getattr(learner, f.name))) for f in fields(learner) if f.name not in SILENT and f.name not in replaced]
     writes = [(flow(w.key), flow(w.value), flow(w.loss), flow(w.pred), flow(w.rate)) for w in learner.writes]
-    solve = learner.solve and (*(flow(id) for id in (learner.solve.key, learner.solve.value, learner.solve.weight)), learner.solve.over)
+    solve = learner.solve and [
+        (*(flow(id) for id in (each.key, each.value, each.weight)), each.over, each.axis, each.once, each.every)
+        for each in learner.solve.contexts
+    ]
     return rest, writes, flow(learner.keep), flow(learner.reset), _rule(learner.rule, known), form, sorted(learner.owns), solve
 
 

@@ -143,10 +143,12 @@ class Write:
 
 @dataclass(frozen=True)
 class Solve:
-    """An exact solve over the context, when asked. All fields but `over` are ids of flows.
+    """An exact solve over the context, when asked. `key` to `sample` are ids of flows.
 
     `key` and `value` are what a token adds to the context; `weight` is a flow of the leaves `query` and `sample`. `over` is the length
-    of the context in tokens, 0 for all of it.
+    of the context in tokens, 0 for all of it. With `axis` they hold one sample for each of its entries; with `once` they are the same at
+    every token and counted once. `also`: further samples, of the other writes. `every`: the context begins anew every so many tokens,
+    0 for never; it stands on the first.
     """
 
     key: str
@@ -155,6 +157,20 @@ class Solve:
     query: str
     sample: str
     over: int = 0
+    axis: Axis | None = None
+    once: bool = False
+    also: tuple[Solve, ...] = ()
+    every: int = 0
+
+    @property
+    def contexts(self) -> tuple[Solve, ...]:
+        """The samples of each write."""
+        return (self, *self.also)
+
+    @property
+    def flows(self) -> tuple[str, ...]:
+        """The keys and values of a token, write by write: what a query stands beside."""
+        return tuple(id for each in self.contexts for id in (each.key, each.value))
 
 
 @dataclass(frozen=True)
@@ -344,9 +360,10 @@ class LevelGraph:
             if write.rate is not None:
                 yield "rate", write.rate
         if learner.solve is not None:
-            yield "key", learner.solve.key
-            yield "value", learner.solve.value
-            yield "weight", learner.solve.weight
+            for context in learner.solve.contexts:
+                yield "key", context.key
+                yield "value", context.value
+                yield "weight", context.weight
         if learner.keep is not None:
             yield "keep", learner.keep
         if learner.reset is not None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.ir import Flow, Learner
+from nlc.graph.solved import is_whole
 from nlc.language import spec as language
 from nlc.language.expression import Expr, Name
 
@@ -42,6 +43,10 @@ def attach_reset(b: Builder, learner: language.Learner) -> None:
         b.fail(codes.NotCompiledYet, "a reset on another clock than `token` is not compiled yet", reset.span)
     if reset.to is not None and not (isinstance(reset.to, Name) and reset.to.name == "init"):
         b.fail(codes.NotCompiledYet, "a reset to another value than `init` is not compiled yet", reset.spans["to"], "`to: init`")
+    if members[0].solve is not None and reset.every is not None and is_whole(members[0].solve):
+        segments = replace(members[0].solve, every=_count(b, learner.name, members[0], reset.every))
+        b.learners[id] = replace(members[0], solve=segments)
+        return
     flow = _when(b, learner.name, members[0], reset)
     for member in members:
         b.learners[member.id] = replace(b.learners[member.id], reset=flow)
@@ -59,13 +64,20 @@ def _when(b: Builder, name: str, learner: Learner, reset: language.Reset) -> str
             )
         return _truth(b, reset.when, name, "reset")
     assert reset.every is not None
-    span, count = reset.every.span, b.number(reset.every.count)
-    if reset.every.clock != "token":
-        b.fail(codes.NotCompiledYet, f"a reset on the clock `{reset.every.clock}` is not compiled yet", span, "count tokens")
+    count, span = _count(b, name, learner, reset.every), reset.every.span
+    return b.add(Flow(b.fresh(b.flows, f"{b.prefix}{name}.reset"), "boundary", attrs={"period": count}, span=span))
+
+
+def _count(b: Builder, name: str, learner: Learner, every: language.Period) -> int:
+    """The period of a reset, in tokens."""
+    assert learner.clock is not None
+    span, count, period = every.span, b.number(every.count), learner.clock.period
+    if every.clock != "token":
+        b.fail(codes.NotCompiledYet, f"a reset on the clock `{every.clock}` is not compiled yet", span, "count tokens")
     if not isinstance(count, int) or count < 1 or count % period:
         what = f"a multiple of the period of its level, {period} tokens" if period > 1 else "a whole number of tokens, at least 1"
         b.fail(codes.BadPeriod, f"`{name}` is reset every {count} tokens; it must be {what}", span, f"such as `every: {4 * period} tokens`")
-    return b.add(Flow(b.fresh(b.flows, f"{b.prefix}{name}.reset"), "boundary", attrs={"period": count}, span=span))
+    return count
 
 
 def _truth(b: Builder, expr: Expr, owner: str, key: str) -> str:

@@ -47,7 +47,8 @@ def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
 
 def rewire_solve(solve: Solve, ids: Callable[[str], str]) -> Solve:
     key, value, weight, query, sample = map(ids, (solve.key, solve.value, solve.weight, solve.query, solve.sample))
-    return Solve(key, value, weight, query, sample, solve.over)
+    also = tuple(rewire_solve(each, ids) for each in solve.also)
+    return replace(solve, key=key, value=value, weight=weight, query=query, sample=sample, also=also)
 
 
 def rewire_form(form: LinearForm, ids: Callable[[str], str]) -> LinearForm:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from nlc.diagnostics import Diagnostic
@@ -21,6 +21,7 @@ def obey_sequences(graph: LevelGraph) -> LevelGraph:
     flows, learners = dict(graph.flows), dict(graph.learners)
     for learner in graph.learners.values():
         if is_in_context(learner):
+            learner = _masked(flows, learner) if graph.starts is not None else learner
             learners[learner.id] = replace(learner, reset=_either(flows, graph.starts, learner))
     counts = [flow.id for flow in flows.values() if flow.op == "boundary"]
     if graph.starts is not None and (counts or POSITION in flows):
@@ -28,8 +29,7 @@ def obey_sequences(graph: LevelGraph) -> LevelGraph:
     for flow in list(flows.values()):
         added = _added(graph.starts, flow, learners)
         if added is not None and flow.id != POSITION:
-            own = {"conv": 1, "delay": 1, "attend": 3, "boundary": 0}[flow.op]
-            flows[flow.id] = replace(flow, args=(*flow.args[:own], added))
+            flows[flow.id] = replace(flow, args=(*flow.args[: own_operands(flow, learners)], added))
     changed = graph.with_(flows=flows, learners=learners)
     return graph if changed == graph else changed
 
@@ -57,6 +57,24 @@ def documents(graph: LevelGraph) -> dict[str, str]:
     """The inputs whose change starts a sequence, and the state that holds the last value of each."""
     flows = (graph.flows[id] for id in (graph.upstream(graph.starts) if graph.starts is not None else ()))
     return {flow.args[0]: str(flow.attr("tail")) for flow in flows if flow.op == "new" and flow.args[0] in graph.inputs}
+
+
+def own_operands(flow: Flow, learners: Mapping[str, Learner]) -> int:
+    """The number of operands of a flow that carries something, without the one that says where its past ends."""
+    if flow.op == "attend":
+        solve = learners[flow.attr("learner")].solve
+        return 1 + len(solve.flows) if solve is not None else 0
+    return {"conv": 1, "delay": 1, "boundary": 0}[flow.op]
+
+
+def _masked(flows: dict[str, Flow], learner: Learner) -> Learner:
+    """Segments of an exact solve where sequences start inside a row: a reset as any other, since its clock restarts with a sequence."""
+    solve = learner.solve
+    if solve is None or not solve.every:
+        return learner
+    id = f"{learner.id}.reset"
+    flows[id] = Flow(id, "boundary", attrs={"period": solve.every}, scope=learner.scope, span=learner.span)
+    return replace(learner, reset=id, solve=replace(solve, every=0))
 
 
 def _either(flows: dict[str, Flow], starts: str | None, learner: Learner) -> str | None:

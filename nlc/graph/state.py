@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph
+from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve
 
 ZEROS = Init("zeros")
 BEFORE = Init("constant", (-1.0,))
@@ -95,9 +95,10 @@ def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
         found.append(StateTensor(key, (Axis("tail", flow.attr("width") - 1), *flow.axes), "tail"))
     for learner in graph.learners.values():
         if learner.solve is not None:
-            for part, id in (("keys", learner.solve.key), ("values", learner.solve.value)):
-                axes = graph.flows[id].axes if part == "keys" else learner.per + learner.store.out_axes
-                found.append(StateTensor(f"{learner.id}.{part}", (CONTEXT, *axes), "context", learner.id))
+            for number, context in enumerate(learner.solve.contexts):
+                for key, axes in zip(context_keys(learner, number), sample_axes(graph, learner, context), strict=True):
+                    if not context.once:
+                        found.append(StateTensor(key, (CONTEXT, *axes), "context", learner.id))
         if learner.solve is not None and learner.reset is not None:
             found.append(StateTensor(f"{learner.id}.starts", (CONTEXT,), "context", learner.id))
     for key in dict.fromkeys(flow.attr("tail") for flow in graph.flows.values() if flow.op == "new"):
@@ -105,6 +106,25 @@ def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
     if needs_position(graph):
         found.append(StateTensor("position", (), "position" if graph.starts is None else "place"))
     return tuple(found)
+
+
+def longest_window(solve: Solve) -> int:
+    """The most tokens that a query sees samples of; 0 for all of them."""
+    windows = [context.over for context in solve.contexts if not context.once]
+    return max(windows) if all(windows) else 0
+
+
+def sample_axes(graph: LevelGraph, learner: Learner, context: Solve) -> tuple[Axes, Axes]:
+    """The axes of the key and of the value of a write: of its samples where it has several, of copies, and those within."""
+    samples = (context.axis,) if context.axis is not None else ()
+    inner = tuple(axis for axis in graph.flows[context.key].axes if axis not in samples + learner.per)
+    return samples + learner.per + inner, samples + learner.per + learner.store.out_axes
+
+
+def context_keys(learner: Learner, number: int) -> tuple[str, str]:
+    """The states of the samples of one of its writes: `S.keys` and `S.values`, of a second write `S.keys.2`."""
+    ending = f".{number + 1}" if number else ""
+    return f"{learner.id}.keys{ending}", f"{learner.id}.values{ending}"
 
 
 def optimizer_keys(graph: LevelGraph) -> tuple[tuple[str, str, str], ...]:

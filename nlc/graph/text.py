@@ -185,8 +185,12 @@ def _details(learner: Learner, depth: int) -> Iterator[Line]:
         default = f" (by default {given['minimize']})" if "minimize" in given else ""
         yield Line(depth, f"write {text}{default}", place(write.span))
     if learner.solve is not None:
-        over = f"{learner.solve.over} tokens" if learner.solve.over else "all"
-        yield Line(depth, f"solve exact over {over} key {learner.solve.key} value {learner.solve.value} weight {learner.solve.weight}")
+        for each in learner.solve.contexts:
+            over = "" if each.once else f" over {each.over} tokens" if each.over else " over all"
+            along = f" along {each.axis}" if each.axis is not None else ""
+            yield Line(depth, f"solve exact{over}{along} key {each.key} value {each.value} weight {each.weight}")
+        if learner.solve.every:
+            yield Line(depth, f"reset every {learner.solve.every} tokens")
     if learner.reset is not None:
         yield Line(depth, f"reset where {learner.reset}")
     if learner.writes:

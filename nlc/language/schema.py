@@ -100,7 +100,9 @@ class WriteForm(_Strict):
         description="gradient: a step a sample. implicit: the minimum of the objective and of the distance to the kept state. "
         "exact: nothing is stored; each query gets the minimum over the whole context.",
     )
-    over: Expression = _optional("The context of `solve: exact`: `all` samples so far, or the last of them, `64 tokens`.")
+    over: Expression = _optional(
+        "The context of `solve: exact`: `all` samples so far, or the last of them, `64 tokens`; a further write without it is counted once."
+    )
     times: Expression = _optional("The number of steps on the same sample, each at the state left by the one before. Default: 1.")
     weight: Expression = _optional("How much a sample of the context counts, in terms of `query` and `key`. Default: 1.")
 

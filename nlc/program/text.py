@@ -15,6 +15,7 @@ from nlc.graph.equations import equations, local
 from nlc.graph.ir import Flow, Learner, LevelGraph, show_axes
 from nlc.graph.linear import LinearForm
 from nlc.graph.order import schedule
+from nlc.graph.state import longest_window
 from nlc.graph.text import Line, lines_of, operation, place
 from nlc.program.periods import Loop
 from nlc.program.program import Program, Region, Sweep, chains
@@ -80,7 +81,7 @@ def _region(program: Program, region: Region, depth: int) -> Iterator[Line]:
         if kind == "sweep":
             yield from _sweep(program.graph, program.sweeps[id], scope, depth + 1)
         elif id not in answered:
-            yield _flow(program.graph.flows[id], name, depth + 1)
+            yield _flow(program.graph, program.graph.flows[id], name, depth + 1)
     yield Line(depth, "}")
 
 
@@ -92,12 +93,21 @@ def _often(loop: Loop) -> str:
     return what + (f", backward anew for each {loop.recompute} tokens" if loop.recompute else "")
 
 
-def _flow(flow: Flow, name: Namer, depth: int) -> Line:
+def _flow(graph: LevelGraph, flow: Flow, name: Namer, depth: int) -> Line:
     carries = " carries its last inputs" if flow.op in ("conv", "delay") and flow.attr("width") > 1 else ""
     if flow.op == "attend":
-        over = flow.attr("over")
-        carries = f" carries its last {over - 1} samples" if over else " carries all samples"
+        carries = f" carries {_carried(graph, flow)}"
     return Line(depth, f"{name(flow.id)} = {operation(flow, name)}{_axes(flow)}{carries}", place(flow.span))
+
+
+def _carried(graph: LevelGraph, flow: Flow) -> str:
+    """The samples that an exact solve carries from call to call."""
+    solve = graph.learners[flow.attr("learner")].solve
+    assert solve is not None
+    longest = longest_window(solve)
+    if solve.every:
+        return f"the samples of a segment of {solve.every} tokens"
+    return f"its last {longest - 1} samples" if longest else "all samples"
 
 
 def _axes(flow: Flow) -> str:
@@ -134,7 +144,7 @@ def _loss(program: Program, depth: int) -> Iterator[Line]:
         if region.for_loss:
             for kind, id in region.nodes:
                 if kind == "flow":
-                    yield _flow(program.graph.flows[id], str, depth + 1)
+                    yield _flow(program.graph, program.graph.flows[id], str, depth + 1)
     fold = program.owners[0].fold if program.owners else {}
     for axis, word in sorted(fold.items(), reverse=True):
         yield Line(depth + 1, f"{word} over {axis}s")

@@ -13,9 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Axes, Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
+from nlc.graph.ir import Axes, Flow, Init, Learner, LevelGraph, Solve, Write, pred_id, size_of
 from nlc.graph.ops import carries
-from nlc.graph.state import StateTensor, folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
+from nlc.graph.state import (
+    StateTensor,
+    context_keys,
+    folding,
+    longest_window,
+    needs_anchor,
+    needs_kept,
+    optimizer_keys,
+    sample_axes,
+    state_tensors,
+)
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, newton_schulz, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
@@ -238,7 +248,7 @@ class Tick:
                 self.new[flow.attr("tail")] = torch.cat([rows, args[0][:, None].expand(len(rows), -1, *args[0].shape[1:])], 1)[:, 1:]
                 return rows[:, -flow.attr("by")]
             case "attend":
-                return self._attend(graph.learners[flow.attr("learner")], *args)
+                return self._attend(graph.learners[flow.attr("learner")], args[0], axes[0], args[1:])
             case "embed":
                 return self.parameter(flow)[args[0]]
             case "project":
@@ -294,37 +304,66 @@ class Tick:
         self.new[key] = rows[:, 1:]
         return (rows * W).sum(1)
 
-    def _attend(self, learner: Learner, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None = None) -> Tensor:
+    def _attend(self, learner: Learner, query: Tensor, axes: Any, samples: list[Tensor]) -> Tensor:
         """The minimum over w of sum_i weight(q, k_i) * 0.5 |w - v_i|^2: the weighted mean of the values, sample by sample.
 
         Samples from before the last start of a sequence have the weight 0.
         """
         solve = learner.solve
         assert solve is not None
-        out = (*learner.per, *learner.store.out_axes)
-        spread = elementwise("mul", [torch.ones(1, *(a.size for a in out), dtype=value.dtype), value], [out, self._axes(solve.value)], out)
-        keys = torch.cat([self.old[f"{learner.id}.keys"], key[:, None]], 1)
-        values = torch.cat([self.old[f"{learner.id}.values"], spread[:, None].expand(len(key), -1, *spread.shape[1:])], 1)
-        if solve.over:
-            keys, values = keys[:, -solve.over :], values[:, -solve.over :]
-        weights = [self._weight(learner, query, keys[:, i]) for i in range(keys.shape[1])]
-        first = 1 if solve.over and keys.shape[1] == solve.over else 0
-        if starts is not None:
-            all_starts = torch.cat([self.old[f"{learner.id}.starts"], (starts != 0).to(keys.dtype).expand(len(keys))[:, None]], 1)
-            all_starts = all_starts[:, -keys.shape[1] :]
-            later = all_starts.flip(1).cumsum(1).flip(1) - all_starts  # starts after a sample
-            weights = [w * (later[:, i] == 0).reshape(-1, *(1 for _ in out)) for i, w in enumerate(weights)]
-            self.new[f"{learner.id}.starts"] = all_starts[:, first:]
-        total = torch.stack(weights).sum(0)
-        answer = torch.stack([w * values[:, i] for i, w in enumerate(weights)]).sum(0) / total
-        self.new[f"{learner.id}.keys"], self.new[f"{learner.id}.values"] = keys[:, first:], values[:, first:]
-        return answer
+        query = align(query, axes, tuple(axis for axis in sample_axes(self.graph, learner, solve)[0] if axis != solve.axis))
+        starts = self._starts(learner, samples.pop()) if len(samples) % 2 else None
+        weights, values = [], []
+        for number, context in enumerate(solve.contexts):
+            for key, value, counts in self._known(learner, number, samples[2 * number], samples[2 * number + 1], starts):
+                weights.append(self._weight(learner, context, query, key) * counts)
+                values.append(value)
+        return torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(0) / torch.stack(weights).sum(0)
 
-    def _weight(self, learner: Learner, query: Tensor, key: Tensor) -> Tensor:
+    def _starts(self, learner: Learner, start: Tensor) -> Tensor:
+        """Where sequences start among the samples of a context, [B, n]."""
+        assert learner.solve is not None
+        key, longest = f"{learner.id}.starts", longest_window(learner.solve)
+        starts = torch.cat([self.old[key], (start != 0).to(self.old[key].dtype).expand(len(self.old[key]))[:, None]], 1)
+        starts = starts[:, -longest:] if longest else starts
+        self.new[key] = starts[:, 1:] if longest and starts.shape[1] == longest else starts
+        return starts
+
+    def _known(self, learner: Learner, number: int, key: Tensor, value: Tensor, starts: Tensor | None) -> list[tuple[Tensor, Tensor, Any]]:
+        """The keys and values that a token sees of one write, and whether each counts; those of the tokens go on as state."""
+        assert learner.solve is not None
+        context = learner.solve.contexts[number]
+        inner, out = sample_axes(self.graph, learner, context)
+        ones = torch.ones(1, *(a.size for a in out), dtype=value.dtype)
+        value = elementwise("mul", [ones, value], [out, self._axes(context.value)], out)
+        key = align(key, self._axes(context.key), inner)
+        rows = [(key, value, 1)] if context.once else self._stored(learner, number, key, value, starts)
+        if context.axis is None:
+            return rows
+        return [(k, v, counts) for keys, values, counts in rows for k, v in zip(keys.unbind(1), values.unbind(1), strict=True)]
+
+    def _stored(self, learner: Learner, number: int, key: Tensor, value: Tensor, starts: Tensor | None) -> list[tuple[Tensor, Tensor, Any]]:
+        """The samples of the tokens that this one sees, itself included; 0 for those with a start after them."""
+        assert learner.solve is not None
+        over, rows = learner.solve.contexts[number].over, []
+        for name, new in zip(context_keys(learner, number), (key, value), strict=True):
+            old = self.old[name]
+            if old.shape[1] == learner.solve.every:  # a segment begins: what the one before held is forgotten
+                old = old[:, :0]
+            row = torch.cat([old, new[:, None].expand(len(old), *new[:, None].shape[1:])], 1)
+            row = row[:, -over:] if over else row
+            self.new[name] = row[:, 1:] if over and row.shape[1] == over else row
+            rows.append(row.unbind(1))
+        counts: list[Any] = [1] * len(rows[0])
+        if starts is not None:
+            later = (starts.flip(1).cumsum(1).flip(1) - starts)[:, -len(counts) :]
+            ones = [1] * len((*learner.per, *learner.store.out_axes))
+            counts = [(each == 0).reshape(-1, *ones) for each in later.unbind(1)]
+        return list(zip(*rows, counts, strict=True))
+
+    def _weight(self, learner: Learner, context: Solve, query: Tensor, key: Tensor) -> Tensor:
         """The weight of one sample [B, per, 1 for each axis of the value]."""
-        solve = learner.solve
-        assert solve is not None
-        known: dict[str, Tensor] = {solve.query: query, solve.sample: key}
+        known: dict[str, Tensor] = {context.query: query, context.sample: key}
 
         def value(id: str) -> Tensor:
             if id not in known:
@@ -334,7 +373,7 @@ class Tick:
 
         axes = (*learner.per, *learner.store.out_axes)
         ones = torch.ones(1, *(1 if a in learner.store.out_axes else a.size for a in axes), dtype=query.dtype)
-        return elementwise("mul", [ones, value(solve.weight)], [axes, self._axes(solve.weight)], axes)
+        return elementwise("mul", [ones, value(context.weight)], [axes, self._axes(context.weight)], axes)
 
     def _axes(self, id: str) -> Any:
         return self.graph.flows[id].axes

@@ -50,6 +50,12 @@ def linear_attention(x: Tensors, s: Tensors) -> Tensor:
     return read(s["S"], x["q"])
 
 
+def ada_transformer(x: Tensors, s: Tensors) -> Tensor:
+    """y = x W, W a sum that begins with a learned matrix."""
+    s["W"] = s["W"] + outer(x["k"], x["v"])
+    return read(s["W"], x["x"])
+
+
 def normalised_linear_attention(x: Tensors, s: Tensors) -> Tensor:
     q, k = (torch.where(y > 0, y + 1, y.exp()) for y in (x["q"], x["k"]))
     s["S"] = s["S"] + outer(k, x["v"])
@@ -172,6 +178,7 @@ RECURRENCES: dict[str, Step] = {
     step.__name__: step
     for step in (
         linear_attention,
+        ada_transformer,
         normalised_linear_attention,
         scalar_decay,
         retnet,
@@ -224,7 +231,7 @@ def drawn(module: CompiledSpec) -> tuple[Tensors, Tensors, Tensors]:
             x = 0.5 * x
         inputs[name] = x
     states = {name: normal(*x.shape).abs() for name, x in module.initial_state(B).items()}
-    parameters = {name: -5 - torch.arange(x.numel(), dtype=torch.float64) for name, x in module.named_parameters()}
+    parameters = {name: (-5 - torch.arange(x.numel(), dtype=torch.float64)).reshape(x.shape) for name, x in module.named_parameters()}
     return inputs, states, parameters
 
 
@@ -239,7 +246,7 @@ def with_gradients(outputs: Tensor, states: Tensors, *groups: Tensors) -> Tensor
     weights = {name: torch.randn(values[name].shape, generator=generator, dtype=torch.float64) for name in sorted(values)}
     score = torch.stack([(values[name] * weight).sum() for name, weight in weights.items()]).sum()
     named = {f"grad {name}": x for group in groups for name, x in group.items() if x.numel()}
-    gradients = torch.autograd.grad(score, list(named.values()))
+    gradients = torch.autograd.grad(score, list(named.values()), materialize_grads=True)
     return {**{name: x.detach() for name, x in values.items()}, **dict(zip(named, gradients, strict=True))}
 
 
@@ -284,6 +291,23 @@ def test_a_stream_in_two_calls_is_one_stream(name: str, form: str) -> None:
     expected = wanted(name)
 
     assert_close(found(name, form, (CUT, T)), expected, TOLERANCE, names=expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_new_stream_begins_with_the_learned_matrix(form: str) -> None:
+    module = compiled("ada_transformer", form)
+    inputs, _, _ = drawn(module)
+    (W,) = module.parameters()
+
+    def gradient(o: Tensor) -> Tensor:
+        return torch.autograd.grad(o.sin().sum(), W)[0]
+
+    states, rows = {"W": W.expand(B, *W.shape)}, []
+    for t in range(T):
+        rows.append(ada_transformer({key: x[:, t] for key, x in inputs.items()}, states))
+    expected, made = torch.stack(rows, 1), module(inputs)[0]["o"]
+
+    assert_close({"o": made, "grad": gradient(made)}, {"o": expected, "grad": gradient(expected)}, TOLERANCE)
 
 
 def test_every_op_of_the_library_has_its_recurrence_here() -> None:

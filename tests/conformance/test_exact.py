@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,6 +83,105 @@ def test_generated_code_agrees_with_the_reference(over: str, weight: str, per: s
     text = spec(over, WEIGHTS[weight][0], per)
 
     assert_same(compiled(text, "eager"), compiled(text, "reference"))
+
+
+SEVERAL = """nlc: 1
+name: several
+dims: {H: 2, G: 1, K: 4, V: 3, P: 5, R: 2, c: 4}
+inputs: {q: [H, K], k: [K, H], v: [H, V], r: [R, H, K], u: [V]}
+levels:
+  fixed:
+    learners:
+      PK: {store: {params: {W: [P, K]}, call: z -> W}, per: [H], init: learned(normal(0.5))}
+      PV: {store: {params: {W: [P, V]}, call: z -> W}, init: learned(normal(0.5))}
+  memory:
+    every: 1 token
+    learners:
+      S:
+        store: {vector: [V]}
+        per: [H]
+        learn:
+          - {key: k, value: v, solve: exact, over: all, weight: "exp(K^-0.5 * dot(query, key))"}
+          - {key: tanh(k), value: u, over: c tokens, weight: "exp(K^-0.5 * dot(query, key))"}
+          - {key: r, value: r_v, over: all, fold: {R: sum}, weight: "exp(K^-0.5 * dot(query, key))"}
+          - {key: PK(), value: PV(), fold: {P: sum}, weight: "exp(K^-0.5 * dot(query, key))"}
+flows: {r_v: "linear(r, [R, H, V])"}
+outputs: {o: S(q), twice: S(0.5 * q)}
+"""
+SEGMENTS = SEVERAL.replace("over: c tokens", "over: all").replace("        learn:", "        reset: {every: c tokens}\n        learn:")
+ALONE = spec("all", WEIGHTS["scaled"][0]).replace("per: [H]", "per: [H], reset: {every: c tokens}")
+CONTEXTS = {
+    "several": SEVERAL,
+    "segments": SEGMENTS,
+    "one in segments": ALONE,
+    "segments of one token": ALONE.replace("c: 4", "c: 1"),
+    "windows in segments": SEVERAL.replace("        learn:", "        reset: {every: 5 tokens}\n        learn:"),
+    "only windows in segments": SEVERAL.replace("over: all", "over: 3 tokens").replace(
+        "        learn:", "        reset: {every: 5 tokens}\n        learn:"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_several_contexts_and_segments_agree_with_the_reference(name: str) -> None:
+    assert_same(compiled(CONTEXTS[name], "eager").double(), compiled(CONTEXTS[name], "reference").double())
+
+
+@pytest.mark.parametrize("cut", range(1, T))
+def test_a_stream_may_be_cut_anywhere_in_a_segment(cut: int) -> None:
+    module = compiled(SEGMENTS, "eager").double()
+    given = {name: x.detach() for name, x in inputs(module).items()}
+    first, state = module({name: x[:, :cut] for name, x in given.items()})
+    second, _ = module({name: x[:, cut:] for name, x in given.items()}, state)
+
+    whole = compiled(SEGMENTS, "reference").double()(given)[0]["o"]
+    torch.testing.assert_close(torch.cat([first["o"], second["o"]], 1), whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.inductor
+def test_compiled_segments_agree_with_the_reference() -> None:
+    module, reference = compiled(ALONE, "inductor"), compiled(ALONE, "reference")
+    given = {name: x.detach() for name, x in inputs(module).items()}
+    first, state = module({name: x[:, :8] for name, x in given.items()})
+    second, _ = module({name: x[:, 8:] for name, x in given.items()}, state)
+
+    torch.testing.assert_close(torch.cat([first["o"], second["o"]], 1), reference(given)[0]["o"], rtol=1e-12, atol=1e-12)
+
+
+def test_several_contexts_are_one_softmax_over_a_segment() -> None:
+    module = compiled(SEGMENTS, "reference").double()
+    p, x = dict(module.named_parameters()), inputs(module)
+    r_v = torch.einsum("btrhk,rhkgwv->btgwv", x["r"], p["r_v.linear.W"])
+    token = 9  # of the segment that begins at 8
+    own = slice(8, token + 1)
+    k = x["k"].transpose(-1, -2)
+    fixed = p["PK.W"].transpose(0, 1).expand(2, -1, -1, -1)
+    keys = torch.cat([k[:, own], k[:, own].tanh(), x["r"][:, own].flatten(1, 2), fixed], 1)
+    u = x["u"].unsqueeze(2).expand(-1, -1, 2, -1)
+    persistent = p["PV.W"][:, None].expand(2, -1, 2, -1)
+    values = torch.cat([x["v"][:, own], u[:, own], r_v[:, own].flatten(1, 2), persistent], 1)
+
+    weights = (torch.einsum("bhk,bnhk->bnh", x["q"][:, token], keys) / 2).softmax(1)
+    expected = torch.einsum("bnh,bnhv->bhv", weights, values)
+
+    torch.testing.assert_close(module(x)[0]["o"][:, token], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_segments_leave_no_mask_between_them() -> None:
+    """A call of whole segments forms scores within them only."""
+    module = compiled(ALONE, "eager")
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        shapes.append((q.shape[-2], k.shape[-2]))
+        return attention(q, k, v, **options)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        module(inputs(module))
+
+    assert set(shapes) == {(4, 4)}
 
 
 @pytest.mark.inductor

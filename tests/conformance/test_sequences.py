@@ -63,6 +63,10 @@ LEARNERS = {
     "attention": attention("all"),
     "attention in a window": attention("4 tokens"),
 }
+WEIGHT = "weight: 'exp(K^-0.5 * dot(query, key))'"
+FIRST = f"{{key: k, value: v, over: all, {WEIGHT}, solve: exact}}"
+FURTHER = f"{{key: p, value: v, over: 3 tokens, {WEIGHT}}}, {{key: kr, value: vr, over: all, fold: {{R: sum}}, {WEIGHT}}}"
+CONTEXTS = f"{{store: {{vector: [V]}}, per: [H], learn: [{FIRST}, {FURTHER}, {{key: F(), value: G(), {WEIGHT}}}]}}"
 PERIODS = {
     "anchor": memory("{key: k, value: v, rate: b, keep: sigmoid(g), fold: each}", "init: learned, "),
     "start": memory("{key: k, value: v, rate: b, fold: each}", "read: start, "),
@@ -75,6 +79,9 @@ SPECS = {
 SPECS |= {
     name: f"levels: {{memory: {{every: 4 tokens, learners: {{S: {text}}}}}}}\noutputs: {{o: S(q)}}\n" for name, text in PERIODS.items()
 }
+FIXED = "F: {store: {vector: [K]}, per: [H], init: learned}, G: {store: {vector: [V]}, init: learned(normal(0.5))}"
+SPECS["several contexts"] = f"levels: {{memory: {{every: 1 token, learners: {{{FIXED}, S: {CONTEXTS}}}}}}}\noutputs: {{o: S(q)}}\n"
+SPECS["contexts of all tokens"] = SPECS["several contexts"].replace("over: 3 tokens", "over: all")
 SPECS["convolution"] = "outputs: {o: 'conv(q, 3) + conv(k, 1)'}\n"
 SPECS["position"] = "outputs: {o: q * cos(position)}\n"
 DEEP = "store: {params: {W1: [d, K], b: [d], W2: [V, d]}, call: z -> W2 @ gelu(W1 @ z + b)}, per: [H], init: learned"
@@ -99,6 +106,8 @@ PACKED = "sequence: {starts: new(doc)}\n"
 TEXTS = {f"documents, {name}": HEAD + PACKED + text for name, text in SPECS.items()}
 TEXTS |= {f"reset, {name}": HEAD + text for name, text in RESETS.items()}
 TEXTS["both"] = HEAD + PACKED + RESETS["every"]
+TEXTS["both, contexts"] = HEAD + PACKED + SPECS["several contexts"].replace("learn:", "reset: {every: 5 tokens}, learn:")
+TEXTS["both, segments"] = HEAD + PACKED + SPECS["contexts of all tokens"].replace("learn:", "reset: {every: 5 tokens}, learn:")
 TEXTS["both, in periods"] = HEAD + PACKED + RESETS["folded"]
 FORMS = {"recurrent": ChooseForm(form="recurrent"), "chunks of 4": ChooseForm(form="chunkwise", chunk=4), "chosen": ChooseForm()}
 
