@@ -6,16 +6,17 @@ literal on purpose. Any dtype; differentiable in parameters, inputs and initial 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
+from nlc.graph.ir import Axis, Flow, Init, Learner, LevelGraph, Write, pred_id, size_of
 from nlc.graph.ops import CARRYING
-from nlc.graph.state import folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
+from nlc.graph.state import StateTensor, folding, needs_anchor, needs_kept, optimizer_keys, state_tensors
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, newton_schulz, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
@@ -51,6 +52,19 @@ class Reference:
     def __init__(self, graph: LevelGraph, parameters: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float64) -> None:
         self.graph, self.dtype = graph, dtype
         self.parameters: Tensors = dict(parameters) if parameters is not None else self.draw_parameters(0)
+        self._sample_graphs: dict[str, LevelGraph] = {}
+
+    @cached_property
+    def states(self) -> tuple[StateTensor, ...]:
+        return state_tensors(self.graph)
+
+    def sample_graph(self, learner: Learner, axis: Axis, members: Iterable[str]) -> LevelGraph:
+        """The graph as one of the samples that a token holds sees it: nothing has their axis."""
+        if learner.id not in self._sample_graphs:
+            flows = {id: flow.without(axis) for id, flow in self.graph.flows.items()}
+            alone = {id: replace(self.graph.learners[id], samples=None) for id in members}
+            self._sample_graphs[learner.id] = self.graph.with_(flows=flows, learners={**self.graph.learners, **alone})
+        return self._sample_graphs[learner.id]
 
     def draw_parameters(self, seed: int) -> Tensors:
         """In the order of the graph, from one generator: the same numbers for every backend."""
@@ -61,7 +75,7 @@ class Reference:
 
     def initial_state(self, batch: int) -> Tensors:
         state: Tensors = {}
-        for item in state_tensors(self.graph):
+        for item in self.states:
             shape = tuple(axis.size for axis in item.axes)
             if item.kind == "position":
                 state[item.key] = torch.zeros((), dtype=torch.int64)
@@ -462,7 +476,7 @@ class Tick:
 
     def advance(self) -> Tensors:
         """All states after this token."""
-        for item in state_tensors(self.graph):
+        for item in self.machine.states:
             if item.kind == "memory":
                 self.update(self.graph.learners[item.key])
             elif item.kind == "anchor":
@@ -474,7 +488,7 @@ class Tick:
         for flow in self.graph.flows.values():
             if flow.op in (*CARRYING, "folded"):
                 self.flow(flow.id)
-        return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
+        return {item.key: self.new[item.key] for item in self.machine.states}
 
 
 class SampleTick(Tick):
@@ -484,10 +498,8 @@ class SampleTick(Tick):
         axis = learner.samples
         assert axis is not None
         self.token, self.learner, self.number, self.axis = token, learner, number, axis
-        flows = {id: flow.without(axis) for id, flow in token.graph.flows.items()}
-        members = {id: replace(token.graph.learners[id], samples=None) for id in states}
-        graph = token.graph.with_(flows=flows, learners={**token.graph.learners, **members})
-        self.machine, self.graph, self.inputs, self.t = token.machine, graph, token.inputs, token.t
+        self.machine, self.inputs, self.t = token.machine, token.inputs, token.t
+        self.graph = token.machine.sample_graph(learner, axis, states)
         self.old, self.values, self.new = {**token.old, **states}, {}, {}
         self.own: dict[str, bool] = {}
 
