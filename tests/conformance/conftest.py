@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.random_specs import plan, table
+from tests.conformance.options import plan, table
 
 RAN = pytest.StashKey[set[int]]()
 

@@ -12,7 +12,8 @@ import torch
 from nlc.passmanager import PassManager, pipeline
 from nlc.runtime.compiling import compile_graph
 from tests.conformance.conftest import RAN
-from tests.conformance.random_specs import OPTIONS, Case, case_of, legal_pairs, pairs, plan
+from tests.conformance.options import OPTIONS, legal_pairs, pairs, plan
+from tests.conformance.random_specs import Case, case_of
 from tests.conformance.running import check, compare, graph_of, run_compiled, tame
 
 BATCH = 10
