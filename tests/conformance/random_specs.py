@@ -44,7 +44,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)
-    tokens = rng.choice((1 if o["training"] == "none" else 2, 5, 5, 6, 7, 8, 9, 11, 12, 16, 17))
+    tokens = rng.choice((1 if o["training"] == "none" else 2, 3, 4, 5, 5, 6, 7, 8, 9, 12, 17))
     cuts = sorted(rng.sample(range(1, tokens), min(tokens - 1, rng.choice((0, 1, 1, 2)))))
     if cuts and rng.random() < 0.4 and cuts[0] + 1 < tokens and cuts[0] + 1 not in cuts:
         cuts = sorted([*cuts, cuts[0] + 1])
