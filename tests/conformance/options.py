@@ -18,7 +18,7 @@ Pair = tuple[tuple[str, str], tuple[str, str]]
 OPTIONS: dict[str, tuple[str, ...]] = {
     "store": ("matrix", "square matrix", "vector", "function"),
     "copies": ("none", "one axis", "two axes"),
-    "objective": ("default", "l2", "dot", "square", "expression"),
+    "objective": ("default", "l2", "dot", "square", "expression", "of both sides"),
     "value": ("plain", "minus self", "plus self"),
     "rate": ("absent", "constant", "data", "function", "channels"),
     "keep": (
@@ -28,14 +28,15 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "writes": ("one", "and a free one", "and an error", "and both"),
     "samples": ("none", "each", "with gates"),
     "solve": ("gradient", "implicit"),
+    "window": ("none", "plain", "weighted"),
     "at": ("absent", "start", "decayed", "running"),
     "read": ("absent", "before", "after", "start"),
     "every": ("1", "2", "3", "4", "7"),
     "fold": ("each", "sum", "mean", "last"),
     "rule": ("absent", "gd", "momentum", "momentum of data", "average", "two momenta", "keeping", "nested"),
     "init": ("zeros", "learned", "constant", "eye", "ones", "learned eye"),
-    "learners": ("one", "several recalls", "feeds key", "feeds value", "feeds query", "feeds gate", "equal ones"),
-    "key from": ("input", "linear", "conv", "norm", "activation", "broadcast", "numbers"),
+    "learners": ("one", "several recalls", "feeds key", "feeds value", "feeds query", "feeds gate", "equal ones", "inverse", "mesa"),
+    "key from": ("input", "linear", "conv", "norm", "activation", "broadcast", "numbers", "feature map"),
     "value from": ("input", "linear", "conv", "broadcast", "numbers", "position", "reduction"),
     "block": ("none", "used", "repeated", "in a block"),
     "training": ("none", "sgd", "momentum", "adamw", "adamw_clipped"),
@@ -54,7 +55,25 @@ def wrong(o: Options) -> int:
     has_rule = o["rule"] != "absent"
     added = o["fold"] in ("sum", "mean")
     implicit, deep = o["solve"] == "implicit", o["store"] == "function"
+    both_sides, window, recalled = o["objective"] == "of both sides", o["window"] != "none", o["learners"]
+    channels = "channels" in o["keep"] or o["rate"] == "channels"
+    matrix = o["store"] in ("matrix", "square matrix")
     found = (
+        both_sides and not matrix,
+        both_sides and o["value"] != "plain",
+        both_sides and channels,
+        both_sides and o["writes"] != "one",
+        both_sides and window,
+        both_sides and o["samples"] != "none",
+        window and not matrix,
+        window and o["value"] != "plain",
+        window and o["writes"] != "one",
+        window and o["samples"] != "none",
+        window and implicit,
+        recalled == "inverse" and o["store"] != "square matrix",
+        recalled == "mesa" and not matrix,
+        recalled == "mesa" and channels,
+        o["key from"] == "feature map" and o["samples"] != "none",
         has_rule and o["rate"] != "absent",
         o["store"] in ("vector", "function") and "eye" in o["init"],
         o["store"] == "vector" and o["key from"] != "input",

@@ -40,7 +40,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
     """The case of a number: the options are those of the plan unless given."""
     o = dict(options or plan()[number])
     rng = random.Random(f"case {number}")
-    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R", "hidden")}
+    sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R", "hidden", "Z")}
     writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)
@@ -125,7 +125,7 @@ def _text(writer: Writer, sizes: dict[str, int], name: str, outputs: dict[str, s
     if writer.levels:
         lines.append("levels:")
     for i, (every, learners) in enumerate(writer.levels.items()):
-        lines += [f"  level{i}:", f"    every: {every}", "    learners:", *(f"      {text}" for text in learners)]
+        lines += [f"  level{i}:", *([f"    every: {every}"] if every else []), "    learners:", *(f"      {text}" for text in learners)]
     lines += ["outputs:", *(f"  {k}: {json.dumps(v)}" for k, v in outputs.items())]
     return "\n".join(lines) + "\n"
 

@@ -113,6 +113,9 @@ class Values:
             return self.flow(f"linear({self.wide()}, [{', '.join(axes)}])")
         if how == "conv":
             return self.flow(f"conv({self.raw(axes)}, {rng.choice((1, 2, 3, 4))})")
+        if how == "feature map":
+            learned = f"{self.feature_map(axes[:-1], last)}({self.raw((*axes[:-1], self.dim('Z')))})"
+            return self.flow(f"{rng.choice(('relu', 'sigmoid', 'tanh', 'softplus'))}({learned})")
         if how == "norm":
             one = any(name == last and self.sizes.get(role.removesuffix(" dim")) == 1 for role, name in self.taken.items())
             norms = ("tanh",) if one else ("rmsnorm", "layernorm", "l2norm")  # the norm of one number is its sign; its gradient is noise
@@ -143,6 +146,16 @@ class Values:
         return self.flow(
             rng.choice((f"{x} * mean({x}, {last})", f"{x} + 0.1 * sum({x}, {last})", f"dot({x}, {x}) * {x}", f"sg({x}) + 0.1 * {x}"))
         )
+
+    def feature_map(self, copies: tuple[str, ...], last: str) -> str:
+        """A learned function from [Z] to an axis, which nothing writes in context."""
+        role = f"map to {last}"
+        if role not in self.taken:
+            name, Z, hidden = self.name(role), self.dim("Z"), self.dim("hidden")
+            deep = f"{{params: {{W1: [{hidden}, {Z}], W2: [{last}, {hidden}]}}, call: z -> W2 @ gelu(W1 @ z)}}"
+            store = self.rng.choice((f"{{matrix: [{Z}, {last}]}}", deep))
+            self.levels.setdefault("", []).append(f"{name}: {{store: {store}, per: [{', '.join(copies)}], init: learned}}")
+        return self.taken[role]
 
     def gate(self, axes: tuple[str, ...], kind: str = "normal") -> str:
         """One number a copy; some of the axes may be missing, or in another order."""

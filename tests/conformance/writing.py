@@ -107,12 +107,14 @@ class Writer(Values):
         parts = {} if key is None else {"key": key}
         copies = (*self.samples(), *per)
         key_axes = (*copies, axes[0])
+        if o["objective"] == "of both sides":  # what it reads there is what it writes
+            value = self.flow(value, always=True)
         if o["value"] != "plain":
             probe = "self()" if key is None else f"self({rng.choice((key, self.vector(key_axes, 'input')))})"
             scale = rng.choice(("0.3", self.gate(per), f"sigmoid({self.gate(per)})"))
             value = f"{value} - {probe}" if o["value"] == "minus self" else f"{scale} * {probe} + {value}"
         parts["value"] = value
-        expressions = (
+        expressions: tuple[str, ...] = (
             "0.5 * sum((pred - value)^2) + 0.1 * sum(pred * value)",
             "sum((2 * pred - value)^2) / 3",
             "0.05 * sum(pred^2) - sum(value * pred)",
@@ -121,7 +123,15 @@ class Writer(Values):
             "0.5 * dot(pred - value, pred - value)",
             "mean((pred - value)^2)" if not per else "-dot(value, pred)",
         )
-        objective = {"default": None, "expression": rng.choice(expressions)}.get(o["objective"], o["objective"])
+        if o["window"] != "none":
+            expressions = tuple(each for each in expressions if "pred" in each)[:4]  # of `pred`, `value` and numbers
+            count = rng.choice((1, 2, 2, 3, 4))
+            parts["over"] = f"{count} token{'s' if count > 1 else ''}"
+        if o["window"] == "weighted":
+            parts["weight"] = rng.choice((self.gate(per), f"sigmoid({self.gate(per)})", "0.5"))
+        both_sides = f"{rng.choice(('0.5', '0.1'))} * sum((self.W @ {value})^2) - sum(pred * {value})"
+        objectives = {"default": None, "expression": rng.choice(expressions), "of both sides": both_sides}
+        objective = objectives.get(o["objective"], o["objective"])
         if objective is not None:
             parts["minimize"] = objective
         gates = copies if o["samples"] == "with gates" else per
@@ -204,10 +214,12 @@ class Writer(Values):
         value = values[self.o["init"]]
         return "" if value is None else f", init: {json.dumps(value) if not value.replace('.', '').isdigit() else value}"
 
-    def learner(self, role: str, key: str | None, value: str, gate: str | None = None, flip: bool = False) -> str:
+    def learner(
+        self, role: str, key: str | None, value: str, gate: str | None = None, flip: bool = False, axes: tuple[str, str] | None = None
+    ) -> str:
         """Declare a learner with the options of the case; returns its name."""
         o = self.o
-        per, (K, V) = self.copies(), self.axes()
+        per, (K, V) = self.copies(), axes or self.axes()
         if flip:
             K, V = V, K
         name = self.name(role)
@@ -234,6 +246,12 @@ class Writer(Values):
 
     def recall(self, name: str, query: str | None) -> str:
         return f"{name}({'' if query is None else query})"
+
+    def solved(self, name: str, right: str | None) -> str:
+        """The x that a memory and a ridge take to `right`; the ridge is far from what a memory of small numbers may be."""
+        ridge = self.rng.choice(("9", f"(9 + {self.raw((self.axes()[0],))}^2)", f"(8 + sigmoid({self.gate(self.copies())}))"))
+        x = "z" if "z" not in self.taken.values() else "argument"
+        return self.flow(f"solve({x} -> {name}({x}) + {ridge} * {x}, {right})")
 
     def key(self, how: str | None = None, flip: bool = False) -> str | None:
         if self.o["store"] == "vector":
@@ -273,6 +291,13 @@ class Writer(Values):
                 gate = f"sigmoid(mean({first}, {self.axes()[1]}))"
                 R = self.learner("R", self.key("input"), self.value("input"), gate=gate)
                 return [self.recall(R, self.key("input"))]
+            case "inverse":
+                return [first, self.solved(S, q)]
+            case "mesa":
+                K = self.axes()[0]
+                key = self.written("key")
+                P = self.learner("P", key, str(key), axes=(K, K))
+                return [self.recall(S, self.solved(P, q))]
             case "equal ones":
                 number = rng.choice((2, 2, 3))
                 others = [self.learner(f"R {i}", self.key(), self.value()) for i in range(1, number)]
