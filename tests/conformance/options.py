@@ -64,6 +64,7 @@ def wrong(o: Options) -> int:
         both_sides and channels,
         both_sides and o["writes"] != "one",
         both_sides and window,
+        both_sides and implicit,
         both_sides and o["samples"] != "none",
         window and not matrix,
         window and o["value"] != "plain",

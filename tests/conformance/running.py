@@ -226,7 +226,7 @@ def forms(stages: tuple[Stage, ...], chunks: tuple[int, ...]) -> Iterator[tuple[
 
 def tame(case: Case, graph: LevelGraph) -> tuple[Case, Given, Result]:
     """Numbers with which the learners do not run away: rounding grows with them, in every form. If need be, fewer tokens."""
-    for scale, tokens in ((0.5, case.tokens), (0.3, case.tokens), (0.2, 9), (0.2, 5), (0.1, 3)):
+    for scale, tokens in ((0.5, case.tokens), (0.3, case.tokens), (0.2, 9), (0.2, 5), (0.1, 3), (0.1, 1)):
         if tokens < case.tokens:
             case = replace(case, tokens=tokens, cuts=(*(cut for cut in case.cuts if cut < tokens), tokens))
         numbers = given(case, graph, scale)

@@ -62,6 +62,16 @@ levels:
       R: {store: {matrix: [K, V]}, learn: {key: k, value: v - self(k), minimize: dot}}
 outputs: {o: S(q), r: R(q)}
 """,
+    "a matrix for each copy that nothing writes": """\
+nlc: 1
+name: features
+dims: {A: 2, H: 2, K: 3, E: 2}
+inputs: {q: [A, H, K], k: [K, H], v: [A, H]}
+levels:
+  n: {learners: {phi: {store: {matrix: [K, E]}, per: [A, H], init: learned}, psi: {store: {matrix: [K, K]}, per: [H], init: learned}}}
+  m: {every: 1 token, learners: {S: {store: {matrix: [E, E]}, per: [A, H], learn: {key: phi(psi(k)), value: phi(q)}}}}
+outputs: {o: S(phi(q)), p: psi(k)}
+""",
     "outputs that are the same for all rows": HEAD
     + "levels: {n: {learners: {g: {store: {vector: [K]}, init: learned(ones)}}}}\n"
     + "outputs: {y: g(), s: sum(g()), c: 1 + 2, e: exp(1), p: position, w: sin(position), x: x}\n",
