@@ -11,7 +11,7 @@ from nlc.graph.calculus import Coefficient
 from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Bucket, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, roles, sees_decayed
-from nlc.graph.order import Node, tick_graph
+from nlc.graph.order import Node, downstream, tick_graph
 from nlc.passes.classify import is_memory
 from nlc.passmanager import Numerics, Pass
 
@@ -97,9 +97,7 @@ def _may_join(graph: LevelGraph, tick: nx.DiGraph[Node], bucket: list[Learner], 
     """No path in either direction: neither needs what the other recalls or writes at this tick."""
     ours = {node for member in bucket for node in _nodes(graph, member)}
     theirs = set(_nodes(graph, learner))
-    after_ours = set().union(*(nx.descendants(tick, node) for node in ours)) | ours
-    after_theirs = set().union(*(nx.descendants(tick, node) for node in theirs)) | theirs
-    return not after_ours & theirs and not after_theirs & ours
+    return not downstream(tick, ours) & theirs and not downstream(tick, theirs) & ours
 
 
 def _nodes(graph: LevelGraph, learner: Learner) -> list[Node]:

@@ -235,6 +235,12 @@ class Expressions:
             return Code(f"{self.parameter(flow)}[None, None]")
         inner, outer = learner.store.in_axes, learner.store.out_axes
         query = self.graph.flows[flow.args[0]].axes
+        if learner.per:  # a matrix for each copy
+            letters = dict(zip((*learner.per, *inner), "ghijklmn", strict=False))
+            copies, own = "".join(letters[axis] for axis in learner.per), "opqr"[: len(outer)]
+            asked = "".join(letters[axis] for axis in query)
+            marks = f"bt{asked},{copies}{''.join(letters[axis] for axis in inner)}{own}->bt{copies}{own}"
+            return Code(f'torch.einsum("{marks}", {args[0].text}, {self.parameter(flow)})')
         x = args[0] if query == inner else self.aligned(args[0], query, inner)
         text = x.at(ATOM) if len(inner) == 1 else f"{x.at(ATOM)}.flatten(2)"
         product = f"{text} @ {self.matrix(learner.id)}"

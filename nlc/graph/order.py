@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import networkx as nx
@@ -13,6 +13,26 @@ from nlc.graph.ir import Clock, Flow, Learner, LevelGraph
 
 Node = tuple[str, str]
 """("flow", id) or ("update", id of a learner)."""
+
+
+def upstream(needs: nx.DiGraph[Node], nodes: Iterable[Node]) -> set[Node]:
+    """What these nodes need, themselves included."""
+    return _reached(needs.predecessors, nodes)
+
+
+def downstream(needs: nx.DiGraph[Node], nodes: Iterable[Node]) -> set[Node]:
+    """What needs these nodes, themselves included."""
+    return _reached(needs.successors, nodes)
+
+
+def _reached(following: Callable[[Node], Iterable[Node]], nodes: Iterable[Node]) -> set[Node]:
+    seen, stack = set(nodes), list(nodes)
+    while stack:
+        for node in following(stack.pop()):
+            if node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return seen
 
 
 def tick_graph(graph: LevelGraph) -> nx.DiGraph[Node]:
@@ -106,7 +126,7 @@ def _non_causal(graph: LevelGraph, tick: nx.DiGraph[Node]) -> Iterator[Diagnosti
     for flow in graph.flows.values():
         if flow.op != "next":
             continue
-        reached = nx.descendants(tick, ("flow", flow.id)) | {("flow", flow.id)}
+        reached = downstream(tick, [("flow", flow.id)])
         for name, output in graph.outputs:
             if ("flow", output) in reached:
                 yield codes.NonCausal(f"the output `{name}` sees the next token", flow.span, "`next` may only feed `loss`")

@@ -13,7 +13,7 @@ from dataclasses import replace
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
-from nlc.graph.ir import Learner, LevelGraph, Rule
+from nlc.graph.ir import Learner, LevelGraph, Rule, pred_id
 from nlc.language import spec as language
 
 
@@ -31,6 +31,9 @@ def implicit_rule(b: Builder, learner: Learner, write: language.Write, context: 
         b.fail(codes.BadChoice, "`at` has no meaning for `solve: implicit`: the gradient is that of the minimum", write.spans["at"])
     if len(learner.writes) > 1:
         b.fail(codes.NotCompiledYet, "`solve: implicit` with several writes is not compiled yet", learner.writes[1].span)
+    if pred_id(learner.id, 0) in Algebra(LevelGraph("", flows=b.flows), learner).upstream(learner.writes[0].loss):
+        text = "an objective of `self.W` with `solve: implicit` is not compiled yet"
+        b.fail(codes.NotCompiledYet, text, write.spans.get("minimize", write.span), "leave `solve` out, or write the objective of `pred`")
     if curvature(Algebra(LevelGraph("", flows=b.flows), learner), learner) is None:
         text = "the objective of `solve: implicit` must be quadratic in what the memory recalls"
         b.fail(codes.BadChoice, text, write.spans.get("minimize", write.span), "leave `minimize` out, or `solve: gradient`")

@@ -70,7 +70,9 @@ def windowed(
             loss = objective(pred, value)
         factor = weight if weight is None or not j else delayed(b, learner, weight, "weights", j, count)
         if factor is not None and rate is not None:
-            factor = b.node("mul", [rate, factor], write.span, replace(context, owner=f"{context.owner}.weighted"))
+            has = {*b.flows[rate].axes, *b.flows[factor].axes}
+            axes = tuple(axis for axis in learner.axes if axis in has)
+            factor = b.node("mul", [rate, factor], write.span, replace(context, owner=f"{context.owner}.weighted"), axes=axes)
         made.append(Write(key, value, loss, pred, write.span, factor or rate))
     return tuple(made)
 

@@ -9,7 +9,7 @@ import networkx as nx
 
 from nlc.graph.ir import Learner, LevelGraph
 from nlc.graph.linear import LinearForm
-from nlc.graph.order import Node
+from nlc.graph.order import Node, downstream, upstream
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,7 @@ def _loop(graph: LevelGraph, needs: nx.DiGraph[Node], id: str, members: tuple[Le
     body: set[Node] = {("sweep", m.id) for m in members}
     body |= {node for node in needs if node[0] == "flow" and node[1] in mine}
     body |= {node for node in needs if node[0] == "flow" and mine.intersection(graph.flows[node[1]].args) and _is_anchor(graph, node, ids)}
-    grown = 0
-    while len(body) > grown:  # what lies between two parts of the body belongs to it
-        grown = len(body)
-        after = set().union(*(nx.descendants(needs, node) for node in body))
-        before = set().union(*(nx.ancestors(needs, node) for node in body))
-        body |= after & before
+    body = downstream(needs, body) & upstream(needs, body)  # what lies between two parts of the body belongs to it
     return Loop(id, clock.period, tuple(m.id for m in members), frozenset(body), members[0].backprop.tokens, recomputed(members[0]))
 
 

@@ -20,7 +20,7 @@ from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, roles
 from nlc.graph.ops import carries
-from nlc.graph.order import Node
+from nlc.graph.order import Node, upstream
 from nlc.passes.classify import is_memory
 from nlc.program.periods import Loop, loops
 
@@ -189,7 +189,7 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
     found = loops(graph, needs, {id: sweep.learners for id, sweep in sweeps.items()})
     _refuse_cuts(graph, sweeps, found)
     early = {node for loop in found for node in loop.body}
-    for_loss = _only_for_loss(graph, needs) - early.union(*(nx.ancestors(needs, node) for node in early))
+    for_loss = _only_for_loss(graph, needs) - upstream(needs, early)
     scopes = {node: _unit(graph, sweeps, node) for node in order}
     parts = _parts(order, needs, scopes, found)
     loop_of = {node: "" if loop is None else loop.id for node, (_, loop) in parts.items()}
@@ -255,7 +255,7 @@ def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
     """What neither an output nor a state needs."""
     roots: set[Node] = {("flow", id) for _, id in graph.outputs} | {node for node in needs if node[0] == "sweep"}
     roots |= {node for node in needs if node[0] == "flow" and carries(graph.flows[node[1]])}
-    needed = roots.union(*(nx.ancestors(needs, root) for root in roots if root in needs)) if roots else set()
+    needed = upstream(needs, roots.intersection(needs))
     # a sweep makes all that is recalled from its memories, together
     needed |= {node for node in needs if node[0] == "flow" and any(before[0] == "sweep" for before in needs.predecessors(node))}
     return set(needs) - needed

@@ -6,14 +6,15 @@ literal on purpose. Any dtype; differentiable in parameters, inputs and initial 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Axes, Flow, Init, Learner, LevelGraph, Solve, Write, pred_id, size_of
+from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, pred_id, size_of
 from nlc.graph.ops import carries
 from nlc.graph.state import (
     StateTensor,
@@ -63,6 +64,19 @@ class Reference:
     def __init__(self, graph: LevelGraph, parameters: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float64) -> None:
         self.graph, self.dtype = graph, dtype
         self.parameters: Tensors = dict(parameters) if parameters is not None else self.draw_parameters(0)
+        self._sample_graphs: dict[str, LevelGraph] = {}
+
+    @cached_property
+    def states(self) -> tuple[StateTensor, ...]:
+        return state_tensors(self.graph)
+
+    def sample_graph(self, learner: Learner, axis: Axis, members: Iterable[str]) -> LevelGraph:
+        """The graph as one of the samples that a token holds sees it: nothing has their axis."""
+        if learner.id not in self._sample_graphs:
+            flows = {id: flow.without(axis) for id, flow in self.graph.flows.items()}
+            alone = {id: replace(self.graph.learners[id], samples=None) for id in members}
+            self._sample_graphs[learner.id] = self.graph.with_(flows=flows, learners={**self.graph.learners, **alone})
+        return self._sample_graphs[learner.id]
 
     def draw_parameters(self, seed: int) -> Tensors:
         """In the order of the graph, from one generator: the same numbers for every backend."""
@@ -73,7 +87,7 @@ class Reference:
 
     def initial_state(self, batch: int) -> Tensors:
         state: Tensors = {}
-        for item in state_tensors(self.graph):
+        for item in self.states:
             shape = tuple(axis.size for axis in item.axes)
             if item.init.learned:
                 state[item.key] = self.parameters[f"{item.learner}.init"].expand(batch, *shape)
@@ -178,7 +192,7 @@ class Tick:
         """Before anything else: where a sequence starts, or a learner is reset, the states are those of a new stream."""
         if self.graph.starts is not None and "position" in self.old:
             self.old["position"] = torch.where(self.flow(self.graph.starts) != 0, 0, self.old["position"])
-        ending = [(item, end) for item in state_tensors(self.graph) if (end := self._end_of(item)) is not None and item.kind != "context"]
+        ending = [(item, end) for item in self.machine.states if (end := self._end_of(item)) is not None and item.kind != "context"]
         new = self.machine.initial_state(1) if ending else {}
         for item, end in ending:
             fires = (self.flow(end) != 0).reshape(-1, *(1 for _ in item.axes))
@@ -585,7 +599,7 @@ class Tick:
 
     def advance(self) -> Tensors:
         """All states after this token."""
-        for item in state_tensors(self.graph):
+        for item in self.machine.states:
             if item.kind == "memory":
                 self.update(self.graph.learners[item.key])
             elif item.kind == "anchor":
@@ -597,7 +611,7 @@ class Tick:
         for flow in self.graph.flows.values():
             if flow.op == "folded" or carries(flow):
                 self.flow(flow.id)
-        return {item.key: self.new[item.key] for item in state_tensors(self.graph)}
+        return {item.key: self.new[item.key] for item in self.machine.states}
 
 
 class SampleTick(Tick):
@@ -607,10 +621,8 @@ class SampleTick(Tick):
         axis = learner.samples
         assert axis is not None
         self.token, self.learner, self.number, self.axis = token, learner, number, axis
-        flows = {id: flow.without(axis) for id, flow in token.graph.flows.items()}
-        members = {id: replace(token.graph.learners[id], samples=None) for id in states}
-        graph = token.graph.with_(flows=flows, learners={**token.graph.learners, **members})
-        self.machine, self.graph, self.inputs, self.t = token.machine, graph, token.inputs, token.t
+        self.machine, self.inputs, self.t = token.machine, token.inputs, token.t
+        self.graph = token.machine.sample_graph(learner, axis, states)
         self.old, self.values, self.new, self.slopes = {**token.old, **states}, {}, {}, {}
         self.own: dict[str, bool] = {}
 

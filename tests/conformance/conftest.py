@@ -1,33 +1,37 @@
-"""The coverage table of the random specs, after the test run."""
+"""Random specs: which of them are run, how far a run is, and the table of what they cover."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from tests.conformance.random_specs import plan, table
+from tests.conformance.options import plan, table
 
-RAN = pytest.StashKey[set[int]]()
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of a run in parallel hands over which specs it ran."""
-    if hasattr(session.config, "workeroutput"):
-        ran: set[int] = session.config.stash.get(RAN, set())
-        session.config.workeroutput["random specs"] = sorted(ran)
+RAN = "random specs"
+"""The property of a test report that holds the numbers of the specs that agreed."""
+EVERY = 1000
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """The process that started the others collects them."""
-    collected: set[int] = node.config.stash.setdefault(RAN, set())
-    collected.update(getattr(node, "workeroutput", {}).get("random specs", []))
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Progress(config), "progress of random specs")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    ran = config.stash.get(RAN, set())
-    if ran:
-        terminalreporter.section(f"options covered by {len(ran)} random specs")
-        for line in table([plan()[number] for number in sorted(ran)]):
-            terminalreporter.write_line(line)
+class Progress:
+    """Collects the reports of this process or, in a parallel run, of all of them."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config, self.ran = config, set[int]()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        before = len(self.ran)
+        for name, numbers in report.user_properties if report.when == "call" else ():
+            if name == RAN:
+                self.ran.update(numbers)  # type: ignore[arg-type]
+        writer = self.config.pluginmanager.get_plugin("terminalreporter")
+        if writer is not None and len(self.ran) // EVERY > before // EVERY:
+            writer.write_line(f"\n{len(self.ran)} of {self.config.getoption('--random-specs')} random specs agree")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.ran:
+            terminalreporter.section(f"options covered by {len(self.ran)} random specs")
+            for line in table([plan()[number] for number in sorted(self.ran)]):
+                terminalreporter.write_line(line)

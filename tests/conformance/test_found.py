@@ -38,6 +38,10 @@ def trained(body: str, rule: str = "{sgd: {}}") -> str:
 
 
 FORWARD = {
+    "an objective that joins channels": memory('key: k, value: v, minimize: "sum(dot(pred, value) * value)"'),
+    "an objective that is no quadratic": memory('key: k, value: v, minimize: "sum(abs(pred - value))"'),
+    "a rate that asks the memory": memory("key: k, value: v, rate: mean(self(k))"),
+    "a value that is no affine function of the memory": memory("key: k, value: tanh(self(k))"),
     "an EMA as a rule of a memory": memory("key: k, value: v, rule: {average: {}}"),
     "a buffer that fades before its gradient": memory("key: k, value: v, rule: {fading: {}}"),
     "a keep of zero under `at: decayed`": memory("key: k, value: v, keep: 0, at: decayed"),
@@ -61,6 +65,16 @@ levels:
       S: {store: {matrix: [K, V]}, learn: {key: k, value: v - self(p), minimize: dot}}
       R: {store: {matrix: [K, V]}, learn: {key: k, value: v - self(k), minimize: dot}}
 outputs: {o: S(q), r: R(q)}
+""",
+    "a matrix for each copy that nothing writes": """\
+nlc: 1
+name: features
+dims: {A: 2, H: 2, K: 3, E: 2}
+inputs: {q: [A, H, K], k: [K, H], v: [A, H]}
+levels:
+  n: {learners: {phi: {store: {matrix: [K, E]}, per: [A, H], init: learned}, psi: {store: {matrix: [K, K]}, per: [H], init: learned}}}
+  m: {every: 1 token, learners: {S: {store: {matrix: [E, E]}, per: [A, H], learn: {key: phi(psi(k)), value: phi(q)}}}}
+outputs: {o: S(phi(q)), p: psi(k)}
 """,
     "outputs that are the same for all rows": HEAD
     + "levels: {n: {learners: {g: {store: {vector: [K]}, init: learned(ones)}}}}\n"
@@ -100,10 +114,19 @@ TRAINED = {
 }
 
 REFUSED = {
-    "an objective that joins channels": (memory('key: k, value: v, minimize: "sum(dot(pred, value) * value)"'), "NLC601"),
-    "an objective that is no quadratic": (memory('key: k, value: v, minimize: "sum(abs(pred - value))"'), "NLC601"),
-    "a rate that asks the memory": (memory("key: k, value: v, rate: mean(self(k))"), "NLC601"),
-    "a value that is no affine function of the memory": (memory("key: k, value: tanh(self(k))"), "NLC601"),
+    "the running state and an objective that joins channels": (
+        memory('key: k, at: running, value: v, minimize: "sum(dot(pred, value) * value)"'),
+        "NLC601",
+    ),
+    "the running state and an objective that is no quadratic": (
+        memory('key: k, at: running, value: v, minimize: "sum(abs(pred - value))"'),
+        "NLC601",
+    ),
+    "the running state and a rate that asks the memory": (memory("key: k, at: running, value: v, rate: mean(self(k))"), "NLC601"),
+    "the running state and a value that is no affine function of the memory": (
+        memory("key: k, at: running, value: tanh(self(k))"),
+        "NLC601",
+    ),
     "eye for a vector": (memory("value: v", store="{vector: [V]}", more="init: eye, ", out="S()"), "NLC205"),
     "a memory that rows share": (memory("value: v", store="{vector: [V]}", more="scope: shared, ", out="S()"), "NLC501"),
     "next of numbers": (trained('flows: {y: "linear(x, [K])"}\nloss: "sum((y - next(x))^2)"\noutputs: {y: y}\n'), "NLC501"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +12,21 @@ import torch
 from nlc.passmanager import PassManager, pipeline
 from nlc.runtime.compiling import compile_graph
 from tests.conformance.conftest import RAN
-from tests.conformance.random_specs import OPTIONS, Case, case_of, legal_pairs, pairs, plan
-from tests.conformance.running import check, compare, graph_of, run_compiled, tame
+from tests.conformance.options import OPTIONS, Options, legal_pairs, pairs, plan
+from tests.conformance.random_specs import Case, case_of
+from tests.conformance.running import check, compare, forget_modules, graph_of, run_compiled, tame
+from tests.conformance.shrinking import failure, parsed, shrink
 
 BATCH = 10
 INDUCTOR_CASES = (1, 11, 26, 57, 99, 131, 222)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "first" in metafunc.fixturenames:
-        count = metafunc.config.getoption("--random-specs")
-        metafunc.parametrize(("first", "last"), [(n, min(n + BATCH, count)) for n in range(0, count, BATCH)])
+    if "cases" not in metafunc.fixturenames:
+        return
+    one, count = (metafunc.config.getoption(option) for option in ("--random-spec", "--random-specs"))
+    batches = [[parsed(one)]] if one else [[(i, None) for i in range(n, min(n + BATCH, count))] for n in range(0, count, BATCH)]
+    metafunc.parametrize("cases", batches, ids=[f"{batch[0][0]}-{batch[-1][0]}" for batch in batches])
 
 
 @pytest.fixture(autouse=True)
@@ -34,21 +38,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def test_random_specs_agree(first: int, last: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    for number in range(first, last):
-        case = case_of(number)
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        try:
-            check(case, folder)
-        except Exception as error:
-            error.add_note(f"case {number}; `pytest --random-specs {number + 1}` runs it again\n{case.show()}")
-            raise
-        request.config.stash.setdefault(RAN, set()).add(number)
+def test_random_specs_agree(cases: list[tuple[int, Options | None]], record_property: Callable[[str, object], None]) -> None:
+    for number, options in cases:
+        agrees(case_of(number, options))
+    record_property(RAN, [number for number, options in cases if options is None])
+
+
+def agrees(case: Case) -> None:
+    error = failure(check, case)
+    forget_modules()
+    if error is not None:
+        error.add_note(f"random spec {case.number}, options {case.options}; {shrink(case, check, error).show()}")
+        raise error
 
 
 def test_every_legal_pair_of_options_occurs_three_times(request: pytest.FixtureRequest) -> None:
-    count = max(request.config.getoption("--random-specs"), 500)
+    count = max(request.config.getoption("--random-specs"), 1000)
     seen = dict.fromkeys(legal_pairs(), 0)
     for pair in itertools.chain.from_iterable(pairs(plan()[number]) for number in range(count)):
         seen[pair] += 1

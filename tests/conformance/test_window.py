@@ -21,6 +21,11 @@ CASES = {
     "a number as weight": OMEGA.replace("weight: gamma", "weight: 0.5"),
     "momentum": OMEGA.replace("rate: eta", "rule: {momentum: {rate: eta, decay: 0.5}}"),
     "features": OMEGA.replace("key: k", "key: l2norm(k * k)"),
+    "a rate and a weight of other copies": OMEGA.replace("gamma: [H], eta: [H]", "gamma: [A], eta: [H]")
+    .replace("dims: {", "dims: {A: 2, ")
+    .replace("[H, K]", "[A, H, K]")
+    .replace("[H, V]", "[A, H, V]")
+    .replace("per: [H]", "per: [A, H]"),
     "one token": OMEGA.replace("over: c tokens", "over: 1 token"),
 }
 
