@@ -6,6 +6,13 @@ ROOT = Path(__file__).parents[2]
 SPECS = [f"{role}/{path.stem}" for role in ("blocks", "models", "ops") for path in sorted((ROOT / "specs" / role).glob("*.yaml"))]
 """Rules, objectives and stores have no graph of their own: `nlc graph` says so."""
 
+
+def snapshot_of(name: str) -> str:
+    """The name of its file, with its folder where two folders have one of that name."""
+    stem = Path(name).name
+    return name.replace("/", "_") if sum(Path(each).name == stem for each in SPECS) > 1 else stem
+
+
 AWKWARD = r"""
 nlc: 1
 name: end

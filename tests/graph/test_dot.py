@@ -11,7 +11,7 @@ import nlc
 from nlc.graph.dot import quoted, to_dot
 from nlc.graph.ir import LevelGraph
 from nlc.graph.picture import LARGEST, Picture, picture
-from tests.graph.drawing import AWKWARD, SPECS
+from tests.graph.drawing import AWKWARD, SPECS, snapshot_of
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 STRING = r'"(?:[^"\\]|\\.)*"'
@@ -20,7 +20,7 @@ Build = Callable[..., LevelGraph]
 
 @pytest.mark.parametrize("name", SPECS)
 def test_drawing(name: str, built: Build, snapshot: Callable[[Path, str], None]) -> None:
-    snapshot(SNAPSHOTS / f"{Path(name).name}.dot", to_dot(picture(built(name, chunk=32))))
+    snapshot(SNAPSHOTS / f"{snapshot_of(name)}.dot", to_dot(picture(built(name, chunk=32))))
 
 
 @pytest.mark.parametrize("name", SPECS)

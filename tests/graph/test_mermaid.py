@@ -10,7 +10,7 @@ import nlc
 from nlc.graph.ir import LevelGraph
 from nlc.graph.mermaid import node_id, quoted, to_mermaid
 from nlc.graph.picture import Box, Picture, picture
-from tests.graph.drawing import AWKWARD, SPECS
+from tests.graph.drawing import AWKWARD, SPECS, snapshot_of
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 Build = Callable[..., LevelGraph]
@@ -40,7 +40,7 @@ def expected(shown: Picture) -> tuple[dict[str, str], list[tuple[str, str, str]]
 
 @pytest.mark.parametrize("name", SPECS)
 def test_drawing(name: str, built: Build, snapshot: Callable[[Path, str], None]) -> None:
-    snapshot(SNAPSHOTS / f"{Path(name).name}.mmd", to_mermaid(picture(built(name, chunk=32))))
+    snapshot(SNAPSHOTS / f"{snapshot_of(name)}.mmd", to_mermaid(picture(built(name, chunk=32))))
 
 
 @pytest.mark.parametrize("expand", [False, True])
