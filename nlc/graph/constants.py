@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 NORM_EPS = 1e-6
 """Added under the root of `l2norm`, `rmsnorm` and `layernorm`."""
 
-MUON = (3.4445, -4.775, 2.0315)
+QUINTIC = (3.4445, -4.775, 2.0315)
 """The coefficients of a step of Newton-Schulz that rises steepest at 0 (Jordan et al. 2024, Muon)."""
 
 SMALLEST_NORM = 1e-7

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nlc.graph import codes
 from nlc.graph.builder import Context, Operator
-from nlc.graph.constants import MUON
+from nlc.graph.constants import QUINTIC
 from nlc.graph.inverse import solve
 from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, show_axes, size_of
 from nlc.graph.ops import ShapeError, is_any, reduce_axes
@@ -183,7 +183,7 @@ def newton_schulz(b: Builder, expr: Call, context: Context, name: str | None) ->
     if not isinstance(steps, int) or steps < 1:
         b.fail(codes.BadSize, f"the number of steps is {steps}; it must be a whole number of at least 1", expr.args[1].span)
     given = {key: float(b.number(value)) for key, value in expr.kwargs}
-    coefficients = tuple(given.get(key, value) for key, value in zip("abc", MUON, strict=True))
+    coefficients = tuple(given.get(key, value) for key, value in zip("abc", QUINTIC, strict=True))
     x = b.expr(expr.args[0], context)
     return b.node("newton_schulz", [x], expr.span, context, name, steps=steps, coefficients=coefficients)
 

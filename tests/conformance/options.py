@@ -23,7 +23,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "rate": ("absent", "constant", "data", "function", "channels"),
     "keep": (
         *("absent", "constant", "one", "zero", "exp", "sigmoid", "zeros in data", "clock"),
-        *("channels exp", "channels sigmoid", "zeros in channels"),
+        *("channels exp", "channels sigmoid", "zeros in channels", "values exp", "values sigmoid"),
     ),
     "writes": ("one", "and a free one", "and an error", "and both"),
     "samples": ("none", "each", "with gates"),
@@ -33,7 +33,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "read": ("absent", "before", "after", "start"),
     "every": ("1", "2", "3", "4", "7"),
     "fold": ("each", "sum", "mean", "last"),
-    "rule": ("absent", "gd", "momentum", "momentum of data", "average", "two momenta", "keeping", "nested"),
+    "rule": ("absent", "gd", "momentum", "momentum of data", "average", "two momenta", "keeping", "nested", "erasing", "rooted", "bounded"),
+    "view": ("none", "softmax", "norm"),
+    "times": ("1", "2"),
+    "reset": ("none", "when", "every"),
+    "backprop": ("absent", "stop", "first order", "truncated"),
     "init": ("zeros", "learned", "constant", "eye", "ones", "learned eye"),
     "learners": ("one", "several recalls", "feeds key", "feeds value", "feeds query", "feeds gate", "equal ones", "inverse", "mesa"),
     "key from": ("input", "linear", "conv", "norm", "activation", "broadcast", "numbers", "feature map"),
@@ -58,7 +62,29 @@ def wrong(o: Options) -> int:
     both_sides, window, recalled = o["objective"] == "of both sides", o["window"] != "none", o["learners"]
     channels = "channels" in o["keep"] or o["rate"] == "channels"
     matrix = o["store"] in ("matrix", "square matrix")
+    curved, viewed, values = o["rule"] in ("rooted", "bounded"), o["view"] != "none", "values" in o["keep"]
+    erasing, twice, asks = o["rule"] == "erasing", o["times"] != "1", recalled in ("inverse", "mesa")
+    by_period = deep or viewed or curved  # only with gradients at the start of a period, one update a token
     found = (
+        by_period and o["at"] not in ("absent", "start"),
+        by_period and (o["samples"] != "none" or twice),
+        by_period and o["fold"] != "each",
+        by_period and implicit,
+        by_period and (channels or values),
+        by_period and asks,
+        by_period and both_sides and viewed,
+        by_period and o["reset"] != "none" and o["every"] != "1",
+        viewed and "eye" in o["init"],
+        erasing and not matrix,
+        erasing and (o["fold"] in ("sum", "mean") or window or o["writes"] != "one" or implicit),
+        erasing and (both_sides or viewed),
+        values and o["store"] == "function",
+        values and (both_sides or asks),
+        values and o["store"] == "square matrix",
+        twice and (o["at"] == "start" or o["samples"] != "none" or o["every"] != "1" or implicit or window),
+        o["reset"] == "when" and o["every"] != "1",
+        o["reset"] != "none" and o["backprop"] == "first order",
+        asks and o["backprop"] == "first order",
         both_sides and not matrix,
         both_sides and o["value"] != "plain",
         both_sides and channels,
@@ -84,10 +110,6 @@ def wrong(o: Options) -> int:
         o["samples"] != "none" and o["at"] not in ("decayed", "running"),
         o["samples"] != "none" and o["every"] != "1",
         o["every"] == "1" and o["fold"] != "each",
-        deep and o["at"] not in ("absent", "start"),
-        deep and o["samples"] != "none",
-        deep and o["fold"] != "each",
-        deep and implicit,
         added and o["at"] == "decayed",
         implicit and added,
         implicit and has_rule,
