@@ -152,7 +152,7 @@ def _complete(rng: random.Random, given: Options) -> Options | None:
 class Plan:
     """The cases in order. Each has, of a few candidates, the most pairs that are still rare."""
 
-    def __init__(self, seed: int = 1, wanted: int = 3, candidates: int = 24) -> None:
+    def __init__(self, seed: int = 1, wanted: int = 3, candidates: int = 4) -> None:
         self.rng, self.wanted, self.candidates = random.Random(seed), wanted, candidates
         self.counts: Counter[Pair] = Counter()
         self.cases: list[Options] = []
@@ -166,7 +166,7 @@ class Plan:
     def _next(self) -> Options:
         self.rare = [pair for pair in self.rare if self.counts[pair] < self.wanted]
         found: list[tuple[int, int, Options]] = []
-        for _ in range(self.candidates):
+        for _ in range(self.candidates if self.rare else 1):
             start = dict(self.rng.choice(self.rare)) if self.rare else {}
             o = _complete(self.rng, start)
             if o is not None:

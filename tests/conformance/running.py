@@ -232,7 +232,7 @@ def tame(case: Case, graph: LevelGraph) -> tuple[Case, Given, Result]:
         numbers = given(case, graph, scale)
         wanted = run_reference(graph, numbers)
         largest = max(x.abs().max().item() for x in (*wanted.values.values(), *wanted.gradients.values()) if x.numel())
-        if largest < LARGEST:
+        if largest < (LARGEST if case.tokens > 1 else 10 * LARGEST):  # over one token little can cancel
             return case, numbers, wanted
     raise Disagreement(f"the generator made a bad case: the reference reaches {largest}")
 

@@ -17,7 +17,6 @@ from tests.conformance.random_specs import case_of
 from tests.conformance.running import Given, Tensors, forms, given, graph_of, load_parameters
 
 CASES = tuple(range(400, 424))
-"""None of those that are compared with the reference by default."""
 CHUNKS = (2, 8)
 OPTIONAL_EXACT = tuple(name for name in DEFAULT if find_pass(name).numerics is Numerics.EXACT and not find_pass(name).required)
 
