@@ -140,12 +140,14 @@ def _complete(rng: random.Random, given: Options) -> Options | None:
     """A random legal case with these choices; None if a thousand changes find none."""
     o = {name: given.get(name) or rng.choice(values) for name, values in OPTIONS.items()}
     free = [name for name in OPTIONS if name not in given]
+    mistakes = wrong(o)
     for _ in range(1000):
-        if legal(o):
+        if not mistakes:
             return o
         name = rng.choice(free)
         other = {**o, name: rng.choice(OPTIONS[name])}
-        o = other if wrong(other) <= wrong(o) else o
+        if (others := wrong(other)) <= mistakes:
+            o, mistakes = other, others
     return None
 
 
