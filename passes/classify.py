@@ -24,11 +24,12 @@ class Classify(Pass):
     Before: a memory is a declaration; a learner of an optimiser has a gradient leaf.
     After: a memory also has F, b, c, r (docs/semantics.md) as flows made from the flows of the declaration, or the reason
     why it is a general recurrence; its class decides which forms are legal. The gradient leaf of a learner in an
-    optimiser is replaced by the slope of its objective.
+    optimiser, and of a memory whose rule is not linear in it, is replaced by the slope of its objective.
     """
 
     name: ClassVar[str] = "classify"
-    numerics: ClassVar[Numerics] = Numerics.EXACT
+    numerics: ClassVar[Numerics] = Numerics.TOLERANCE
+    bound: ClassVar[float] = 1e-12
     required: ClassVar[bool] = True
 
     def run(self, graph: LevelGraph) -> LevelGraph:

@@ -49,7 +49,8 @@ def _loop(graph: LevelGraph, needs: nx.DiGraph[Node], id: str, members: tuple[Le
     mine = {f.id for f in graph.flows.values() if f.op in ("tensor", "recall") and f.attr("learner") in ids}
     body: set[Node] = {("sweep", m.id) for m in members}
     body |= {node for node in needs if node[0] == "flow" and node[1] in mine}
-    body |= {node for node in needs if node[0] == "flow" and mine.intersection(graph.flows[node[1]].args) and _is_anchor(graph, node, ids)}
+    still = _still(graph, ids)
+    body |= {node for node in needs if node[0] == "flow" and still.intersection(graph.flows[node[1]].args)}
     body = downstream(needs, body) & upstream(needs, body)  # what lies between two parts of the body belongs to it
     return Loop(id, clock.period, tuple(m.id for m in members), frozenset(body), members[0].backprop.tokens, recomputed(members[0]))
 
@@ -59,7 +60,11 @@ def recomputed(learner: Learner) -> int:
     return learner.execution.recompute if learner.execution is not None else 0
 
 
-def _is_anchor(graph: LevelGraph, node: Node, ids: set[str]) -> bool:
-    """Does a flow read a tensor itself, and not what it recalls?"""
-    flows = (graph.flows[arg] for arg in graph.flows[node[1]].args)
-    return any(flow.op == "tensor" and flow.attr("learner") in ids for flow in flows)
+def _still(graph: LevelGraph, ids: set[str]) -> set[str]:
+    """The flows that are the same at all tokens of a period, since they are made of tensors at its start alone."""
+    found: set[str] = set()
+    for flow in graph.flows.values():
+        made_of_them = bool(found.intersection(flow.args)) and all(arg in found or graph.flows[arg].op == "number" for arg in flow.args)
+        if made_of_them or (flow.op == "tensor" and not flow.args and flow.attr("learner") in ids):
+            found.add(flow.id)
+    return found

@@ -179,13 +179,13 @@ class Tick:
         self._begin()
 
     def _cut(self, kind: str) -> None:
-        """The outer gradient of the states of learners with this `backprop`: `truncated`, at every n-th token after the first."""
+        """The outer gradient of the states of learners with this `backprop`: `truncated`, at every n-th token after the first; `stop`, at all."""
         for learner in self.graph.learners.values():
             if learner.backprop.kind != kind:
                 continue
             mine = [key for key in (learner.id, *(f"{learner.id}.{part}" for part in PARTS)) if key in self.old]
-            at, n = self.old.get("position", torch.ones(())), learner.backprop.tokens or 1
-            here = ((at > 0) & (at % n == 0)).reshape(-1, *(1 for _ in learner.axes))
+            at, n = self.old.get("position", torch.ones(())), learner.backprop.tokens
+            here = ((at > 0) & (at % n == 0) if n else torch.tensor([True])).reshape(-1, *(1 for _ in learner.axes))
             self.old.update({key: torch.where(here, self.old[key].detach(), self.old[key]) for key in mine})
 
     def _begin(self) -> None:

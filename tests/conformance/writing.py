@@ -49,7 +49,7 @@ levels:
     learners:
       m: {store: {like: g}, learn: {value: g, rate: 1 - decay}}
       s: {store: {like: g}, learn: {value: g * g, rate: 0.3}}
-outputs: {keep: 1 - 0.1 * rate, step: -rate * m() / (s() + 0.1)^0.5}
+outputs: {keep: 1 - 0.1 * rate, step: -rate * m() / (abs(s()) + 0.1)^0.5}
 """,
     "bounded": """\
 nlc: 1
