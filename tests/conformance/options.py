@@ -88,7 +88,7 @@ def wrong(o: Options) -> int:
         both_sides and not matrix,
         both_sides and o["value"] != "plain",
         both_sides and channels,
-        both_sides and o["writes"] != "one",
+        both_sides and (o["writes"] != "one" or twice),
         both_sides and window,
         both_sides and implicit,
         both_sides and o["samples"] != "none",
