@@ -32,10 +32,13 @@ class BucketFrequencies(Pass):
     def run(self, graph: LevelGraph) -> LevelGraph:
         if graph.buckets:
             return graph
-        tick = tick_graph(graph)
+        tick = tick_graph(graph).copy()
         buckets: list[list[Learner]] = []
         memories = [m for m in graph.learners.values() if is_memory(m) and m.group is None and isinstance(m.linear, LinearForm)]
         signatures = {m.id: signature(graph, m) for m in memories}
+        for learner in graph.learners.values():  # a sweep makes what is recalled of old states together with the new ones
+            if is_memory(learner):
+                tick.add_edges_from((("update", learner.id), ("flow", flow.id)) for flow in _recalls(graph, learner))
         for learner in memories:
             for bucket in buckets:
                 if signatures[bucket[0].id] == signatures[learner.id] and _may_join(graph, tick, bucket, learner):

@@ -179,7 +179,7 @@ class Tick:
         self._begin()
 
     def _cut(self, kind: str) -> None:
-        """The outer gradient of the states of learners with this `backprop`: `truncated`, at every n-th token after the first; `stop`, at all."""
+        """The outer gradient of states, by `backprop`: `truncated` at every n-th token after the first, `stop` at all."""
         for learner in self.graph.learners.values():
             if learner.backprop.kind != kind:
                 continue
@@ -194,11 +194,13 @@ class Tick:
             self.old["position"] = torch.where(self.flow(self.graph.starts) != 0, 0, self.old["position"])
         ending = [(item, end) for item in self.machine.states if (end := self._end_of(item)) is not None and item.kind != "context"]
         new = self.machine.initial_state(1) if ending else {}
-        for item, end in ending:
-            fires = (self.flow(end) != 0).reshape(-1, *(1 for _ in item.axes))
-            self.old[item.key] = torch.where(fires, new[item.key], self.old[item.key])
         self._cut("stop")
         self._mark_boundaries()
+        for item, end in ending:  # in the order of the graph: what fires a reset may ask a memory before it
+            fires = (self.flow(end) != 0).reshape(-1, *(1 for _ in item.axes))
+            stops = item.learner is not None and self.graph.learners[item.learner].backprop.kind == "stop"
+            first = new[item.key].detach() if stops else new[item.key]
+            self.old[item.key] = torch.where(fires, first, self.old[item.key])
 
     def _end_of(self, item: StateTensor) -> str | None:
         """The flow that ends what a state holds; a context is never cut, but samples from before its end have no weight."""
