@@ -191,15 +191,17 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
     early = {node for loop in found for node in loop.body}
     for_loss = _only_for_loss(graph, needs) - upstream(needs, early)
     scopes = {node: _unit(graph, sweeps, node) for node in order}
-    parts = _parts(order, needs, scopes, found)
+    parts = _parts(graph, order, needs, scopes, found)
     loop_of = {node: "" if loop is None else loop.id for node, (_, loop) in parts.items()}
     unit = {node: scopes[node] or loop_of[node] for node in order}
     key = {node: (unit[node], parts[node][0], loop_of[node]) for node in order}
     stage: dict[Node, int] = {}
     unit_stage: dict[tuple[str, int, str], int] = {}
-    settled = False
+    settled, rounds = False, 0
     while not settled:  # a unit is as late as its latest node, which may move what was placed before
-        settled = True
+        settled, rounds = True, rounds + 1
+        if rounds > len(order) + 1:
+            raise _unordered(graph, found)
         for node in order:
             before = list(needs.predecessors(node))
             if unit[node]:
@@ -232,15 +234,24 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
     return tuple(made)
 
 
+def _unordered(graph: LevelGraph, found: tuple[Loop, ...]) -> BackendError:
+    """Two loops over periods of which each would have to wait for the other."""
+    learner = graph.learners[next((name for loop in found for name in loop.learners), found[0].id)]
+    message = f"`{learner.base}` cannot be compiled: it and another memory that runs period by period wait for each other"
+    return BackendError([codes.CannotLower(message, learner.span, "the reference backend runs it")], dict(graph.sources))
+
+
 def _parts(
-    order: list[Node], needs: nx.DiGraph[Node], scopes: dict[Node, str], found: tuple[Loop, ...]
+    graph: LevelGraph, order: list[Node], needs: nx.DiGraph[Node], scopes: dict[Node, str], found: tuple[Loop, ...]
 ) -> dict[Node, tuple[int, Loop | None]]:
     """For each node its loop, and how many borders of loops lie before it within its block copy."""
     loop = {node: each for each in found for node in each.body}
     depth = dict.fromkeys(order, 0)
-    settled = not found
+    settled, rounds = not found, 0
     while not settled:
-        settled = True
+        settled, rounds = True, rounds + 1
+        if rounds > len(order) + 1:
+            raise _unordered(graph, found)
         for node in order:
             same = [b for b in needs.predecessors(node) if scopes[b] == scopes[node]]
             deep = max([depth[node], *(depth[b] + (loop.get(b) is not loop.get(node)) for b in same)])

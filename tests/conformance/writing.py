@@ -38,26 +38,6 @@ params: {rate: 0.1, decay: 0.1}
 inputs: {g: gradient}
 outputs: {keep: 1 - rate * decay, step: -rate * g}
 """,
-    "rooted": """\
-nlc: 1
-name: rooted
-params: {rate: 0.1, decay: 0.8}
-inputs: {g: gradient}
-levels:
-  buffers:
-    every: 1 update
-    learners:
-      m: {store: {like: g}, learn: {value: g, rate: 1 - decay}}
-      s: {store: {like: g}, learn: {value: g * g, rate: 0.3}}
-outputs: {keep: 1 - 0.1 * rate, step: -rate * m() / (abs(s()) + 0.1)^0.5}
-""",
-    "bounded": """\
-nlc: 1
-name: bounded
-params: {rate: 0.1}
-inputs: {g: gradient}
-outputs: {step: -rate * g / (1 + sum(g * g))}
-""",
     "nested": """\
 nlc: 1
 name: nested
@@ -155,8 +135,7 @@ class Writer(Values):
         if objective is not None:
             parts["minimize"] = objective
         gates = copies if o["samples"] == "with gates" else per
-        channel = axes[0] if "channels" in o["keep"] else axes[1] if "values" in o["keep"] else None
-        keep = self.channel_keep(gates, channel, o["keep"]) if channel is not None else self.keep(gates, o["keep"])
+        keep = self.channel_keep(gates, axes[0], o["keep"]) if "channels" in o["keep"] else self.keep(gates, o["keep"])
         if gate is not None:  # one number for each copy: a product with a keep of other axes would have no meaning
             parts["keep"] = gate if keep is None or o["samples"] == "with gates" else f"({keep}) * {gate}"
         elif keep is not None:
@@ -165,8 +144,6 @@ class Writer(Values):
             parts["at"] = o["at"]
         if o["every"] != "1" and not (o["fold"] == "sum" and rng.random() < 0.5):
             parts["fold"] = o["fold"]
-        if o["times"] != "1":
-            parts["times"] = o["times"]
         if o["solve"] == "implicit":
             parts["solve"] = "implicit"
         text = ", ".join(f"{k}: {json.dumps(v)}" for k, v in parts.items())
@@ -211,9 +188,6 @@ class Writer(Values):
                     f"{{sgd: {{lr: 0.2, decay: {json.dumps(data)}}}}}",
                 )
             ),
-            "erasing": rng.choice(("{dgd: {}}", f"{{dgd: {{rate: {json.dumps(few)}, keep: 0.9}}}}")),
-            "rooted": f"{{rooted: {{rate: {json.dumps(few)}, decay: {json.dumps(rng.choice(('0.6', f'sigmoid({self.gate(per)})')))}}}}}",
-            "bounded": f"{{bounded: {{rate: {json.dumps(few)}}}}}",
             "nested": rng.choice(
                 (
                     f"{{nested: {{rate: {json.dumps(few)}}}}}",
@@ -255,25 +229,8 @@ class Writer(Values):
         read = f", read: {o['read']}" if o["read"] != "absent" else ""
         learn = self.learn(key, value, (K, V), per, gate)
         every = f"{o['every']} token{'s' if o['every'] != '1' else ''}"
-        text = f"{name}: {{store: {store}{copies}{read}{self.init()}{self.around()}, learn: {learn}}}"
-        self.levels.setdefault(every, []).append(text)
+        self.levels.setdefault(every, []).append(f"{name}: {{store: {store}{copies}{read}{self.init()}, learn: {learn}}}")
         return name
-
-    def around(self) -> str:
-        """What a learner says beside its store and what it learns."""
-        o, rng, period = self.o, self.rng, int(self.o["every"])
-        several = period * rng.choice((1, 2, 3))
-        tokens = f"{several} token{'s' if several > 1 else ''}"
-        texts = {
-            ("view", "softmax"): 'view: "w -> softmax(w)"',
-            ("view", "norm"): 'view: "w -> w / (1 + sum(w^2))^0.5"',
-            ("reset", "when"): f'reset: {{when: "{self.raw((), "zeros")} > 0.5"}}' if o["reset"] == "when" else "",
-            ("reset", "every"): f"reset: {{every: {tokens}}}",
-            ("backprop", "stop"): "backprop: stop",
-            ("backprop", "first order"): "backprop: first_order",
-            ("backprop", "truncated"): f"backprop: {{truncated: {tokens}}}",
-        }
-        return "".join(f", {text}" for (option, choice), text in texts.items() if o[option] == choice)
 
     def function(self, K: str, V: str) -> str:
         """A store of several tensors."""
