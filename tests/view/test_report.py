@@ -155,7 +155,7 @@ def test_same_input_gives_the_same_page(tmp_path: Path) -> None:
 
 
 def test_spec_without_a_program_is_shown_with_the_reason(tmp_path: Path) -> None:
-    spec = spec_file(tmp_path, SMALL.replace("rate: beta * scale}", 'rate: beta, minimize: "sum(abs(pred - value))"}'))
+    spec = spec_file(tmp_path, SMALL.replace("rate: beta * scale}", 'rate: beta, at: running, minimize: "sum(abs(pred - value))"}'))
 
     ran = nlc("view", spec, "-o", tmp_path / "report.html")
 
