@@ -285,12 +285,12 @@ class MemoryWriter:
 
     def _read_across(self, z0: str) -> list[str]:
         """Reads from the other side: the errors first, as what the probes see, then each read goes by the errors to what was written."""
-        self.uses |= {"sweep", "inter_chunk_free"}
+        self.uses |= {"sweep", "inter_chunk_free"} if self.form.solves else {"inter_chunk_free"}
         written = "w" if self.form.log_keep is not None or not self.form.fades else self.args[self.write.key]
         twice = "torch.cat([scores.tril(-1), scores], 2), {0}, torch.cat([carried, carried], 2), x, total, {1}"
+        seen = [f"seen, _ = sweep({twice.format(self.target, z0)})", f"errors = {self.target} - seen"]
         lines = [
-            f"seen, _ = sweep({twice.format(self.target, z0)})",
-            f"errors = {self.target} - seen",
+            *(seen if self.form.solves else [f"errors = {self.target}"]),
             f"states = inter_chunk_free(x.mT @ errors, {'total' if self.form.fades else 'None'}, {z0})",
             "last = states[-1]",
         ]

@@ -53,7 +53,8 @@ def transposed_write(d: Derivation, write: Write, b: tuple[Coefficient, ...], se
         error = d._plus(error, Affine(rest=a.mul(times, str(write.key))))
     coefficient = error.terms.get(u, 0)
     c = tuple(a.mul(coefficient, x) for x in seen)
-    return LinearWrite(b, c, u, u, a.flow(a.neg(error.rest)))
+    sees = any(x != 0 for x in c)  # a keep of 0 leaves nothing to see
+    return LinearWrite(b, c if sees else None, u, u if sees else None, a.flow(a.neg(error.rest)))
 
 
 def multiple(d: Derivation, x: Coefficient, u: str) -> Coefficient | None:

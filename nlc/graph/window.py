@@ -70,11 +70,17 @@ def windowed(
             loss = objective(pred, value)
         factor = weight if weight is None or not j else delayed(b, learner, weight, "weights", j, count)
         if factor is not None and rate is not None:
-            has = {*b.flows[rate].axes, *b.flows[factor].axes}
-            axes = tuple(axis for axis in learner.axes if axis in has)
-            factor = b.node("mul", [rate, factor], write.span, replace(context, owner=f"{context.owner}.weighted"), axes=axes)
+            factor = _weighted(b, learner, rate, factor, write, context)
         made.append(Write(key, value, loss, pred, write.span, factor or rate))
     return tuple(made)
+
+
+def _weighted(b: Builder, learner: Learner, rate: str, weight: str, write: language.Write, context: Context) -> str:
+    """rate * weight; where each has axes that the other has not, their axes are those of the learner."""
+    one, other = b.flows[rate].axes, b.flows[weight].axes
+    fits = set(one) <= set(other) or set(other) <= set(one)
+    axes = None if fits else tuple(axis for axis in learner.axes if axis in (*one, *other))
+    return b.node("mul", [rate, weight], write.span, replace(context, owner=f"{context.owner}.weighted"), axes=axes)
 
 
 def delayed(b: Builder, learner: Learner, id: str, part: str, by: int, count: int) -> str:

@@ -18,6 +18,7 @@ CASES = {
     "no gate": OJA.replace(", keep: exp(g)", ""),
     "at the decayed state": OJA.replace("exp(g)}", "exp(g), at: decayed}"),
     "gate at the decayed state": OJA.replace("exp(g)}", "sigmoid(g), at: decayed}"),
+    "nothing left at the decayed state": OJA.replace("exp(g)}", "0, at: decayed}"),
     "before the write": OJA.replace("per: [H]", "per: [H]\n        read: before"),
     "asked twice": OJA.replace("{o: ", "{p: S(k), o: "),
     "a factor": OJA.replace("0.5 * sum", "beta * sum").replace("sum(pred * value)", "0.3 * sum(pred * value)"),
