@@ -31,7 +31,7 @@ from bench.memories import RESULTS, machine, peak_bytes, step, warm_up
 from bench.peers import LEFT_OUT, Rule, fla_peers, linear_attention_by_hand, ttt_linear_by_hand
 from bench.yardstick import gated_delta_rule
 from nlc.diagnostics import BackendError
-from nlc.runtime.allocator import keep_freed_memory
+from nlc.runtime.process import set_up
 
 FILE = RESULTS / "algebra.json"
 BLOCK = Path(__file__).parent / "specs" / "titans_block.yaml"
@@ -390,6 +390,11 @@ over theirs. Both sides ran in one process, in turn, and the ratio is of medians
 the same outputs and gradients, if not said otherwise. Figures of different rows are not of the same minute: compare ratios.
 """
 
+PROCESS = """The process keeps freed memory and flushes subnormal numbers (`nlc/runtime/process.py`, as `nlc train` does), for both sides.
+In a program of your own, `torch.set_flush_denormal(True)` before the first tensor does the second: decays multiply into numbers below
+1e-38, on which the matrix products of some processors take ten times as long.
+"""
+
 
 def page(report: Row) -> str:
     """The page docs/speed.md."""
@@ -400,6 +405,7 @@ def page(report: Row) -> str:
         "<!-- written by python -m bench.algebra --page -->\n# Speed\n",
         f"Measured on {info['cpu']} ({', '.join(info['flags'])}), {info['threads']} threads, Python {info['python']}, {used}.",
         f"{shape} unless said, {report['shape']['dtype']}, forward and backward.\n\n{READING}",
+        PROCESS if all(report["process"].values()) else f"Of the process: {report['process']}\n",
     ]
     missed = sum(not row["met"] for rows in report["sections"].values() for row in rows)
     total = sum(row["bar"] != "<= inf" for rows in report["sections"].values() for row in rows)
@@ -433,7 +439,7 @@ def main() -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches.name
     run = Run(arguments.quick)
     report = about() | {"shape": {"B": run.batch, **run.dims, "dtype": "float32"}}
-    report["allocator keeps freed memory"] = keep_freed_memory()
+    report["process"] = set_up()
     old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     same = all(old.get(key) == value for key, value in report.items())
     report |= {"sections": old["sections"] if same else {}, "left_out": old["left_out"] if same else {}}

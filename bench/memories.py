@@ -2,7 +2,8 @@
 
 Peers: the hand-written gated delta rule of `yardstick.py` and, where fla-core is installed, its naive chunk function.
 Everything is interleaved round by round; ratios are of medians, ours over theirs in speed. Cold seconds are of the first step of each,
-after the compiler has compiled something else once, with empty caches. The allocator keeps freed memory, for all of them.
+after the compiler has compiled something else once, with empty caches. Freed memory is kept
+and subnormal numbers are flushed, for all of them.
 Run: python -m bench.memories [T,T,..]
 """
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 import nlc
 from bench.yardstick import draw, gated_delta_rule, sgemm_gflops
-from nlc.runtime.allocator import keep_freed_memory
+from nlc.runtime.process import set_up
 
 RESULTS = Path(__file__).parent / "results"
 BEST_KNOWN = 97_500 / 190
@@ -136,7 +137,7 @@ def warm_up() -> None:
 def main() -> None:
     lengths = [int(x) for x in sys.argv[1].split(",")] if len(sys.argv) > 1 else [1024, 4096, 16384]
     torch.set_num_threads(2)
-    allocator = keep_freed_memory()
+    process = set_up()
     rows = []
     with tempfile.TemporaryDirectory() as caches:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = caches
@@ -145,7 +146,7 @@ def main() -> None:
             torch._dynamo.reset()
             rows.append(run(tokens, 21 if tokens <= 4096 else 11))
             print(json.dumps(rows[-1], indent=1), flush=True)
-    about = {**machine(), "allocator keeps freed memory": allocator}
+    about = {**machine(), "process": process}
     if len(sys.argv) == 1:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "memories.json").write_text(json.dumps({"machine": about, "shape": SHAPE, "rows": rows}, indent=1) + "\n")

@@ -53,10 +53,10 @@ def train(
     with session(color, debug, as_json) as out:
         chosen = open_spec(spec, settings)
         from nlc.runtime import training
-        from nlc.runtime.allocator import keep_freed_memory
+        from nlc.runtime.process import set_up
         from nlc.runtime.progress import on_terminal
 
-        keep_freed_memory()
+        set_up()
         with on_terminal(steps) as progress:
             result = training.train(
                 chosen.spec,

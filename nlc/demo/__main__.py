@@ -157,15 +157,15 @@ def train_model(demo: Demo) -> TrainResult:
 def _train(demo: Demo, folder: Path) -> TrainResult:
     from nlc.backends.inductor_code import missing_compiler
     from nlc.diagnostics import NOWHERE
-    from nlc.runtime.allocator import keep_freed_memory
     from nlc.runtime.codes import BackendFailed
+    from nlc.runtime.process import set_up
     from nlc.runtime.progress import on_terminal
     from nlc.runtime.training import train
 
     missing = missing_compiler() if demo.backend == "inductor" else None
     if missing:
         raise BackendError([BackendFailed(missing, NOWHERE)])
-    keep_freed_memory()
+    set_up()
     with on_terminal(demo.steps) as progress:
 
         def show(record: dict[str, float]) -> None:

@@ -85,12 +85,12 @@ def written_out(graph: LevelGraph, learner: Learner) -> LevelGraph | None:
 
 def _leaf_of(learner: Learner, flow: Flow) -> Flow:
     """The tensor that a prediction or a call sees."""
-    if flow.op == "recall":
-        state = str(flow.attr("state"))
-        return Flow(f"{learner.id}:{state}", "tensor", (), {"learner": learner.id, "state": state}, learner.axes, span=flow.span)
-    number = int(flow.attr("write") or 0)
-    attrs: dict[str, Attribute] = {"learner": learner.id, "state": "at", "pred": True, **({"write": number} if number else {})}
-    return Flow(pred_id(learner.id, number), "tensor", (), attrs, learner.axes, span=flow.span)
+    state, number = str(flow.attr("state") or "at"), int(flow.attr("write") or 0)
+    attrs: dict[str, Attribute] = {"learner": learner.id, "state": state}
+    if flow.op == "pred":
+        attrs |= {"pred": True, **({"write": number} if number else {})}
+    id = pred_id(learner.id, number) if flow.op == "pred" else f"{learner.id}:{state}"
+    return Flow(id, "tensor", (), attrs, learner.axes, scope=learner.scope, span=flow.span)
 
 
 def _check(graph: LevelGraph, members: list[Learner]) -> None:
