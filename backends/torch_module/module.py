@@ -69,7 +69,7 @@ class _Writer:
     def write(self) -> Generated:
         for region in self.program.regions:
             self.named[region] = self._region(region)
-        for name in self.functions:
+        for name in (*self.functions, *self.gates):
             self.namer.names[f"function {name}"] = name
         outer = [OuterWriter(self.graph, owner) for owner in self.program.owners]
         updates = [writer.function() for writer in outer]

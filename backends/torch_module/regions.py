@@ -61,6 +61,7 @@ class RegionWriter:
         self._begin_period()
         for node in self.region.nodes:
             self._write(node)
+        outputs = [self._output(id) for id in self.region.outputs]
         ticks = any(self.graph.flows[id].op in COUNTING for kind, id in self.region.nodes if kind == "flow")
         uses = self.expressions.used | {use for memory in self.memories for use in memory.uses}
         if ticks:
@@ -79,31 +80,40 @@ class RegionWriter:
             source = next((self.namer(id) for id in self.region.inputs if id in self.full), None)
             head.append(f"    B, T = {source or arguments_[0]}.shape[:2]")
         states = ", ".join(f'"{local(key, self.region.scope)}": {value}' for key, value in self.states.items())
-        outputs = [self.expressions.code(id).text for id in self.region.outputs]
         tail = f"    return {', '.join([*outputs, f'{{{states}}}'])}" + ("" if outputs else ",")
         return RegionFunction(name, "\n".join([*head, *self.lines, tail]), self.memories, uses, ticks, self.gates)
+
+    def _output(self, id: str) -> str:
+        """A flow that leaves the region; one that is the same at all tokens of a period, at all of them."""
+        text, axes = self.expressions.code(id).text, self.graph.flows[id].axes
+        if self.region.loop is None or id in self.full:
+            return text
+        self.needs_size = True
+        self.expressions.used.add("spread")
+        return f"spread({text}, {', '.join(['B', 'T', *(str(axis.size) for axis in axes)])})"
 
     def _begin_period(self) -> None:
         """In a loop over periods, learners begin anew at the first token of one, before all else."""
         ids = self.region.loop.learners if self.region.loop is not None else ()
-        reset = self.graph.learners[ids[0]].reset if ids else None
-        if reset is None:
-            return
-        first = []
+        first: dict[str, list[str]] = {}
         for item in state_tensors(self.graph):
-            if item.learner is not None and root_of(self.graph, item.learner) in ids:
+            root = root_of(self.graph, item.learner) if item.learner is not None else ""
+            reset = self.graph.learners[root].reset if root in ids else None
+            if item.learner is not None and reset is not None:
                 key = local(item.key, self.region.scope)
-                first.append(f'"{key}": {self._first(item.learner)}')
+                first.setdefault(reset, []).append(f'"{key}": {self._first(item.learner)}')
                 if item.kind == "anchor":
                     self.states[item.key] = f'z["{key}"]'
-        self.expressions.used.add("begun")
-        self._line(f"z = begun(z, {self.expressions.code(reset).text}, {{{', '.join(first)}}})")
+        self.expressions.used |= {"begun"} if first else set()
+        for reset, states in first.items():
+            self._line(f"z = begun(z, {self.expressions.code(reset).text}, {{{', '.join(states)}}})")
 
     def _first(self, id: str) -> str:
         """What a learner begins with: a tensor without the batch, or a number."""
         init, like = self.graph.learners[id].init, f'z["{local(id, self.region.scope)}"]'
         if init.learned:
-            return f'p["{local(id, self.region.scope)}.init"].to({like}.dtype)'
+            first = f'p["{local(id, self.region.scope)}.init"].to({like}.dtype)'
+            return f"{first}.detach()" if self.graph.learners[id].backprop.kind == "stop" else first
         if init.distribution == "eye":
             return f"torch.eye(*{like}.shape[-2:], dtype={like}.dtype, device={like}.device)"
         return repr({"zeros": 0.0, "ones": 1.0}.get(init.distribution, init.args[0] if init.args else 0.0))
@@ -478,7 +488,7 @@ class RegionWriter:
             text += f".flatten(-{len(learner.store.out_axes)})"
         if not learner.store.in_axes:
             text += ".unsqueeze(-2)"
-        elif _is_transposed(learner):
+        elif learner.store.transposed:
             text += ".mT"
         if len(learner.per) != 1:
             text += f".flatten(1, {len(learner.per)})" if learner.per else ".unsqueeze(1)"
@@ -523,7 +533,7 @@ class RegionWriter:
                 continue
             if not learner.store.in_axes:
                 text += ".squeeze(-2)"
-            elif _is_transposed(learner):
+            elif learner.store.transposed:
                 text += ".mT"
             if len(learner.store.out_axes) != 1:
                 text += _unflat(-1, learner.store.out_axes)
@@ -533,12 +543,6 @@ class RegionWriter:
 def is_apart(learner: Learner) -> bool:
     """True where each channel of the values runs as a copy of its own."""
     return isinstance(learner.linear, LinearForm) and learner.linear.apart
-
-
-def _is_transposed(learner: Learner) -> bool:
-    """True for a tensor written for the product `W @ z`: its value axes come first."""
-    store = learner.store
-    return store.tensors[0].axes != store.in_axes + store.out_axes
 
 
 def _place(learner: Learner, recall: Flow) -> int:

@@ -143,8 +143,7 @@ def _changes(flow: Flow, known: Mapping[str, Learner]) -> bool:
 def _recall(flow: Flow, leaf: Flow, learner: Learner) -> Flow:
     """`z @ W` as a recall of the memory W with the query z."""
     left = flow.args[0] == leaf.id
-    contracted = learner.store.tensors[0].axes[-1 if left else 0]
-    if flow.op != "contract" or (contracted,) != learner.store.in_axes or flow.args.count(leaf.id) > 1:
+    if flow.op != "contract" or left is not learner.store.transposed or flow.args.count(leaf.id) > 1:
         name = learner.store.tensors[0].name
         raise General(f"its tensor `{name}` is used in another way than the product it is first used in", flow.span)
     query = flow.args[1 if left else 0]

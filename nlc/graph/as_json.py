@@ -153,6 +153,7 @@ def _store(learner: Learner) -> Json:
         "tensors": [{"name": tensor.name, "axes": _axes(tensor.axes)} for tensor in store.tensors],
         "in_axes": _axes(store.in_axes),
         "out_axes": _axes(store.out_axes),
+        "transposed": store.transposed,
     }
 
 

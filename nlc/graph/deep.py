@@ -87,7 +87,7 @@ def _part(tensor: StoreTensor, body: Expr) -> Store:
     if side is None:
         return Store((tensor,), "tensor", (), tensor.axes)
     inner, outer = (tensor.axes[-1:], tensor.axes[:-1]) if side == "left" else (tensor.axes[:1], tensor.axes[1:])
-    return Store((tensor,), "tensor", inner, outer)
+    return Store((tensor,), "tensor", inner, outer, side == "left")
 
 
 def _sides(name: str, expr: Expr) -> Iterator[str]:

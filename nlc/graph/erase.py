@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
-from nlc.graph.ir import Axes, Flow, Learner, pred_id
+from nlc.graph.ir import Axes, Learner, pred_id
 from nlc.language.expression import Binary, Call, Expr, Number, Unary, parts_of
 from nlc.language.spec import Input
 
@@ -47,7 +47,8 @@ def input_rows(b: Builder, learner: Learner, item: Input) -> str:
         return write.key
     leaf = pred_id(learner.id, 0)
     products = [flow for flow in b.flows.values() if flow.op == "contract" and leaf in flow.args]
-    wrong = [flow for flow in products if flow.args.count(leaf) != 1 or not _is_first_side(learner, flow, leaf)]
+    first = 0 if learner.store.transposed else 1
+    wrong = [flow for flow in products if flow.args.count(leaf) != 1 or flow.args[first] != leaf]
     if not learner.store.in_axes or len(products) != 1 or wrong:
         name = learner.store.tensors[0].name
         what = f"`{name}` of `{learner.base}`" if learner.store.form == "tensor" else f"`{learner.id}`"
@@ -56,11 +57,6 @@ def input_rows(b: Builder, learner: Learner, item: Input) -> str:
         b.fail(codes.WrongType, f"the rule reads `input`, but {why}", item.span, help, [("the learner", learner.span)])
     (product,) = products
     return next(arg for arg in product.args if arg != leaf)
-
-
-def _is_first_side(learner: Learner, product: Flow, leaf: str) -> bool:
-    axis = learner.store.tensors[0].axes[-1 if product.args[0] == leaf else 0]
-    return (axis,) == learner.store.in_axes
 
 
 def number_and_terms(b: Builder, keep: Expr) -> tuple[Expr, tuple[Term, ...]]:

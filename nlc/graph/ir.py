@@ -87,13 +87,15 @@ class Store:
 
     `form` is `map` (z @ W, key axes first), `value` (W itself), `table` (row of an index), `kernel` (taps of a
     convolution), `any` (the tensors of whatever the learner owns or is like) or `tensor` (one tensor of a function that is
-    written out in flows: `in_axes` are those that its first product contracts).
+    written out in flows: `in_axes` are those that its first product contracts). `transposed`: that product is W @ z, the key
+    axis comes last.
     """
 
     tensors: tuple[StoreTensor, ...]
     form: str
     in_axes: Axes = ()
     out_axes: Axes = ()
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

@@ -154,8 +154,7 @@ class _Chain:
         """What a product adds to the gradient of its matrix, operand i, as seen from the matrix's first product."""
         a, other = self.a, flow.args[1 - i]
         slope = self.along(flow, s)
-        contracted = learner.store.tensors[0].axes[-1 if i == 0 else 0]
-        return Product(slope, other) if (contracted,) == learner.store.in_axes else Product(other, a.flow(slope))
+        return Product(slope, other) if (i == 0) is learner.store.transposed else Product(other, a.flow(slope))
 
     def along(self, flow: Flow, s: Coefficient) -> str:
         """The slope of a product as a flow with the axis of its result."""

@@ -20,7 +20,7 @@ from nlc.graph.slopes import Product
 def as_a_whole(learner: Learner) -> Learner:
     """The same tensor without a query: all its entries are one vector."""
     axes = learner.store.tensors[0].axes
-    return replace(learner, store=replace(learner.store, in_axes=(), out_axes=axes))
+    return replace(learner, store=replace(learner.store, in_axes=(), out_axes=axes, transposed=False))
 
 
 def whole_gradients(a: Algebra, learner: Learner, products: list[tuple[int, Product]]) -> dict[int, str]:
@@ -36,7 +36,7 @@ def _multiplied(a: Algebra, learner: Learner, product: Product) -> Coefficient:
     if product.input is None:
         return product.slope
     slope, axes = a.flow(product.slope), learner.store.tensors[0].axes
-    pair = (product.input, slope) if learner.store.in_axes == axes[:1] else (slope, product.input)
+    pair = (slope, product.input) if learner.store.transposed else (product.input, slope)
     copies = tuple(axis for axis in learner.per if any(axis in a.axes(each) for each in pair))
     a.count += 1
     id = f"{a.prefix}{a.count}"

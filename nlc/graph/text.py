@@ -140,7 +140,7 @@ def _learner(graph: LevelGraph, learner: Learner, depth: int) -> Iterator[Line]:
 def store_text(learner: Learner) -> str:
     """`map W [K=64] -> [V=64] per [H=4]`; the tensor's own axes only where they are not those of query and answer."""
     store = learner.store
-    plain = len(store.tensors) == 1 and store.tensors[0].axes == store.in_axes + store.out_axes
+    plain = len(store.tensors) == 1 and not store.transposed and store.tensors[0].axes == store.in_axes + store.out_axes
     names = ", ".join(tensor.name if plain else f"{tensor.name} {show_axes(tensor.axes)}" for tensor in store.tensors)
     query = f" {show_axes(store.in_axes)} ->" if store.in_axes else ""
     answer = f" {show_axes(store.out_axes)}" if store.out_axes else ""

@@ -8,6 +8,7 @@ A program is the loop nest that a generator writes down. Its parts:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -82,12 +83,13 @@ def _refuse_general(graph: LevelGraph) -> None:
         raise BackendError(problems, dict(graph.sources))
 
 
-def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop, ...]) -> None:
-    """Raises BackendError for cuts of the outer gradient that have no program."""
+def _refuse_loops(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop, ...]) -> None:
+    """Raises BackendError for functions that need each other but not in one loop, and cuts of the outer gradient without a program."""
     problems: list[Diagnostic] = []
     for loop in found:
         learner = graph.learners[loop.learners[0] if loop.learners else loop.id]
         name, why, help = learner.base, None, "the reference backend runs it"
+        odd = next((m for m in map(graph.learners.__getitem__, loop.learners) if _runs_as(m) != _runs_as(learner)), None)
         if loop.cut and graph.starts is not None:
             why = "its outer gradient is cut, and its tokens are counted from the starts of sequences"
         elif loop.cut and loop.cut % loop.period:
@@ -95,6 +97,9 @@ def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop,
             help = f"a multiple of {loop.period} tokens compiles"
         elif loop.cut and not loop.learners and any(loop.body & other.body for other in found if other is not loop):
             why = "its outer gradient is cut, and a function of several tensors reads it while it learns"
+        elif odd is not None:
+            why = f"it and `{odd.base}` need each other's answers within a period, and differ in period or outer gradient"
+            help = "the same ones for both compile"
         if why is not None:
             problems.append(codes.CannotLower(f"`{name}` cannot be compiled: {why}", learner.span, help))
     for sweep in sweeps.values():
@@ -106,6 +111,11 @@ def _refuse_cuts(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop,
             problems.append(codes.CannotLower(f"`{first.id}` cannot be compiled: {why}", first.span, "the reference backend runs it"))
     if problems:
         raise BackendError(problems, dict(graph.sources))
+
+
+def _runs_as(learner: Learner) -> tuple[object, ...]:
+    """What all learners of a loop have in common."""
+    return learner.clock, learner.backprop
 
 
 def _sweeps(graph: LevelGraph) -> dict[str, Sweep]:
@@ -179,87 +189,83 @@ def unit_of(scope: str) -> str:
     return f"{first}.{second}" if second.isdigit() else first
 
 
-def _unit(graph: LevelGraph, sweeps: dict[str, Sweep], node: Node) -> str:
-    scope = graph.flows[node[1]].scope if node[0] == "flow" else sweeps[node[1]].learners[0].scope
-    return unit_of(scope)
-
-
 def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node], order: list[Node]) -> tuple[Region, ...]:
     """Cut the order into block copies, loops over periods and the stages between them."""
     found = loops(graph, needs, {id: sweep.learners for id, sweep in sweeps.items()})
-    _refuse_cuts(graph, sweeps, found)
-    early = {node for loop in found for node in loop.body}
-    for_loss = _only_for_loss(graph, needs) - upstream(needs, early)
-    scopes = {node: _unit(graph, sweeps, node) for node in order}
-    parts = _parts(graph, order, needs, scopes, found)
-    loop_of = {node: "" if loop is None else loop.id for node, (_, loop) in parts.items()}
-    unit = {node: scopes[node] or loop_of[node] for node in order}
-    key = {node: (unit[node], parts[node][0], loop_of[node]) for node in order}
-    stage: dict[Node, int] = {}
-    unit_stage: dict[tuple[str, int, str], int] = {}
-    settled, rounds = False, 0
-    while not settled:  # a unit is as late as its latest node, which may move what was placed before
-        settled, rounds = True, rounds + 1
-        if rounds > len(order) + 1:
-            raise _unordered(graph, found)
-        for node in order:
-            before = list(needs.predecessors(node))
-            if unit[node]:
-                outside = [stage[b] + 1 if not unit[b] else unit_stage[key[b]] + 2 for b in before if key[b] != key[node]]
-                latest = max([unit_stage.get(key[node], 1), *outside])
-                settled = settled and unit_stage.get(key[node], latest) == latest
-                unit_stage[key[node]] = stage[node] = latest
+    _refuse_loops(graph, sweeps, found)
+    loop_of = {node: loop for loop in found for node in loop.body}
+    scope_of = {node: unit_of(graph.flows[node[1]].scope if node[0] == "flow" else sweeps[node[1]].learners[0].scope) for node in order}
+    for loop in found:
+        if len({scope_of[node] for node in loop.body}) > 1:
+            scope_of.update(dict.fromkeys(loop.body, ""))
+    for_loss = _only_for_loss(graph, needs) - upstream(needs, loop_of)
+    given = {("flow", flow.id) for flow in graph.flows.values() if flow.op in ("number", "input", "next")}
+    made: list[Region] = []
+    for late in (False, True):
+        stages = 0
+        for nodes in _parts(needs, [node for node in order if (node in for_loss) is late and node not in given], scope_of, loop_of):
+            scope, part_of = scope_of[nodes[0]], loop_of.get(nodes[0])
+            if late:
+                name = "loss_of"
+            elif part_of is not None:
+                name = f"{local(part_of.id, scope)}_{'period' if part_of.learners else 'segment'}"
+            elif scope:
+                name = scope.split(".")[0]
             else:
-                stage[node] = max([stage[b] if not unit[b] else unit_stage[key[b]] + 1 for b in before], default=0)
-    groups: dict[tuple[int, tuple[str, int, str], bool], list[Node]] = {}
-    for node in order:
-        if node[0] == "flow" and graph.flows[node[1]].op in ("number", "input", "next"):
-            continue
-        at = unit_stage[key[node]] if unit[node] else stage[node]
-        groups.setdefault((at, key[node] if unit[node] else ("", 0, ""), node in for_loss), []).append(node)
-    stages = sorted({at for at, (name, *_), late in groups if not name})
-    made = []
-    for (at, (name, *_), late), nodes in sorted(groups.items(), key=lambda item: (item[0][2], item[0][0])):
-        scope, loop = scopes[nodes[0]], parts[nodes[0]][1]
-        called = (
-            "loss_of"
-            if late
-            else f"{local(loop.id, scope)}_{'period' if loop.learners else 'segment'}"
-            if loop
-            else name.split(".")[0]
-            if name
-            else f"stage_{stages.index(at)}"
-        )
-        made.append(_region(graph, sweeps, needs, called, scope, _ordered(graph, needs.subgraph(nodes), sweeps), late, loop))
+                name, stages = f"stage_{stages}", stages + 1
+            made.append(_region(graph, needs, name, scope, nodes, late, part_of))
     return tuple(made)
 
 
-def _unordered(graph: LevelGraph, found: tuple[Loop, ...]) -> BackendError:
-    """Two loops over periods of which each would have to wait for the other."""
-    learner = graph.learners[next((name for loop in found for name in loop.learners), found[0].id)]
-    message = f"`{learner.base}` cannot be compiled: it and another memory that runs period by period wait for each other"
-    return BackendError([codes.CannotLower(message, learner.span, "the reference backend runs it")], dict(graph.sources))
+def _parts(needs: nx.DiGraph[Node], order: list[Node], scope_of: dict[Node, str], loop_of: dict[Node, Loop]) -> Iterator[list[Node]]:
+    """The nodes in parts, each part after all it needs and wholly in one block copy, in one loop or between them.
+
+    What stands between copies and loops goes as early as it can; a copy begins once it waits for nothing outside, if ever.
+    """
+    between = [node for node in order if not scope_of[node] and node not in loop_of]
+    units: dict[str, list[Node]] = {}
+    for node in order:
+        if scope_of[node] or node in loop_of:
+            units.setdefault(scope_of[node] or loop_of[node].id, []).append(node)
+    waiting = set(order)
+
+    def ready(nodes: list[Node], all_of_them: bool = False) -> list[Node]:
+        """Those that wait for nothing but each other, now taken; or all of them or none."""
+        found: dict[Node, None] = {}
+        for node in nodes:
+            if node in waiting and all(before in found or before not in waiting for before in needs.predecessors(node)):
+                found[node] = None
+        taken = list(found) if not all_of_them or len(found) == len(nodes) else []
+        waiting.difference_update(taken)
+        return taken
+
+    def parts_of(unit: list[Node]) -> Iterator[list[Node]]:
+        bodies: dict[str, list[Node]] = {}
+        for node in unit:
+            if node in loop_of:
+                bodies.setdefault(loop_of[node].id, []).append(node)
+        plain = [node for node in unit if node not in loop_of]
+        found = [unit]
+        while any(found):
+            found = [ready(plain), *(ready(body, True) for body in bodies.values())]
+            yield from filter(None, found)
+
+    while waiting:
+        left = len(waiting)
+        yield from filter(None, [ready(between)])
+        inside = {name: set(unit) for name, unit in units.items() if waiting.intersection(unit)}
+        whole = [name for name, unit in inside.items() if not (waiting & _before(needs, unit & waiting)) - unit]
+        for name in whole:
+            yield from parts_of(units[name])
+        for name in inside if len(waiting) == left else ():
+            yield from parts_of(units[name])
+            if len(waiting) < left:
+                break
+        assert len(waiting) < left, "loops that wait for each other are one"
 
 
-def _parts(
-    graph: LevelGraph, order: list[Node], needs: nx.DiGraph[Node], scopes: dict[Node, str], found: tuple[Loop, ...]
-) -> dict[Node, tuple[int, Loop | None]]:
-    """For each node its loop, and how many borders of loops lie before it within its block copy."""
-    loop = {node: each for each in found for node in each.body}
-    depth = dict.fromkeys(order, 0)
-    settled, rounds = not found, 0
-    while not settled:
-        settled, rounds = True, rounds + 1
-        if rounds > len(order) + 1:
-            raise _unordered(graph, found)
-        for node in order:
-            same = [b for b in needs.predecessors(node) if scopes[b] == scopes[node]]
-            deep = max([depth[node], *(depth[b] + (loop.get(b) is not loop.get(node)) for b in same)])
-            inside = loop[node].body if node in loop else (node,)
-            if any(depth[other] != deep for other in inside if other in depth):
-                depth.update((other, deep) for other in inside if other in depth)
-                settled = False
-    return {node: (depth[node], loop.get(node)) for node in order}
+def _before(needs: nx.DiGraph[Node], nodes: set[Node]) -> set[Node]:
+    return {before for node in nodes for before in needs.predecessors(node)}
 
 
 def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
@@ -272,16 +278,7 @@ def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:
     return set(needs) - needed
 
 
-def _region(
-    graph: LevelGraph,
-    sweeps: dict[str, Sweep],
-    needs: nx.DiGraph[Node],
-    name: str,
-    scope: str,
-    nodes: list[Node],
-    late: bool,
-    loop: Loop | None,
-) -> Region:
+def _region(graph: LevelGraph, needs: nx.DiGraph[Node], name: str, scope: str, nodes: list[Node], late: bool, loop: Loop | None) -> Region:
     inside = set(nodes)
     fixed = {"number"}
     reads: dict[str, None] = {}

@@ -193,10 +193,12 @@ class Tick:
         if self.graph.starts is not None and "position" in self.old:
             self.old["position"] = torch.where(self.flow(self.graph.starts) != 0, 0, self.old["position"])
         ending = [(item, end) for item in self.machine.states if (end := self._end_of(item)) is not None and item.kind != "context"]
+        place = {id: i for i, id in enumerate(self.graph.flows)}
+        ending.sort(key=lambda pair: place[pair[1]])  # what fires a reset may ask a memory that was reset before
         new = self.machine.initial_state(1) if ending else {}
         self._cut("stop")
         self._mark_boundaries()
-        for item, end in ending:  # in the order of the graph: what fires a reset may ask a memory before it
+        for item, end in ending:
             fires = (self.flow(end) != 0).reshape(-1, *(1 for _ in item.axes))
             stops = item.learner is not None and self.graph.learners[item.learner].backprop.kind == "stop"
             first = new[item.key].detach() if stops else new[item.key]
@@ -415,7 +417,7 @@ class Tick:
         store = learner.store
         if not store.in_axes or not args:
             return w
-        if store.tensors[0].axes != store.in_axes + store.out_axes:  # a tensor of a function, written for W @ z
+        if store.transposed:
             w = w.movedim(-1, 1 + len(learner.per))
         return recall_map(args[0], axes[0], w, learner.per, store.in_axes, store.out_axes)
 
@@ -495,10 +497,10 @@ class Tick:
 
     def erased(self, learner: Learner, x: Tensor, axes: Axes) -> Tensor:
         """x (x^T W): what a matrix, after the keep of its learner, recalls for its own input, at that input."""
-        inner, outer = learner.store.in_axes, learner.store.out_axes
+        outer = learner.store.out_axes
         read = self.call(learner, self._kept(learner), [x], [axes])
         sides = [(x, axes), (read, (*learner.per, *outer))]
-        if learner.store.tensors[0].axes != inner + outer:
+        if learner.store.transposed:
             sides.reverse()
         return PRODUCTS["outer"](sides[0][0], sides[1][0], [sides[0][1], sides[1][1]], learner.per)
 

@@ -16,14 +16,14 @@ Options = dict[str, str]
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "store": ("matrix", "square matrix", "vector", "function"),
+    "store": ("matrix", "square matrix", "vector", "function", "square function"),
     "copies": ("none", "one axis", "two axes"),
     "objective": ("default", "l2", "dot", "square", "expression", "of both sides"),
     "value": ("plain", "minus self", "plus self"),
     "rate": ("absent", "constant", "data", "function", "channels"),
     "keep": (
         *("absent", "constant", "one", "zero", "exp", "sigmoid", "zeros in data", "clock"),
-        *("channels exp", "channels sigmoid", "zeros in channels"),
+        *("channels exp", "channels sigmoid", "zeros in channels", "values exp", "values sigmoid"),
     ),
     "writes": ("one", "and a free one", "and an error", "and both"),
     "samples": ("none", "each", "with gates"),
@@ -33,7 +33,11 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "read": ("absent", "before", "after", "start"),
     "every": ("1", "2", "3", "4", "7"),
     "fold": ("each", "sum", "mean", "last"),
-    "rule": ("absent", "gd", "momentum", "momentum of data", "average", "two momenta", "keeping", "nested"),
+    "rule": ("absent", "gd", "momentum", "momentum of data", "average", "two momenta", "keeping", "nested", "erasing", "rooted", "bounded"),
+    "view": ("none", "softmax", "norm"),
+    "times": ("1", "2"),
+    "reset": ("none", "when", "every"),
+    "backprop": ("absent", "stop", "first order", "truncated"),
     "init": ("zeros", "learned", "constant", "eye", "ones", "learned eye"),
     "learners": ("one", "several recalls", "feeds key", "feeds value", "feeds query", "feeds gate", "equal ones", "inverse", "mesa"),
     "key from": ("input", "linear", "conv", "norm", "activation", "broadcast", "numbers", "feature map"),
@@ -54,15 +58,37 @@ def wrong(o: Options) -> int:
     """How many combinations of a case are not legal."""
     has_rule = o["rule"] != "absent"
     added = o["fold"] in ("sum", "mean")
-    implicit, deep = o["solve"] == "implicit", o["store"] == "function"
+    implicit, deep = o["solve"] == "implicit", "function" in o["store"]
     both_sides, window, recalled = o["objective"] == "of both sides", o["window"] != "none", o["learners"]
     channels = "channels" in o["keep"] or o["rate"] == "channels"
     matrix = o["store"] in ("matrix", "square matrix")
+    curved, viewed, values = o["rule"] in ("rooted", "bounded"), o["view"] != "none", "values" in o["keep"]
+    erasing, twice, asks = o["rule"] == "erasing", o["times"] != "1", recalled in ("inverse", "mesa")
+    by_period = deep or viewed or curved  # only with gradients at the start of a period, one update a token
     found = (
+        by_period and o["at"] not in ("absent", "start"),
+        by_period and (o["samples"] != "none" or twice),
+        by_period and o["fold"] != "each",
+        by_period and implicit,
+        by_period and (channels or values),
+        by_period and asks,
+        by_period and both_sides and viewed,
+        by_period and o["reset"] != "none" and o["every"] != "1",
+        viewed and "eye" in o["init"],
+        erasing and not matrix,
+        erasing and (o["fold"] in ("sum", "mean") or window or o["writes"] != "one" or implicit),
+        erasing and (both_sides or viewed),
+        values and deep,
+        values and (both_sides or asks),
+        values and "square" in o["store"],
+        twice and (o["at"] == "start" or o["samples"] != "none" or o["every"] != "1" or implicit or window),
+        o["reset"] == "when" and o["every"] != "1",
+        o["reset"] != "none" and o["backprop"] == "first order",
+        asks and o["backprop"] == "first order",
         both_sides and not matrix,
         both_sides and o["value"] != "plain",
         both_sides and channels,
-        both_sides and o["writes"] != "one",
+        both_sides and (o["writes"] != "one" or twice),
         both_sides and window,
         both_sides and implicit,
         both_sides and o["samples"] != "none",
@@ -76,7 +102,7 @@ def wrong(o: Options) -> int:
         recalled == "mesa" and channels,
         o["key from"] == "feature map" and o["samples"] != "none",
         has_rule and o["rate"] != "absent",
-        o["store"] in ("vector", "function") and "eye" in o["init"],
+        not matrix and "eye" in o["init"],
         o["store"] == "vector" and o["key from"] != "input",
         o["store"] == "vector" and o["learners"] == "feeds query",
         o["store"] != "matrix" and "channels" in o["keep"],
@@ -84,10 +110,6 @@ def wrong(o: Options) -> int:
         o["samples"] != "none" and o["at"] not in ("decayed", "running"),
         o["samples"] != "none" and o["every"] != "1",
         o["every"] == "1" and o["fold"] != "each",
-        deep and o["at"] not in ("absent", "start"),
-        deep and o["samples"] != "none",
-        deep and o["fold"] != "each",
-        deep and implicit,
         added and o["at"] == "decayed",
         implicit and added,
         implicit and has_rule,

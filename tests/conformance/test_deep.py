@@ -20,10 +20,11 @@ from nlc.graph.calculus import Algebra
 from nlc.graph.ir import Axes, pred_id
 from nlc.graph.order import ordered
 from nlc.graph.slopes import slopes
+from nlc.language.load import loads
 from nlc.passes.expand_templates import expand
 from nlc.reference.interpreter import Reference
 from nlc.runtime.compiled import CompiledSpec
-from tests.conformance.comparing import ROOT, assert_close
+from tests.conformance.comparing import ROOT, assert_close, assert_forms_agree
 
 Tensors = dict[str, Tensor]
 Function = Callable[[Tensor, Tensors, Tensors], Tensor]
@@ -430,6 +431,40 @@ def test_slopes_made_of_flows_are_the_gradients_of_the_reference(objective: str,
 def order(axes: Axes, wanted: Axes) -> list[int]:
     """Where each wanted axis stands; two of one name keep their order."""
     return list(range(len(axes))) if axes == wanted else [axes.index(axis) for axis in wanted]
+
+
+SQUARE = """
+nlc: 1
+name: square
+dims: {K: 3}
+inputs: {k: [K], v: [K], q: [K], b: []}
+levels:
+  memory:
+    every: 4 tokens
+    learners: {LEARNERS}
+outputs: {o: ANSWER}
+"""
+FEEDING = "init: learned, read: start, learn: {key: k, fold: each, rate: 0.3, value: "
+
+
+@pytest.mark.parametrize("call", ["W @ x + c", "x @ W + c", "tanh(W @ x + c) @ W", "W @ tanh(x @ W) + c * x", "W @ x + x @ W + c"])
+def test_a_square_matrix_knows_the_side_of_its_products(call: str) -> None:
+    store = f'{{params: {{W: [K, K], c: [K]}}, call: "x -> {call}"}}'
+    learner = f"S: {{store: {store}, init: learned(normal(0.5)), learn: {{key: k, value: v, rate: sigmoid(b), fold: each}}}}"
+
+    assert_forms_agree(loads(SQUARE.replace("LEARNERS", learner).replace("ANSWER", "S(q)"), "square.yaml"))
+
+
+def test_functions_that_learn_from_each_other_run_in_one_loop() -> None:
+    A = f'A: {{store: {{params: {{W: [K, K]}}, call: "x -> tanh(W @ x)"}}, {FEEDING}"v - B(k)"}}}}'
+    B = f'B: {{store: {{params: {{U: [K, K]}}, call: "x -> x + tanh(x @ U)"}}, {FEEDING}"A(v)"}}}}'
+    spec = loads(SQUARE.replace("LEARNERS", f"{A}, {B}").replace("ANSWER", "A(q) + B(q)"), "square.yaml")
+
+    assert_forms_agree(spec)
+    program = nlc.compile(spec, backend="eager").program
+    assert program is not None
+    loops = [region.loop for region in program.regions if region.loop is not None]
+    assert [loop.learners for loop in loops] == [("A", "B")]
 
 
 # -- slow functions -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 import nlc
 from nlc.diagnostics import BackendError, DataError, SpecError
 from nlc.graph.build import build
+from nlc.language.library import Library
 from nlc.language.load import loads
 from nlc.passes.choose_form import ChooseForm
 from nlc.passes.expand_templates import expand
@@ -18,7 +20,7 @@ from nlc.passmanager import PassManager, pipeline
 from nlc.reference.interpreter import Reference
 from nlc.runtime.compiled import CompiledSpec
 from nlc.runtime.compiling import compile_graph
-from tests.conformance.comparing import assert_equal, in_calls, with_gradients
+from tests.conformance.comparing import assert_equal, assert_forms_agree, in_calls, with_gradients
 
 Tensors = dict[str, Tensor]
 
@@ -271,3 +273,48 @@ def test_sequences_inside_the_periods_of_a_function_are_refused() -> None:
 
     with pytest.raises(BackendError, match="sequences may start inside its periods"):
         nlc.compile(loads(text, "packed.yaml"), backend="eager")
+
+
+RESET = """\
+nlc: 1
+name: reset
+dims: {K: 3, V: 4}
+inputs: {k: [K], v: [V], q: [K], r: [], a: [V]}
+uses: {fired: fired}
+levels:
+  memory:
+    every: 1 token
+    learners:
+      C: {store: {matrix: [K, V]}, reset: {when: r > 0.5}, learn: {key: k, value: v, over: 2 tokens, rate: 0.3}}
+outputs: {o: ANSWER}
+"""
+FIRED = """\
+nlc: 1
+name: fired
+inputs: {c: [V], k: [K], v: [V], q: [K]}
+levels:
+  memory:
+    every: 1 token
+    learners:
+      D: {store: {matrix: [K, V]}, reset: {when: sum(c) > 0}, learn: {key: k, value: v, rate: 0.3}}
+outputs: {o: D(q)}
+"""
+
+
+def test_a_reset_may_follow_from_a_memory_of_another_block_that_was_reset_itself(tmp_path: Path) -> None:
+    """C is asked after its own reset, and its window with it, by what resets D."""
+    (tmp_path / "fired.yaml").write_text(FIRED, encoding="utf-8")
+    library = Library(search=(tmp_path,))
+    generator = torch.Generator().manual_seed(0)
+    given = {name: torch.randn(2, T, n, generator=generator, dtype=torch.float64) for name, n in {"k": 3, "v": 4, "q": 3, "a": 4}.items()}
+    given["r"] = torch.randn(2, T, generator=generator, dtype=torch.float64)
+
+    def run(answer: str, given: Tensors) -> Tensor:
+        return Reference(expand(build(loads(RESET.replace("ANSWER", answer), "reset.yaml", library)))).run(given)[0]["o"]
+
+    answers = run("C(q)", given)
+
+    assert 0 < (answers.sum(-1) > 0).sum() < 2 * T
+    together = run("'fired(C(q), k, v, q)'", given)
+    assert_equal({"o": together}, {"o": run("'fired(a, k, v, q) + 0 * C(q)'", {**given, "a": answers})}, 1e-12)
+    assert_forms_agree(loads(RESET.replace("ANSWER", "'fired(C(q), k, v, q)'"), "reset.yaml", library), library=library)

@@ -144,6 +144,37 @@ def test_an_optimiser_in_the_sequence_is_its_formula(backend: str, rule: str, di
     assert_close(with_gradients({"o": outputs["o"]}, leaves), wanted, 1e-10)
 
 
+STILL = """
+nlc: 1
+name: still
+dims: {V: 3, D: 2, E: 5}
+inputs: {v: [V], token: {index: E}}
+flows: {y: "linear(S(), D)"}
+levels:
+  memory:
+    every: 4 tokens
+    learners:
+      S: {store: {vector: [V]}, read: start, view: w -> w / (1 + sum(w^2))^0.5, learn: {value: v, fold: each}}
+outputs: {o: ANSWER}
+loss: cross_entropy(unembed(y, E), next(token))
+"""
+
+
+@pytest.mark.parametrize("answer", ["S()", "y", "y + mean(v)"])
+def test_what_stands_still_within_a_period_is_there_at_each_token(answer: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = {
+        "v": torch.randn(2, 9, 3, generator=generator, dtype=torch.float64),
+        "token": torch.randint(0, 5, (2, 9), generator=generator),
+    }
+    ours, theirs = (nlc.compile(loads(STILL.replace("ANSWER", answer), "still.yaml"), backend=b).double() for b in ("eager", "reference"))
+
+    found, wanted = ({"o": m(inputs)[0]["o"], "loss": m.loss(inputs)[0]} for m in (ours, theirs))
+
+    assert found["o"].shape == (2, 9, 3 if answer == "S()" else 2)
+    assert_close(found, wanted, 1e-12)
+
+
 def test_newton_schulz_acts_on_the_singular_values() -> None:
     """U p(S) V^T with p the polynomial, five times; zero stays zero, wide and tall are the same."""
     spec = 'nlc: 1\nname: ns\ndims: {K: 4, V: 6}\ninputs: {x: [K, V]}\noutputs: {y: "newton_schulz(x, 5)"}\n'

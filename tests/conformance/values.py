@@ -166,7 +166,7 @@ class Values:
     def channel_keep(self, copies: tuple[str, ...], key_axis: str, how: str) -> str:
         """A gate for each key channel."""
         axes = (*copies, key_axis)
-        if how == "channels exp":
+        if how in ("channels exp", "values exp"):
             return self.rng.choice((f"exp({self.every(axes, 'log gate')})", f"exp({self.every(axes, 'log gate')} - 0.1)"))
         if how == "zeros in channels":
             return self.every(axes, "zeros")

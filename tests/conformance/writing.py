@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 
 from tests.conformance.values import Values
 
@@ -37,6 +38,26 @@ name: keeping
 params: {rate: 0.1, decay: 0.1}
 inputs: {g: gradient}
 outputs: {keep: 1 - rate * decay, step: -rate * g}
+""",
+    "rooted": """\
+nlc: 1
+name: rooted
+params: {rate: 0.1, decay: 0.8}
+inputs: {g: gradient}
+levels:
+  buffers:
+    every: 1 update
+    learners:
+      m: {store: {like: g}, learn: {value: g, rate: 1 - decay}}
+      s: {store: {like: g}, learn: {value: g * g, rate: 0.3}}
+outputs: {keep: 1 - 0.1 * rate, step: -rate * m() / (abs(s()) + 0.1)^0.5}
+""",
+    "bounded": """\
+nlc: 1
+name: bounded
+params: {rate: 0.1}
+inputs: {g: gradient}
+outputs: {step: -rate * g / (1 + sum(g * g))}
 """,
     "nested": """\
 nlc: 1
@@ -75,7 +96,7 @@ class Writer(Values):
 
     def axes(self) -> tuple[str, str]:
         """The key axis and the value axis."""
-        return self.dim("K"), self.dim("K" if self.o["store"] == "square matrix" else "V")
+        return self.dim("K"), self.dim("K" if "square" in self.o["store"] else "V")
 
     def samples(self) -> tuple[str, ...]:
         """The axis of the samples that a token holds."""
@@ -135,7 +156,8 @@ class Writer(Values):
         if objective is not None:
             parts["minimize"] = objective
         gates = copies if o["samples"] == "with gates" else per
-        keep = self.channel_keep(gates, axes[0], o["keep"]) if "channels" in o["keep"] else self.keep(gates, o["keep"])
+        channel = axes[0] if "channels" in o["keep"] else axes[1] if "values" in o["keep"] else None
+        keep = self.channel_keep(gates, channel, o["keep"]) if channel is not None else self.keep(gates, o["keep"])
         if gate is not None:  # one number for each copy: a product with a keep of other axes would have no meaning
             parts["keep"] = gate if keep is None or o["samples"] == "with gates" else f"({keep}) * {gate}"
         elif keep is not None:
@@ -144,6 +166,8 @@ class Writer(Values):
             parts["at"] = o["at"]
         if o["every"] != "1" and not (o["fold"] == "sum" and rng.random() < 0.5):
             parts["fold"] = o["fold"]
+        if o["times"] != "1":
+            parts["times"] = o["times"]
         if o["solve"] == "implicit":
             parts["solve"] = "implicit"
         text = ", ".join(f"{k}: {json.dumps(v)}" for k, v in parts.items())
@@ -188,6 +212,9 @@ class Writer(Values):
                     f"{{sgd: {{lr: 0.2, decay: {json.dumps(data)}}}}}",
                 )
             ),
+            "erasing": rng.choice(("{dgd: {}}", f"{{dgd: {{rate: {json.dumps(few)}, keep: 0.9}}}}")),
+            "rooted": f"{{rooted: {{rate: {json.dumps(few)}, decay: {json.dumps(rng.choice(('0.6', f'sigmoid({self.gate(per)})')))}}}}}",
+            "bounded": f"{{bounded: {{rate: {json.dumps(few)}}}}}",
             "nested": rng.choice(
                 (
                     f"{{nested: {{rate: {json.dumps(few)}}}}}",
@@ -224,13 +251,37 @@ class Writer(Values):
             K, V = V, K
         name = self.name(role)
         store = f"{{vector: [{V}]}}" if o["store"] == "vector" else f"{{matrix: [{K}, {V}]}}"
-        store = self.function(K, V) if o["store"] == "function" else store
+        store = self.function(K, V) if "function" in o["store"] else store
         copies = f", per: [{', '.join(per)}]" if per else ""
         read = f", read: {o['read']}" if o["read"] != "absent" else ""
         learn = self.learn(key, value, (K, V), per, gate)
         every = f"{o['every']} token{'s' if o['every'] != '1' else ''}"
-        self.levels.setdefault(every, []).append(f"{name}: {{store: {store}{copies}{read}{self.init()}, learn: {learn}}}")
+        text = f"{name}: {{store: {store}{copies}{read}{self.init()}{self.around()}, learn: {learn}}}"
+        self.levels.setdefault(every, []).append(text)
         return name
+
+    def around(self) -> str:
+        """What a learner says beside its store and what it learns."""
+        o, again = self.o, self.some_periods()
+        texts = {
+            ("view", "softmax"): 'view: "w -> softmax(w)"',
+            ("view", "norm"): 'view: "w -> w / (1 + sum(w^2))^0.5"',
+            ("reset", "when"): f'reset: {{when: "{self.raw((), "zeros")} > 0.5"}}' if o["reset"] == "when" else "",
+            ("reset", "every"): f"reset: {{every: {again}}}",
+            ("backprop", "stop"): "backprop: stop",
+            ("backprop", "first order"): "backprop: first_order",
+            ("backprop", "truncated"): f"backprop: {{truncated: {self.cut}}}",
+        }
+        return "".join(f", {text}" for (option, choice), text in texts.items() if o[option] == choice)
+
+    @cached_property
+    def cut(self) -> str:
+        """What lies between two cuts of the outer gradient: the same for all learners, which may share a loop."""
+        return self.some_periods()
+
+    def some_periods(self) -> str:
+        several = int(self.o["every"]) * self.rng.choice((1, 2, 3))
+        return f"{several} token{'s' if several > 1 else ''}"
 
     def function(self, K: str, V: str) -> str:
         """A store of several tensors."""
@@ -241,6 +292,8 @@ class Writer(Values):
             (f"W: [{K}, {V}], c1: [{V}]", "z @ W + c1"),
             (f"W1: [{h}, {K}], W2: [{V}, {h}], W: [{K}, {V}]", f"W2 @ {act}(W1 @ z) + 0.5 * (z @ W)"),
         ]
+        if K == V:  # nothing but its place in a product tells the sides of such a matrix
+            forms = [(f"W: [{K}, {K}], c1: [{K}]", "W @ z + c1"), (f"W: [{K}, {K}]", f"z @ W + 0.5 * {act}(W @ z)"), *forms[1::2]]
         params, call = self.rng.choice(forms)
         return f"{{params: {{{params}}}, call: {json.dumps(f'z -> {call}')}}}"
 
