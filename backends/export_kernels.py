@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.backends.layers import has_tokens, pieces
+from nlc.backends.layers import pieces, rows_and_tokens
 
 BLOCK = 16
 """Rows of a triangular matrix that are inverted one by one; the blocks themselves are joined by products."""
@@ -121,7 +121,7 @@ def over_periods(
     gates: list[tuple[Callable[..., tuple[Tensor, ...]], list[Tensor | float]]],
 ) -> list[Tensor | dict[str, Tensor]]:
     """What `layers.over_periods` returns, for calls of one token, or calls that begin where a period begins: lengths must be known."""
-    B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
+    B, T = rows_and_tokens(flows)
     lengths = [min(period, T - start) for start in range(0, T, period)]
     parts = pieces(flows, z, gates, (B, T), lengths)
     begins = torch.as_tensor(position) % period == 0

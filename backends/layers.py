@@ -49,7 +49,7 @@ def over_periods(
     the body gets what they make of its period. `cut`: before every so many tokens (0: never) no gradient passes by these states. Returns
     the outputs [B, T, ..] and the new states.
     """
-    B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
+    B, T = rows_and_tokens(flows)
     first = (period - int(position) % period) % period
     lengths = cuts(T, period, first)
     parts = pieces(flows, z, gates, (B, T), lengths)
@@ -89,7 +89,7 @@ def recomputed(
     kept."""
     if not torch.is_grad_enabled():
         return over_periods(body, p, z, flows, anchored, period, position, gates, cut)
-    B, T = (max(x.shape[i] for x in flows if has_tokens(x)) for i in (0, 1))
+    B, T = rows_and_tokens(flows)
     lengths = cuts(T, length, -int(position) % length)
     parts = pieces(flows, {}, [], (B, T), lengths)
     given = [pieces(each, {}, [], (B, T), lengths) for _, each in gates]
@@ -117,6 +117,12 @@ def straight(new: Tensor, old: Tensor) -> Tensor:
 def straight_read(query: Tensor, old: Tensor) -> Tensor:
     """Zeros [B, T, G, V], with the gradient of what a state [B, G, K, V] answers to queries [B, T, G, K]."""
     return (query.detach().to(old.dtype).transpose(1, 2) @ (old - old.detach())).transpose(1, 2)
+
+
+def rows_and_tokens(flows: list[Tensor | float]) -> tuple[int, int]:
+    """B and T of a call: the longest of flows that may be the same for all rows or tokens."""
+    shapes = [x.shape for x in flows if has_tokens(x)]
+    return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
 
 
 def has_tokens(x: Tensor | float) -> TypeGuard[Tensor]:

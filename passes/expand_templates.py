@@ -184,7 +184,7 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
     builder = Builder(spec, graph.library, sizes, bound=dict(learner.rule.args), prefix=prefix, host=learner, suffix=suffix)
     builder.flows.update(graph.flows)
     builder.learners.update(graph.learners)
-    kept = (*([learner.samples] if learner.samples is not None else []), *learner.per)
+    kept = learner.copies
     try:
         for item in spec.inputs:
             if item.kind == "input":

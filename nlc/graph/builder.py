@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -259,6 +259,16 @@ class Builder:
         if not OPS[op].elementwise or any(a and a != (ANY,) for a in axes):
             raise ShapeError(f"a rule for tensors of any shape cannot use it on {', '.join(map(show_axes, axes))}")
         return (ANY,)
+
+    def behind(self, *ids: str, until: Collection[str] = ()) -> Iterator[Flow]:
+        """These flows and all that they are made of, each once; neither the flows `until` nor what is behind them."""
+        todo, seen = list(ids), set(until)
+        while todo:
+            flow = self.flows[todo.pop()]
+            if flow.id not in seen:
+                seen.add(flow.id)
+                todo += flow.args
+                yield flow
 
     def named(self, name: str, span: Span) -> str:
         """The flow that a name of `flows:` stands for."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
-from nlc.graph.ir import Axes, Learner, pred_id
+from nlc.graph.ir import Learner, pred_id
 from nlc.language.expression import Binary, Call, Expr, Number, Unary, parts_of
 from nlc.language.spec import Input
 
@@ -80,9 +80,9 @@ def _erased(b: Builder, learner: Learner, term: Term, here: Context) -> str:
     """factor * x (x^T kept W)."""
     call = term.gram
     b.arguments(call, "the input of the rule")
-    x, copies = b.expr(call.args[0], here), (*samples_of(learner), *learner.per)
+    x, copies = b.expr(call.args[0], here), learner.copies
     _fits_input(b, learner, x, call)
-    part = b.node("erase", [x], call.span, here, axes=(*samples_of(learner), *learner.axes), learner=learner.id)
+    part = b.node("erase", [x], call.span, here, axes=(*learner.of_a_token, *learner.axes), learner=learner.id)
     if term.factor is None:
         return part
     factor = b.without_ones(b.expr(term.factor, here), learner.per)
@@ -90,16 +90,12 @@ def _erased(b: Builder, learner: Learner, term: Term, here: Context) -> str:
     return b.node("mul", [factor, part], call.span, here)
 
 
-def samples_of(learner: Learner) -> Axes:
-    return (learner.samples,) if learner.samples is not None else ()
-
-
 def _fits_input(b: Builder, learner: Learner, x: str, call: Call) -> None:
     inner = learner.store.in_axes
     if not inner:
         help = "x x^T acts on the keys of a matrix: give the learner a store such as `{matrix: [K, V]}`"
         b.fail(codes.WrongType, f"`gram` acts on the input side of a matrix; `{learner.id}` has none", call.span, help)
-    b.fits(x, (*samples_of(learner), *learner.per, *inner), call.span, "the operand of `gram`", inner)
+    b.fits(x, (*learner.copies, *inner), call.span, "the operand of `gram`", inner)
 
 
 # -- expressions ----------------------------------------------------------------------------------------------------------

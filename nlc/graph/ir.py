@@ -273,6 +273,16 @@ class Learner:
         """The axes of its (first) tensor, copies first."""
         return self.per + self.store.tensors[0].axes
 
+    @property
+    def of_a_token(self) -> Axes:
+        """The axis of the samples that one token holds, where there is one."""
+        return (self.samples,) if self.samples is not None else ()
+
+    @property
+    def copies(self) -> Axes:
+        """What counts the keys and values of a token: samples, then copies."""
+        return (*self.of_a_token, *self.per)
+
 
 @dataclass(frozen=True)
 class Execution:

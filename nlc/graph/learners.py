@@ -172,7 +172,7 @@ def _store(b: Builder, id: str, store: language.Store, view: Expr | None) -> Sto
         like = store.use.args[0] if store.use.args else None
         if not isinstance(like, Name) or like.name not in b.bound:
             b.fail(codes.NotCompiledYet, "`like` takes an input of the rule in this version", store.span)
-        copies = (*_axis_of(b.host), *b.host.per) if b.host else ()
+        copies = b.host.copies if b.host else ()
         axes = tuple(axis for axis in b.flows[b.bound[like.name]].axes if axis not in copies)
         return Store((StoreTensor("like", axes),), "any")
     if store.use is None:
@@ -286,7 +286,7 @@ def attach(b: Builder, learner: language.Learner) -> None:
     declared = replace(declared, samples=b.host.samples if b.host else steps or _samples(b, declared, write, at))
     b.learners[id] = declared
     samples = length(b, declared, learner.learn, declared.store.form == "map")
-    kept = (*_axis_of(declared), *declared.per)
+    kept = declared.copies
     context = Context(f"{learner.name}", self_id=id, kept=kept, host=b.host.id if b.host else None)
     _on_the_first(b, learner)
     built = tuple(_write(b, declared, each, context, defaults, number) for number, each in enumerate(learner.learn))
@@ -355,11 +355,6 @@ def _on_the_first(b: Builder, learner: language.Learner) -> None:
                 b.fail(codes.WrongArguments, f"`{key}` holds for all writes of a learner", other.spans[key], "it stands on the first write")
 
 
-def _axis_of(learner: Learner) -> Axes:
-    """The axis of the samples of a token, where there is one."""
-    return (learner.samples,) if learner.samples is not None else ()
-
-
 def _samples(b: Builder, learner: Learner, write: language.Write, at: str) -> Axis | None:
     """The axis of `fold: {R: each}`: a token holds R samples, one after the other."""
     if not isinstance(write.fold, dict):
@@ -388,7 +383,7 @@ def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -
         b.fail(codes.ShapeMismatch, text, span, "give the two axes of the store different names: `dims: {K: 64, V: K}`")
     sides = (store.in_axes, store.out_axes) if store.form != "any" else tuple((axis,) for axis in store.tensors[0].axes if axis != ANY)
     side = next((side for side in sides if set(side) & set(flow.axes)), ())
-    b.fits(gate, (*_axis_of(learner), *learner.per, *side), span, what)
+    b.fits(gate, (*learner.copies, *side), span, what)
 
 
 def weighs(learner: Learner, writes: int) -> bool:
@@ -409,7 +404,7 @@ def _write(
     b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]], number: int = 0
 ) -> Write:
     store, name = learner.store, context.owner
-    copies = (*_axis_of(learner), *learner.per)
+    copies = learner.copies
     out = copies + (store.out_axes or store.tensors[0].axes)
     key = value = None
     if write.key is not None:
@@ -522,14 +517,14 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
     if id in b.flows:
         return id
     if not weighs(learner, len(learner.writes)):
-        axes = (*_axis_of(learner), *learner.axes)
+        axes = (*learner.of_a_token, *learner.axes)
         return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=axes, host=learner.id, span=span))
     here = Context(learner.id, host=learner.id)
     parts: list[str] = []
     whole = f"{id}:sample" if learner.folds in ("sum", "mean") else id
     for number, write in enumerate(learner.writes):
         attrs: dict[str, Attribute] = {"learner": learner.id, "write": number}
-        axes = (*_axis_of(learner), *learner.axes)
+        axes = (*learner.of_a_token, *learner.axes)
         leaf = b.add(Flow(f"{id}.{number + 1}", "gradient", attrs=attrs, axes=axes, host=learner.id, span=write.span))
         name = whole if len(learner.writes) == 1 else f"{leaf}:mul"
         parts.append(leaf if write.rate is None else b.node("mul", [write.rate, leaf], write.span, here, name))

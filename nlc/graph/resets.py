@@ -88,18 +88,14 @@ def _truth(b: Builder, expr: Expr, owner: str, key: str) -> str:
     b.fits(flow, (), expr.span, f"`{key}`")
     if b.flows[flow].op not in TRUTHS:
         flow = b.node("ne", [flow, b.constant(0, expr.span)], expr.span, context, name)
-    todo, seen = [flow], set[str]()
-    while todo:
-        each = b.flows[todo.pop()]
+    for each in b.behind(flow):
         slow = each.op in ("recall", "tensor") and _is_slow(b, str(each.attr("learner")))
         if each.op in LASTING and not slow:
             text = f"`{key}` reads `{each.id}`, which remembers earlier tokens; it may depend on this token only, and on `new(..)`"
             b.fail(codes.NotCompiledYet, text, each.span if each.span.file else expr.span, "compute it from the inputs")
         if each.op == "next":
             b.fail(codes.NonCausal, f"`{key}` sees the next token", each.span, "`next` may only feed `loss`")
-        todo += [arg for arg in each.args if arg not in seen]
-        seen.update(each.args)
-    if not any(b.flows[id].op == "input" for id in seen):
+    if not any(each.op == "input" for each in b.behind(flow)):
         b.fail(codes.MissingPart, f"`{key}` is the same at every token: it depends on no input", expr.span, f"such as `{key}: new(doc)`")
     return flow
 

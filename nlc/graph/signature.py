@@ -163,7 +163,7 @@ class _Reader:
         self.axes: dict[Term, Axes] = {}
         samples = learner.samples
         self.alone = {samples} if samples is not None and samples.size == 1 else set()
-        self.copies = {*learner.per, *([samples] if samples is not None else [])} - self.alone
+        self.copies = set(learner.copies) - self.alone
 
     def term(self, x: Coefficient) -> Term:
         if not isinstance(x, str):

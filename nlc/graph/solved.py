@@ -156,15 +156,11 @@ def check_constant(b: Builder, learner: language.Learner) -> None:
 
 def _moving(b: Builder, id: str) -> str | None:
     """A flow behind this one that differs from token to token."""
-    todo, seen = [id], set[str]()
-    while todo:
-        flow = b.flows[todo.pop()]
+    for flow in b.behind(id):
         learner = b.learners.get(str(flow.attr("learner")))
         learns = learner is not None and bool(learner.writes)
         if learns or flow.op in (*CARRYING, "input", "next", "position", "apply"):
             return flow.id
-        todo += [arg for arg in flow.args if arg not in seen]
-        seen.update(flow.args)
     return None
 
 
@@ -175,12 +171,9 @@ def _is_count(b: Builder, over: language.Period) -> bool:
 
 def _only_pairs(b: Builder, weight: str, id: str, span: Span) -> None:
     """A weight is a function of the pair alone: anything else would be of the query's tick or of the sample's, unsaid."""
-    todo = [weight]
-    while todo:
-        flow = b.flows[todo.pop()]
+    for flow in b.behind(weight):
         if flow.host != id and flow.op != "number":
             b.fail(codes.NotCompiledYet, f"a weight of `{flow.id}` is not compiled yet", span, "it may have `query`, `key` and numbers")
-        todo += flow.args
 
 
 def ask(b: Builder, expr: Call, here: Context, name: str | None, learner: language.Learner) -> str:

@@ -94,25 +94,14 @@ def delayed(b: Builder, learner: Learner, id: str, part: str, by: int, count: in
 
 def _only_samples(b: Builder, learner: Learner, first: Write, write: language.Write) -> None:
     """Keys and values come with their sample; an objective is of `pred` and `value` alone, else its other flows were of the present."""
-    todo = [str(first.key), str(first.value)]
-    seen: set[str] = set()
-    while todo:
-        flow = b.flows[todo.pop()]
-        if flow.id not in seen:
-            seen.add(flow.id)
-            todo += flow.args
-            if flow.op in ("recall", "tensor") and flow.attr("state") == "at" and b.learners[flow.attr("learner")].base == learner.id:
-                b.fail(codes.NotCompiledYet, "`self` in a key or value of a context of several tokens is not compiled yet", flow.span)
-    todo = [first.loss]
-    while todo:
-        flow = b.flows[todo.pop()]
-        if flow.id in (first.pred, first.value):
-            continue
+    for flow in b.behind(str(first.key), str(first.value)):
+        if flow.op in ("recall", "tensor") and flow.attr("state") == "at" and b.learners[flow.attr("learner")].base == learner.id:
+            b.fail(codes.NotCompiledYet, "`self` in a key or value of a context of several tokens is not compiled yet", flow.span)
+    for flow in b.behind(first.loss, until=[id for id in (first.pred, first.value) if id is not None]):
         if not flow.args and flow.op != "number":
             span = write.minimize.span if write.minimize is not None else write.span
             text = f"`{flow.id}` in the objective of a context of several tokens is not compiled yet"
             b.fail(codes.NotCompiledYet, text, span, "it may have `pred`, `value` and numbers")
-        todo += flow.args
 
 
 __all__ = ["delayed", "length", "windowed"]

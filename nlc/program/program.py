@@ -8,7 +8,6 @@ A program is the loop nest that a generator writes down. Its parts:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +22,7 @@ from nlc.graph.linear import LinearForm, NotLinear, roles
 from nlc.graph.ops import carries
 from nlc.graph.order import Node, upstream
 from nlc.passes.classify import is_memory
+from nlc.program.parts import parts
 from nlc.program.periods import Loop, loops
 
 
@@ -203,7 +203,7 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
     made: list[Region] = []
     for late in (False, True):
         stages = 0
-        for nodes in _parts(needs, [node for node in order if (node in for_loss) is late and node not in given], scope_of, loop_of):
+        for nodes in parts(needs, [node for node in order if (node in for_loss) is late and node not in given], scope_of, loop_of):
             scope, part_of = scope_of[nodes[0]], loop_of.get(nodes[0])
             if late:
                 name = "loss_of"
@@ -215,57 +215,6 @@ def _regions(graph: LevelGraph, sweeps: dict[str, Sweep], needs: nx.DiGraph[Node
                 name, stages = f"stage_{stages}", stages + 1
             made.append(_region(graph, needs, name, scope, nodes, late, part_of))
     return tuple(made)
-
-
-def _parts(needs: nx.DiGraph[Node], order: list[Node], scope_of: dict[Node, str], loop_of: dict[Node, Loop]) -> Iterator[list[Node]]:
-    """The nodes in parts, each part after all it needs and wholly in one block copy, in one loop or between them.
-
-    What stands between copies and loops goes as early as it can; a copy begins once it waits for nothing outside, if ever.
-    """
-    between = [node for node in order if not scope_of[node] and node not in loop_of]
-    units: dict[str, list[Node]] = {}
-    for node in order:
-        if scope_of[node] or node in loop_of:
-            units.setdefault(scope_of[node] or loop_of[node].id, []).append(node)
-    waiting = set(order)
-
-    def ready(nodes: list[Node], all_of_them: bool = False) -> list[Node]:
-        """Those that wait for nothing but each other, now taken; or all of them or none."""
-        found: dict[Node, None] = {}
-        for node in nodes:
-            if node in waiting and all(before in found or before not in waiting for before in needs.predecessors(node)):
-                found[node] = None
-        taken = list(found) if not all_of_them or len(found) == len(nodes) else []
-        waiting.difference_update(taken)
-        return taken
-
-    def parts_of(unit: list[Node]) -> Iterator[list[Node]]:
-        bodies: dict[str, list[Node]] = {}
-        for node in unit:
-            if node in loop_of:
-                bodies.setdefault(loop_of[node].id, []).append(node)
-        plain = [node for node in unit if node not in loop_of]
-        found = [unit]
-        while any(found):
-            found = [ready(plain), *(ready(body, True) for body in bodies.values())]
-            yield from filter(None, found)
-
-    while waiting:
-        left = len(waiting)
-        yield from filter(None, [ready(between)])
-        inside = {name: set(unit) for name, unit in units.items() if waiting.intersection(unit)}
-        whole = [name for name, unit in inside.items() if not (waiting & _before(needs, unit & waiting)) - unit]
-        for name in whole:
-            yield from parts_of(units[name])
-        for name in inside if len(waiting) == left else ():
-            yield from parts_of(units[name])
-            if len(waiting) < left:
-                break
-        assert len(waiting) < left, "loops that wait for each other are one"
-
-
-def _before(needs: nx.DiGraph[Node], nodes: set[Node]) -> set[Node]:
-    return {before for node in nodes for before in needs.predecessors(node)}
 
 
 def _only_for_loss(graph: LevelGraph, needs: nx.DiGraph[Node]) -> set[Node]:

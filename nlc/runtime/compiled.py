@@ -176,20 +176,20 @@ class Checked(CompiledSpec):
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         """One token: inputs and outputs [B, *axes]."""
-        known = _signature("step", inputs, state)
-        if known is None or known not in self._accepted or self._has_indices(inputs):
+        signature = _signature("step", inputs, state)
+        if not self._is_known(signature, inputs):
             self.check_inputs(inputs, ("B",))
             self.check_state(state, next(iter(inputs.values())).shape[0])
-            self._accept(known)
-        self._check_order({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
+            self._accept(signature)
+        self._check_order(inputs, state)
         return super().step(inputs, state)
 
-    def _has_indices(self, inputs: Tensors) -> bool:
-        """Must the values be looked at, too?"""
-        return any(not x.dtype.is_floating_point for x in inputs.values())
+    def _is_known(self, signature: object | None, inputs: Tensors) -> bool:
+        """Were such tensors accepted before, and does nothing depend on their values? The checks of a step cost more than a small step."""
+        return signature is not None and signature in self._accepted and all(x.dtype.is_floating_point for x in inputs.values())
 
     def _accept(self, signature: object) -> None:
-        """Names, shapes and dtypes that need no second look: the checks of a step cost more than a small step."""
+        """Names, shapes and dtypes that need no second look."""
         if len(self._accepted) >= SIGNATURES:
             self._accepted.clear()
         self._accepted.add(signature)
@@ -234,8 +234,8 @@ class Checked(CompiledSpec):
             raise DataError([problem], dict(self.graph.sources))
 
     def _check(self, inputs: Tensors, state: Tensors | None) -> None:
-        known = _signature("forward", inputs, state)
-        if known is not None and known in self._accepted and not self._has_indices(inputs):
+        signature = _signature("forward", inputs, state)
+        if self._is_known(signature, inputs):
             return
         self.check_inputs(inputs)
         extra = inputs.keys() - set(self.graph.inputs)
@@ -244,14 +244,17 @@ class Checked(CompiledSpec):
             raise DataError(problems, dict(self.graph.sources))
         if state is not None:
             self.check_state(state, next(iter(inputs.values())).shape[0])
-        self._accept(known)
+        self._accept(signature)
         self._check_order(inputs, state)
 
     def _check_order(self, inputs: Tensors, state: Tensors | None) -> None:
-        """The numbers of sequences do not decrease along a row; not asked of tensors elsewhere, where the answer would stop the device."""
+        """The numbers of sequences do not decrease along a row; not asked of tensors elsewhere, where the answer would stop the device.
+
+        Inputs [B, T], or [B] of one token.
+        """
         problems: list[Diagnostic] = []
         for name, last in documents(self.graph).items():
-            x = inputs[name]
+            x = inputs[name] if inputs[name].dim() == 2 else inputs[name].unsqueeze(1)
             if x.device.type == "cpu":
                 before = x[:, :1] if state is None else state[last].to(x.device, x.dtype).unsqueeze(1)
                 problems += _order_problem(name, torch.cat([before, x], 1), self.graph.flows[name].span)
