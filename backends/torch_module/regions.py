@@ -410,7 +410,11 @@ class RegionWriter:
         """The function of the gates; tensors with equal gates have one."""
         learner = as_swept(learner)
         count = size_of(learner.per)
-        copies = lambda id: self.expressions.copies_of(id, learner.per, ()).at(ATOM)  # noqa: E731
+
+        def copies(id: str) -> str:
+            code = self.expressions.copies_of(id, learner.per, ())
+            return f"like.new_tensor({code.text})" if self.expressions.constant(id) else code.at(ATOM)
+
         made = writer.gates(f"{stem}_gates", self.region, self.namer, copies, count)
         for known in self.gates:
             if known.renamed(made.name) == made:

@@ -185,6 +185,8 @@ class Derivation:
                 continue
             b = tuple(a.neg(rows[i].terms.get(erase_symbol(flow), 0)) for i in states)
             kept, keep = self._kept()
+            if keep == 0:  # a state that is forgotten whole has nothing to erase
+                continue
             c = tuple(keep if state == kept else 0 for state in states)
             (x,) = flow.args
             same = next((w for w in found if (w.key, w.b) == (x, b) and w.probe in (None, x)), None)

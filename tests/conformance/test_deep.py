@@ -16,14 +16,17 @@ from torch import Tensor
 
 import nlc
 from nlc.diagnostics import BackendError
+from nlc.graph.build import build
 from nlc.graph.calculus import Algebra
 from nlc.graph.ir import Axes, pred_id
 from nlc.graph.order import ordered
 from nlc.graph.slopes import slopes
 from nlc.language.load import loads
 from nlc.passes.expand_templates import expand
+from nlc.passmanager import PassManager, pipeline
 from nlc.reference.interpreter import Reference
 from nlc.runtime.compiled import CompiledSpec
+from nlc.runtime.compiling import compile_graph
 from tests.conformance.comparing import ROOT, assert_close, assert_forms_agree
 
 Tensors = dict[str, Tensor]
@@ -465,6 +468,17 @@ def test_functions_that_learn_from_each_other_run_in_one_loop() -> None:
     assert program is not None
     loops = [region.loop for region in program.regions if region.loop is not None]
     assert [loop.learners for loop in loops] == [("A", "B")]
+
+
+def test_a_gate_that_is_a_number_compiles_without_being_folded() -> None:
+    learner = 'S: {store: {params: {W: [K, K]}, call: "x -> tanh(x @ W)"}, learn: {key: k, value: v, keep: exp(-0.3), fold: each}}'
+    spec = loads(SQUARE.replace("LEARNERS", learner).replace("ANSWER", "S(q)"), "square.yaml")
+    graph, stages = PassManager(pipeline(without=("fold-constants",))).run(build(spec))
+    inputs = {name: torch.randn(2, 6, *shape, dtype=torch.float64) for name, shape in {"k": (3,), "v": (3,), "q": (3,), "b": ()}.items()}
+
+    found, _ = compile_graph(graph, stages, "eager", 0).double()(inputs)
+
+    assert_close(found, nlc.compile(spec, backend="reference").double()(inputs)[0], 1e-12)
 
 
 # -- slow functions -----------------------------------------------------------------------------------------------------

@@ -50,6 +50,12 @@ def spec(every: str, learn: str, read: str = "after", store: str = "{matrix: [K,
     return SPEC.format(every=every, learn=learn, read=read, store=store, uses=uses)
 
 
+def test_a_memory_that_keeps_nothing_and_begins_anew_has_nothing_to_erase() -> None:
+    text = spec("1 token", "key: k, value: v, keep: 0, at: decayed, rule: {dgd: {rate: sigmoid(b)}}")
+
+    assert_forms_agree(loads(text.replace("init: 0.3", "init: 0.3, reset: {every: 2 tokens}"), "case.yaml"))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_every_form_agrees_with_the_reference(name: str, tmp_path: Path) -> None:
     every, learn = CASES[name]
