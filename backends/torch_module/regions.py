@@ -413,7 +413,7 @@ class RegionWriter:
 
         def copies(id: str) -> str:
             code = self.expressions.copies_of(id, learner.per, ())
-            return f"like.new_tensor({code.text})" if self.expressions.constant(id) else code.at(ATOM)
+            return f"torch.as_tensor({code.text}, dtype=like.dtype, device=like.device)" if self.expressions.constant(id) else code.at(ATOM)
 
         made = writer.gates(f"{stem}_gates", self.region, self.namer, copies, count)
         for known in self.gates:
