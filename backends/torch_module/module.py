@@ -387,8 +387,7 @@ class _Writer:
         for writer in outer:
             lines += [f"        for name in self.OWNED[{_quoted(writer.owner.id)}]:"] if writer.inner else []
             for m in writer.inner:
-                value = {"zeros": 0.0, "ones": 1.0}.get(m.init.distribution, m.init.args[0] if m.init.args else 0.0)
-                lines.append(f'            optimizer[f"{m.id}.{{name}}"] = torch.full_like(p[name], {value})')
+                lines.append(f'            optimizer[f"{m.id}.{{name}}"] = torch.full_like(p[name], {m.init.number})')
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
         for writer in outer:
             lines += self._outer_update(writer)

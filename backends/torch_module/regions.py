@@ -116,7 +116,7 @@ class RegionWriter:
             return f"{first}.detach()" if self.graph.learners[id].backprop.kind == "stop" else first
         if init.distribution == "eye":
             return f"torch.eye(*{like}.shape[-2:], dtype={like}.dtype, device={like}.device)"
-        return repr({"zeros": 0.0, "ones": 1.0}.get(init.distribution, init.args[0] if init.args else 0.0))
+        return repr(init.number)
 
     def _doc(self) -> str:
         first = next(((kind, id) for kind, id in self.region.nodes if kind == "flow" and self.graph.flows[id].span.file), None)

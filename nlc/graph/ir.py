@@ -106,6 +106,11 @@ class Init:
     args: tuple[float, ...] = ()
     learned: bool = False
 
+    @property
+    def number(self) -> float:
+        """The one number that a constant state is filled with."""
+        return {"zeros": 0.0, "ones": 1.0}.get(self.distribution, self.args[0] if self.args else 0.0)
+
     def __str__(self) -> str:
         inner = f"{self.distribution}({', '.join(map(repr, self.args))})" if self.args else self.distribution
         return f"learned({inner})" if self.learned else inner

@@ -43,7 +43,7 @@ def byte_model(graph: LevelGraph) -> ByteModel:
 
 def _refused(graph: LevelGraph) -> Diagnostic | None:
     def no(what: str, span: Span = graph.span) -> Diagnostic:
-        return codes.NotAByteModel(f"`{graph.name}` is no language model of bytes: {what}", span, "models/gated_delta_lm is one")
+        return codes.NotAByteModel(f"`{graph.name}` is no language model of bytes: {what}", span, "`nlc list` names some, under models")
 
     tokens = [graph.flows[name] for name in graph.inputs]
     if len(tokens) != 1 or tokens[0].dtype != "index":

@@ -54,7 +54,7 @@ class MissingPackage(Diagnostic):
 
     Why: torch-mlir and IREE are large, and only MLIR, `export --as vmfb` and the backend `iree` use them; only GPU code uses triton, and
     only `train --tensorboard` TensorBoard.
-    Wrong:  nlc emit ops/delta_rule --as linalg      without torch-mlir
+    Wrong:  nlc emit memory.yaml --as linalg      without torch-mlir
     Right:  pip install 'nlc[mlir]', then the same command; 'nlc[gpu-emit]' for triton, 'nlc[tensorboard]' for TensorBoard
     """
 
@@ -65,8 +65,8 @@ class UnknownChip(Diagnostic):
     """A target with a chip that IREE does not know.
 
     Why: code for a GPU or CPU is made for its instructions and sizes, and IREE has a list of those it knows.
-    Wrong:  nlc export ops/delta_rule --as vmfb --target cuda:sm_90
-    Right:  nlc export ops/delta_rule --as vmfb --target cuda:sm_89      (the driver of a newer GPU compiles its PTX again)
+    Wrong:  nlc export memory.yaml --as vmfb --target cuda:sm_90
+    Right:  nlc export memory.yaml --as vmfb --target cuda:sm_89      (the driver of a newer GPU compiles its PTX again)
     """
 
     code = "NLC706"
@@ -76,8 +76,8 @@ class NoText(Diagnostic):
     """A training text that cannot be read.
 
     Why: there is no such file, it is a folder, or its permissions forbid it.
-    Wrong:  nlc train models/gated_delta_lm --text corpus/        (a folder)
-    Right:  nlc train models/gated_delta_lm --text corpus.txt     (or --text builtin)
+    Wrong:  nlc train model.yaml --text corpus/        (a folder)
+    Right:  nlc train model.yaml --text corpus.txt     (or --text builtin)
     """
 
     code = "NLC710"
@@ -110,8 +110,8 @@ class NotAByteModel(Diagnostic):
 
     Why: they need one input that is an index, its scores as an output, the loss `cross_entropy(scores, next(input))`, and
     a learner that owns the weights.
-    Wrong:  nlc train ops/delta_rule
-    Right:  nlc train models/gated_delta_lm
+    Wrong:  nlc train memory.yaml
+    Right:  nlc train model.yaml
     """
 
     code = "NLC713"
@@ -132,8 +132,8 @@ class RunExists(Diagnostic):
     """A folder that already holds a run or other files, where a new run was to start.
 
     Why: a run is never overwritten.
-    Wrong:  nlc train models/gated_delta_lm -o out/run        (a second time)
-    Right:  nlc train models/gated_delta_lm -o out/run --resume
+    Wrong:  nlc train model.yaml -o out/run        (a second time)
+    Right:  nlc train model.yaml -o out/run --resume
     """
 
     code = "NLC721"
@@ -165,8 +165,8 @@ class OtherSpec(Diagnostic):
     """A checkpoint that was made from another spec, or from other dims or params.
 
     Why: its tensors mean something else.
-    Wrong:  nlc train models/gated_delta_lm --set layers=6 -o out/run --resume       (the run has 5)
-    Right:  nlc train models/gated_delta_lm -o out/run --resume
+    Wrong:  nlc train model.yaml --set layers=6 -o out/run --resume       (the run has 5)
+    Right:  nlc train model.yaml -o out/run --resume
     """
 
     code = "NLC724"
