@@ -64,16 +64,6 @@ def test_command_does_not_import_torch(arguments: list[str]) -> None:
         assert loaded == ["loaded:"]
 
 
-def test_help_answers_at_once() -> None:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        assert nlc_process("--help").code == 0
-        times.append(time.perf_counter() - start)
-
-    assert min(times) < 0.6, "0.3 s on a quiet machine"
-
-
 def test_report_does_not_import_torch(tmp_path: Path) -> None:
     ran = nlc_process("view", MODEL, "-o", tmp_path / "report.html", code=REPORT_TORCH)
 

@@ -113,10 +113,10 @@ def test_nothing_is_called_missing_where_a_key_was_refused() -> None:
 def test_a_megabyte_of_anything_gives_a_quick_message(unit: str) -> None:
     text = unit * (MAX_CHARACTERS // len(unit))
 
-    began = time.perf_counter()
+    began = time.process_time()
     found = codes(text)
 
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert len(found) == 1
 
 
@@ -127,11 +127,11 @@ def test_a_text_above_the_limit_is_refused() -> None:
 def test_many_mistakes_are_found_quickly_and_not_all_shown() -> None:
     text = "nlc: 1\nname: a\nflows:\n" + "".join(f"  f{i}: a +\n" for i in range(MAX_NODES // 3))
 
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(SpecError) as caught:
         loads(text)
 
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert len(caught.value.diagnostics) == 40
     assert f"{MAX_NODES // 3 - 40} more mistakes are not shown" in str(caught.value)
 
