@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config as functorch_config
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx import GraphModule
 
 from nlc.diagnostics import NOWHERE, BackendError
@@ -30,6 +32,80 @@ def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool 
     for name in regions:
         compiled = torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=dynamic)
         setattr(module, name, _reported(compiled, name))
+
+
+def compile_updates(module: ModuleType, elementwise: tuple[str, ...], others: tuple[str, ...]) -> None:
+    """Replace functions that a step calls for many tensors. Those that are no elementwise functions of vectors are compiled for any shape."""
+    for name in elementwise:
+        setattr(module, name, _reported(EachTensor(getattr(module, name)), name))
+    for name in others:
+        setattr(module, name, _reported(torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=True), name))
+
+
+class EachTensor:
+    """An elementwise function of tensors of one shape, and of numbers, that is called for many tensors in a row.
+
+    It is compiled for vectors of any length, once for each dtype and device, and then called without the guards of torch.compile:
+    they take longer than the arithmetic of a small tensor. What the compiled function relies on is checked here instead: all
+    tensors are contiguous, on one device, with fewer than 2^31 elements; others take the guarded way.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.guarded = torch.compile(function, backend=_inductor, fullgraph=True, dynamic=True)
+        self.parameters = tuple(inspect.signature(function).parameters)
+        self.known: list[tuple[tuple[Any, ...], Callable[..., Any] | None]] = []
+
+    def __call__(self, *args: Tensor) -> Any:
+        count, shape = args[0].numel(), args[0].shape
+        if len(shape) > 1:
+            if not all([x.is_contiguous() for x in args]):  # noqa: C419  a list is faster here
+                return self.guarded(*args)
+            args = tuple([x.view(-1) if x.dim() else x for x in args])
+        for kinds, run in self.known:
+            if all([x.dtype is dtype and x.device == device and x.dim() == dim for x, (dtype, device, dim) in zip(args, kinds)]):  # noqa: B905, C419
+                if run is None or not 2 <= count < 2**31 or not all([x.is_contiguous() for x in args]):  # noqa: C419
+                    return self.guarded(*args)
+                return run(count, args)
+        self.known.append((tuple((x.dtype, x.device, x.dim()) for x in args), self._compiled(args)))
+        return self(*args)
+
+    def _compiled(self, args: tuple[Tensor, ...]) -> Callable[..., Any] | None:
+        """The compiled function of the number of elements and the arguments; None where torch made something unforeseen of it."""
+        found: list[tuple[GraphModule, Any]] = []
+
+        def inner(graph: GraphModule, inputs: list[Any], *more: Any, **options: Any) -> Any:
+            found.append((graph, compile_fx_inner(graph, inputs, *more, **options)))
+            return found[-1][1]
+
+        def backend(graph: GraphModule, inputs: list[Any]) -> Any:
+            found.append((graph, None))
+            return compile_fx(graph, inputs, inner_compile=inner)
+
+        vectors = [torch.zeros(EXAMPLE, dtype=x.dtype, device=x.device) if x.dim() else torch.ones_like(x) for x in args]
+        with functorch_config.patch(enable_autograd_cache=False):
+            torch.compile(self.function, backend=backend, fullgraph=True, dynamic=True)(*vectors)
+        if len(found) != 2:
+            return None
+        (outer, _), (graph, call) = found
+        names = [str(node.target) for node in outer.graph.nodes if node.op == "placeholder"]
+        places = [-1 if re.fullmatch(r"s\d+", name) else self._place(name.removeprefix("L_").removesuffix("_")) for name in names]
+        inputs = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
+        if UNKNOWN in places or places.count(-1) > 1 or [i == -1 for i in places] != [isinstance(x, torch.SymInt) for x in inputs]:
+            return None
+
+        def run(count: int, args: tuple[Tensor, ...]) -> Any:
+            return call([count if i == -1 else args[i] for i in places])
+
+        return run
+
+    def _place(self, name: str) -> int:
+        return self.parameters.index(name) if name in self.parameters else UNKNOWN
+
+
+UNKNOWN = -2
+EXAMPLE = 4099
+"""The length of the vectors that a function is compiled with; no other size of a rule is likely to be the same."""
 
 
 def _inductor(graph: GraphModule, inputs: list[Tensor]) -> Any:

@@ -5,7 +5,7 @@ Like `kernels.py` this file is a quarry: the generator copies the functions a mo
 Axes: B batch, T tokens, G copies of a memory (heads), N chunks, C tokens of a chunk, D any width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate, groupby
 from typing import Any, TypeGuard
 
@@ -451,15 +451,40 @@ def compute_dtype(*tensors: dict[str, Tensor]) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for each in tensors for x in each.values()) else torch.float32
 
 
-def flat(tensors: list[Tensor]) -> Tensor:
-    """All tensors end to end."""
-    return torch.cat([x.reshape(-1) for x in tensors])
+SMALL = 16384
+"""Tensors of fewer elements are taken end to end where a rule allows: a call for each would cost more than its arithmetic."""
 
 
-def unflat(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """The inverse of `flat`."""
-    parts = vector.split([x.numel() for x in like])
-    return [part.view(x.shape) for part, x in zip(parts, like, strict=True)]
+def each_tensor(update: Callable[..., Any], columns: list[list[Tensor]], numbers: Sequence[Tensor], joined: bool) -> None:
+    """Apply a rule in place: to the first tensor of each column, to the second of each, ... `joined`: small ones end to end, in one call."""
+    large, small = rows_of(columns, joined)
+    for row in large:
+        update(*row, *numbers)
+    if small:
+        parts = list(zip(*small, strict=True))
+        vectors = [torch.cat([x.reshape(-1) for x in part]) for part in parts]
+        update(*vectors, *numbers)
+        for vector, part in zip(vectors, parts, strict=True):
+            pieces = vector.split([x.numel() for x in part])
+            torch._foreach_copy_(list(part), [piece.view(x.shape) for piece, x in zip(pieces, part, strict=True)])
+
+
+def summed(total: Callable[..., Any], columns: list[list[Tensor]], numbers: Sequence[Tensor], joined: bool) -> list[Tensor]:
+    """Sums over all tensors, of what a function makes of each of them."""
+    large, small = rows_of(columns, joined)
+    parts = [total(*row, *numbers) for row in large]
+    if small:
+        parts.append(total(*(torch.cat([x.reshape(-1) for x in part]) for part in zip(*small, strict=True)), *numbers))
+    return [torch.stack(part).sum() for part in zip(*parts, strict=True)]
+
+
+def rows_of(columns: list[list[Tensor]], joined: bool) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """A tensor of each column in a row; those to be taken end to end apart."""
+    rows = list(zip(*columns, strict=True))
+    small = [joined and row[0].numel() < SMALL for row in rows]
+    return [row for row, is_small in zip(rows, small, strict=True) if not is_small], [
+        row for row, is_small in zip(rows, small, strict=True) if is_small
+    ]
 
 
 def recalled(query: Tensor, state: Tensor) -> Tensor:

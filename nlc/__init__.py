@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from nlc.diagnostics import BackendError, DataError, NlcError, SpecError, UsageError
 
 if TYPE_CHECKING:
-    from nlc.api import build, compile, load
+    from nlc.api import build, compile, load, optimizer
 
 __version__ = "0.1.0"
 
-__all__ = ["BackendError", "DataError", "NlcError", "SpecError", "UsageError", "__version__", "build", "compile", "load"]
+__all__ = ["BackendError", "DataError", "NlcError", "SpecError", "UsageError", "__version__", "build", "compile", "load", "optimizer"]
 
-_FROM_API = ("build", "compile", "load")
+_FROM_API = ("build", "compile", "load", "optimizer")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlc.diagnostics import UsageError
 from nlc.graph.build import build as _build
@@ -16,6 +16,7 @@ from nlc.passmanager import PassManager, pipeline
 
 if TYPE_CHECKING:
     from nlc.runtime.compiled import CompiledSpec
+    from nlc.runtime.optimizer import RuleOptimizer
 
 BACKENDS = ("reference", "eager", "inductor", "iree")
 
@@ -70,3 +71,25 @@ def compile(
     passes = pipeline(None if only is None else tuple(only), without, exact=exact, options=options)
     after, stages = PassManager(passes).run(graph)
     return compile_graph(after, stages, backend, seed)
+
+
+def optimizer(
+    rule: str | Path | Spec,
+    params: Any,
+    *,
+    backend: str = "inductor",
+    nonfinite: str = "apply",
+    library: Library | None = None,
+    **values: float,
+) -> RuleOptimizer:
+    """An optimiser of PyTorch whose update is a rule: `nlc.optimizer("adamw", model.parameters(), lr=1e-3)`.
+
+    rule: a name of the library, a file, or a spec with `inputs: {g: gradient}`. params: as of torch.optim. values: of the
+    rule's params, for all groups; a group may have its own. `lr` stands for `rate` in a rule that has no `lr`. backend:
+    `inductor`, or `eager` for the same code uncompiled. nonfinite: what becomes of an update whose gradients are not all
+    finite: `apply`, `skip` or `raise` (both look at each gradient first).
+    Raises SpecError for mistakes in the rule, UsageError for values and tensors that it is not for.
+    """
+    from nlc.runtime.optimizer import optimizer as make
+
+    return make(rule, params, backend, library or Library(), nonfinite, values)

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
+from nlc.graph.alone import unsized
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.erase import Term, input_rows, number_and_terms, with_erases
-from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, Solve, show_axes
+from nlc.graph.ir import Attribute, Axes, Axis, Flow, Learner, LevelGraph, Solve, StoreTensor, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
 from nlc.graph.owners import assign_owners
@@ -162,10 +163,9 @@ def _sizes(spec: Spec, learner: Learner, span: Span) -> tuple[dict[str, int | fl
     if named is None or named.axes is None:
         return {}, None
     store = learner.store
+    if learner.selector is not None:
+        return {}, None
     axes = store.out_axes + store.in_axes if store.in_axes else store.tensors[0].axes
-    if ANY in axes:
-        text = f"the rule `{spec.name}` for tensors with axes [{', '.join(named.axes)}], for weights, is not compiled yet"
-        return {}, codes.NotCompiledYet(text, span, None, (("it says so here", named.span),))
     if len(axes) != len(named.axes):
         text = f"the rule `{spec.name}` is for tensors with axes [{', '.join(named.axes)}]; `{learner.id}` has {show_axes(axes)}"
         return {}, codes.ShapeMismatch(text, span, "give this tensor another rule", (("the rule says so here", named.span),))
@@ -181,7 +181,12 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
     if problem is not None:
         diagnostics.append(problem)
         return graph
-    builder = Builder(spec, graph.library, sizes, bound=dict(learner.rule.args), prefix=prefix, host=learner, suffix=suffix)
+    axes: Axes = ()
+    if learner.selector is not None:  # weights of any size
+        axes = unsized(spec)
+        learner = replace(learner, store=replace(learner.store, tensors=(StoreTensor("owned", axes),)))
+    bound = dict(learner.rule.args)
+    builder = Builder(spec, graph.library, sizes, bound, prefix, learner, suffix=suffix, unsized=axes)
     builder.flows.update(graph.flows)
     builder.learners.update(graph.learners)
     kept = learner.copies
@@ -189,6 +194,11 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         for item in spec.inputs:
             if item.kind == "input":
                 builder.bound[item.name] = input_rows(builder, learner, item)
+                continue
+            if item.kind == "weights" and learner.selector is not None:
+                attrs: dict[str, Attribute] = {"learner": learner.id}
+                flow = Flow(f"{learner.id}.weights", "weights", attrs=attrs, axes=learner.axes, host=learner.id, span=item.span)
+                builder.bound[item.name] = builder.add(flow)
                 continue
             if item.kind != "gradient":
                 builder.fail(codes.NotCompiledYet, f"a rule that reads `{item.kind}` is not compiled yet", item.span)

@@ -7,22 +7,27 @@ from dataclasses import dataclass
 from nlc.backends.torch_module import quarry
 from nlc.backends.torch_module.expressions import INLINE, Namer, identifier, reserved
 from nlc.backends.torch_module.memories import MemoryFunction
-from nlc.backends.torch_module.outer import OuterWriter
+from nlc.backends.torch_module.outer import OuterUpdate, outer_update
 from nlc.backends.torch_module.periods import Gates
 from nlc.backends.torch_module.regions import RegionFunction, RegionWriter, full_flows, tick_arguments
 from nlc.graph.equations import local
 from nlc.graph.ir import Learner
+from nlc.graph.outer import owners
 from nlc.graph.state import ZEROS, needs_anchor, needs_position, state_tensors
 from nlc.program.program import Program, Region, chains
 
 
 @dataclass(frozen=True)
 class Generated:
-    """`regions` are the functions a backend may compile, each as a whole; `class_name` the module's class."""
+    """`regions` are the functions a backend may compile, each as a whole; `class_name` the module's class.
+
+    `updates` are those that one step calls for many tensors: elementwise ones, and others.
+    """
 
     source: str
     class_name: str
     regions: tuple[str, ...]
+    updates: tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def generate(program: Program, export: bool = False) -> Generated:
@@ -47,6 +52,10 @@ LOCALS = (
     "rows",
     "counts",
     "optimizer",
+    "columns",
+    "numbers",
+    "sums",
+    "names",
     "values",
     "first",
 )
@@ -71,8 +80,8 @@ class _Writer:
             self.named[region] = self._region(region)
         for name in (*self.functions, *self.gates):
             self.namer.names[f"function {name}"] = name
-        outer = [OuterWriter(self.graph, owner) for owner in self.program.owners]
-        updates = [writer.function() for writer in outer]
+        outer = [outer_update(each) for each in owners(self.graph)]
+        self.uses |= {name for each in outer for name in each.uses}
         cls = self._class(outer)
         for function in self.functions.values():
             self.uses |= function.uses
@@ -80,11 +89,11 @@ class _Writer:
         parts += [memory.text for memory in self.memories.values()]
         parts += [gates.text for gates in self.gates.values()]
         parts += [function.text for function in self.functions.values()]
-        parts += [text for _, text in updates]
+        parts += [text for each in outer for text in each.text]
         parts.append(cls)
         source = "\n\n\n".join(parts) + "\n"
-        names = (*self.gates, *self.functions, *(name for name, _ in updates))
-        return Generated(source, self._class_name(), names)
+        updates = tuple(tuple(name for each in outer for name in each.functions[i]) for i in (0, 1))
+        return Generated(source, self._class_name(), (*self.gates, *self.functions), (updates[0], updates[1]))
 
     def _class_name(self) -> str:
         name = "".join(word.capitalize() for word in identifier(self.graph.name).split("_"))
@@ -92,12 +101,15 @@ class _Writer:
 
     def _header(self) -> str:
         doc = f"\n\n{self.graph.doc}" if self.graph.doc else ""
-        tools = "accumulate, groupby" if "recomputed" in self.uses else "groupby"
-        imports = (
-            f"from collections.abc import Callable\nfrom itertools import {tools}\nfrom typing import Any, TypeGuard\n\n"
-            if "over_periods" in self.uses
-            else ""
-        )
+        periods, outer = "over_periods" in self.uses, "each_tensor" in self.uses
+        imports = ""
+        if periods or outer:
+            kinds = ", ".join(name for name, used in (("Callable", True), ("Sequence", outer)) if used)
+            imports += f"from collections.abc import {kinds}\n"
+        if periods:
+            tools = "accumulate, groupby" if "recomputed" in self.uses else "groupby"
+            imports += f"from itertools import {tools}\nfrom typing import Any, TypeGuard\n"
+        imports += "\n" if imports else ""
         imports += "import torch\nimport torch.nn.functional as F\nfrom torch import Tensor, nn"
         imports += "\nfrom torch.utils.checkpoint import checkpoint" if "recomputed" in self.uses else ""
         text = (
@@ -143,7 +155,7 @@ class _Writer:
 
     # -- the class ------------------------------------------------------------------------------------------------------
 
-    def _class(self, outer: list[OuterWriter]) -> str:
+    def _class(self, outer: list[OuterUpdate]) -> str:
         graph = self.graph
         lines = [
             f"class {self._class_name()}(nn.Module):",
@@ -162,7 +174,7 @@ class _Writer:
         return "\n".join(lines)
 
     def _uses_in(self, text: str) -> None:
-        self.uses |= {piece for piece in ("under", "prefixed", "flat", "unflat", "drawn", "register") if f"{piece}(" in text}
+        self.uses |= {piece for piece in ("under", "prefixed", "each_tensor", "summed", "drawn", "register") if f"{piece}(" in text}
 
     def _tables(self) -> list[str]:
         graph = self.graph
@@ -375,8 +387,9 @@ class _Writer:
         lines.append(f"        return {folds[fold['token'], fold['row']]}, {{{outputs}}}, new")
         return lines
 
-    def _train_step(self, outer: list[OuterWriter]) -> list[str]:
-        owned = {w.owner.id: [self.graph.parameter_name(self.graph.learners[id]) for id in w.owner.owns] for w in outer}
+    def _train_step(self, outer: list[OuterUpdate]) -> list[str]:
+        graph = self.graph
+        owned = {each.owner: [graph.parameter_name(graph.learners[id]) for id in graph.learners[each.owner].owns] for each in outer}
         lines = ["    OWNED = {", *(f"        {_quoted(owner)}: {tuple(names)!r}," for owner, names in owned.items()), "    }"]
         lines += [
             "",
@@ -384,27 +397,29 @@ class _Writer:
             '        """The states of the outer levels before the first step."""',
         ]
         lines += ["        p = dict(self.named_parameters())", '        optimizer = {"step": torch.zeros((), dtype=torch.int64)}']
-        for writer in outer:
-            lines += [f"        for name in self.OWNED[{_quoted(writer.owner.id)}]:"] if writer.inner else []
-            for m in writer.inner:
-                lines.append(f'            optimizer[f"{m.id}.{{name}}"] = torch.full_like(p[name], {m.init.number})')
+        for each in outer:
+            lines += [f"        for name in self.OWNED[{_quoted(each.owner)}]:"] if each.states else []
+            for id in each.states:
+                lines.append(f'            optimizer[f"{id}.{{name}}"] = torch.full_like(p[name], {graph.learners[id].init.number})')
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
-        for writer in outer:
-            lines += self._outer_update(writer)
+        for each in outer:
+            lines += self._outer_update(each)
         lines.append("        return loss.detach(), optimizer")
         self._uses_in("\n".join(lines))
         return lines
 
-    def _outer_update(self, writer: OuterWriter) -> list[str]:
-        owner, name = writer.owner.id, f"{identifier(writer.owner.id)}_update"
-        states = [f"old_{identifier(m.id.removeprefix(owner + '.'))}" for m in writer.inner]
-        lines = [f"            names = self.OWNED[{_quoted(owner)}]", "            weights = [p[name] for name in names]"]
-        for m, state in zip(writer.inner, states, strict=True):
-            lines.append(f'            {state} = [optimizer[f"{m.id}.{{name}}"] for name in names]')
-        args = ["flat(weights)", "flat([gradient[name] for name in names])", *(f"flat({state})" for state in states), "age"]
-        lines.append(f"            updated = {name}({', '.join(args)})")
-        lines.append(f"            for old, value in zip([{', '.join(['weights', *states])}], updated, strict=True):")
-        lines.append("                torch._foreach_copy_(old, unflat(value, old))")
+    def _outer_update(self, each: OuterUpdate) -> list[str]:
+        owned = f"self.OWNED[{_quoted(each.owner)}]"
+        states = ", ".join(map(_quoted, each.states)) + ("," if len(each.states) == 1 else "")
+        taken = f', *([optimizer[f"{{state}}.{{name}}"] for name in names] for state in ({states}))' if each.states else ""
+        lines = [f"            names = {owned}"]
+        lines.append(f"            columns = [[p[name] for name in names], [gradient[name] for name in names]{taken}]")
+        if each.sums:
+            lines.append(f"            sums = summed({each.name}_total, columns, (age,), joined={each.summed_elementwise})")
+        if each.numbers:
+            lines.append(f"            numbers = {each.name}_numbers(age{', *sums' if each.sums else ''})")
+        numbers = "numbers" if each.numbers else "()"
+        lines.append(f"            each_tensor({each.name}_update, columns, {numbers}, joined={each.elementwise})")
         return lines
 
 

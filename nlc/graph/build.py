@@ -7,6 +7,7 @@ from functools import partial
 
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
+from nlc.graph.alone import is_rule, rule_graph
 from nlc.graph.builder import Builder, Context, Number_, Rejected
 from nlc.graph.ir import Axis, Flow, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare
@@ -28,10 +29,14 @@ def build(
 ) -> LevelGraph:
     """The level graph of a spec. `dims` and `params` replace the values written in it.
 
+    A rule by itself is the graph of weights that are updated by it (`nlc.graph.alone`).
     Raises SpecError with all mistakes found, sorted by place.
     """
     library = library or Library()
-    builder = Builder(spec, library, _overrides(spec, dims or {}, params or {}))
+    numbers = _overrides(spec, dims or {}, params or {})
+    if is_rule(spec):
+        return rule_graph(spec, library, numbers)
+    builder = Builder(spec, library, numbers)
     graph = _fill(builder)
     if not builder.diagnostics:
         graph = ordered(graph, builder.diagnostics)

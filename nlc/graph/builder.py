@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nlc.diagnostics import Diagnostic, Span
 from nlc.graph import codes
+from nlc.graph.constants import NUMERIC, number_of
 from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
 from nlc.graph.ops import BINARY, CALLABLE, OPS, ShapeError, is_any
 from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, ListOf, Name, Number, Text, Unary, to_text
@@ -68,6 +69,7 @@ class Builder:
         host: Learner | None = None,
         into: Builder | None = None,
         suffix: str = "",
+        unsized: Axes = (),
     ) -> None:
         self.spec, self.library, self.prefix, self.host, self.suffix = spec, library, prefix, host, suffix
         self.flows: dict[str, Flow] = into.flows if into else {}
@@ -85,6 +87,7 @@ class Builder:
         self.broken: set[str] = set()
         self.solving: dict[str, bool] = into.solving if into else {}
         self.numbers: dict[str, Number_] = dict(numbers or {})
+        self.unsized = {axis.name: axis for axis in unsized}
         self._dims_and_params()
 
     # -- errors -----------------------------------------------------------------------------------------------------
@@ -138,6 +141,8 @@ class Builder:
                 return self.numbers[name]
             case Name(name=name) if name in self.broken:
                 raise Rejected
+            case Name(name=name) if name in self.bound and (known := self._constant_value(self.bound[name])) is not None:
+                return known
             case Name(name=name, span=span):
                 return self.fail(
                     codes.NotConstant, f"`{name}` is not a number known when compiling", span, self.suggest(name, tuple(self.numbers))
@@ -149,6 +154,14 @@ class Builder:
             case Call(function="min" | "max" as f, args=(left, right), kwargs=()):
                 return (min if f == "min" else max)(self.number(left), self.number(right))
         return self.fail(codes.NotConstant, f"`{to_text(expr)}` is not a number known when compiling", expr.span)
+
+    def _constant_value(self, id: str) -> Number_ | None:
+        """The number that a flow is, whatever the input; None where it is none."""
+        flow = self.flows[id]
+        if flow.op not in NUMERIC:
+            return flow.attr("value") if flow.op == "number" else None
+        values = [self._constant_value(arg) for arg in flow.args]
+        return None if None in values else number_of(flow.op, [value for value in values if value is not None])
 
     def _arithmetic(self, op: str, a: Number_, b: Number_, span: Span) -> Number_:
         try:
@@ -162,6 +175,8 @@ class Builder:
         return number
 
     def axis(self, expr: Expr) -> Axis:
+        if isinstance(expr, Name) and expr.name in self.unsized:
+            return self.unsized[expr.name]
         size = self.number(expr)
         if isinstance(size, float) or size < 1:
             self.fail(codes.BadSize, f"the size `{to_text(expr)}` is {size}; it must be a whole number of at least 1", expr.span)
@@ -342,6 +357,9 @@ class Builder:
             return self.constant(self.numbers[name], expr.span)
         if name in self._exprs:
             return self.named(name, expr.span)
+        if name in self.unsized:
+            host = self.host.id if self.host is not None else None
+            return self.add(Flow(f"{self.prefix}{name}", "size", attrs={"axis": name}, host=host, span=expr.span))
         if name in self.broken:
             raise Rejected
         if name == "position":

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from nlc.graph.builder import Builder
 
 
+CONSTANT_ARGUMENTS = {"newton_schulz": 1}
+"""Operators of rules whose arguments from this place on, and by name, are numbers known when compiling."""
+
+
 def _parameter(b: Builder, context: Context, kind: str, store: Store, init: Init, expr: Call) -> str:
     """An anonymous learner of frequency 0 in context: a slow tensor, owned by the outer levels."""
     id = b.fresh(b.learners, f"{b.prefix}{context.owner}.{kind}")

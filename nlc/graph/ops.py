@@ -141,6 +141,8 @@ OPS: dict[str, Op] = {
         Op("tensor", None, _scalar, callable=False),
         Op("contract", 2, _scalar, callable=False),
         Op("outer", 2, _scalar, callable=False),
+        Op("size", 0, _scalar, callable=False),
+        Op("caller", 0, _scalar, callable=False),
     )
 }
 CARRYING = ("conv", "attend", "delay", "new")

@@ -38,9 +38,10 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
     generated = generate(program, export or backend == "iree")
     module = load_source(generated.source, graph.name)
     if backend == "inductor":
-        from nlc.backends.inductor import compile_regions
+        from nlc.backends.inductor import compile_regions, compile_updates
 
         compile_regions(module, generated.regions, any(learner.solve is not None for learner in graph.learners.values()))
+        compile_updates(module, *generated.updates)
     known |= {"program": program, "source": generated.source}
     bases: tuple[type, ...] = (getattr(module, generated.class_name),)
     if backend == "iree":

@@ -34,8 +34,8 @@ FLOOR = 1e-4
 """A tensor whose max is below this is compared as if this were its max: zeros come out as 1e-17."""
 LARGEST = 1e3
 """Values beyond this are drawn again, smaller."""
-RUNAWAY = 1e12
-"""With a loss beyond this, or none at all, training is not compared: exponentials overflow, in one form before the other."""
+RUNAWAY = 1e3
+"""Where a step makes the loss so many times as large, training is not compared: rounding grows as much, or exponentials overflow."""
 CHUNKS = (2, 4, 8, 16, 32)
 FEW = 4
 """Tokens with which passes and training are checked."""
@@ -318,12 +318,14 @@ def check_training(graph: LevelGraph, numbers: Given, form: str, compiled: Compi
     optimizer: Tensors = {}
     compiled = load_parameters(compiled, parameters)
     state: Tensors | None = None
+    first = float("inf")
     for step in range(STEPS):
         if max(x.abs().max().item() for x in parameters.values() if x.numel()) > LARGEST:
             return  # the first step went too far
         loss, parameters, optimizer = Reference(graph, parameters, torch.float64).train_step(numbers.inputs, optimizer)
-        if not loss < RUNAWAY:
+        if not loss < RUNAWAY * max(first, 1):
             return  # the first step went too far
+        first = loss.item()
         mine, state = compiled.train_step(numbers.inputs, state)
         found = {"loss": mine, **{f"parameter {k}": x.detach() for k, x in compiled.named_parameters()}, **state}
         wanted = {"loss": loss, **{f"parameter {k}": x.detach() for k, x in parameters.items()}, **optimizer}

@@ -1,0 +1,213 @@
+"""`nlc.optimizer`: a rule of the language as a `torch.optim.Optimizer`, for models that know nothing of nlc."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nlc.diagnostics import NOWHERE, DataError, Diagnostic, UsageError
+from nlc.graph.alone import constant_params, default_values, is_rule
+from nlc.graph.ir import LevelGraph
+from nlc.language.library import Library
+from nlc.language.load import load
+from nlc.language.spec import Spec
+from nlc.language.wording import did_you_mean, listed
+from nlc.runtime import codes
+from nlc.runtime.rule import CompiledRule, compile_rule
+
+BACKENDS = ("inductor", "eager")
+RATE = "lr"
+"""What PyTorch calls the rate of an optimiser; schedulers look for it. It stands for the param `rate` of a rule that has no `lr`."""
+
+
+NONFINITE = ("apply", "skip", "raise")
+"""What becomes of an update whose gradients are not all finite."""
+SHARED = "shared"
+"""The key of a group for the learners that there is one of for all its tensors."""
+
+
+def optimizer(
+    rule: str | Path | Spec, params: Any, backend: str, library: Library, nonfinite: str, values: Mapping[str, float]
+) -> RuleOptimizer:
+    """See `nlc.api.optimizer`."""
+    if backend not in BACKENDS:
+        raise UsageError(f"there is no backend `{backend}` for a rule; backends: {', '.join(BACKENDS)}")
+    if nonfinite not in NONFINITE:
+        raise UsageError(f"`nonfinite` is `{nonfinite}`; it is {listed(NONFINITE)}")
+    named = library.find("optimizers", rule) if isinstance(rule, str) else None
+    spec = rule if isinstance(rule, Spec) else named or load(rule, library)
+    if not is_rule(spec):
+        raise UsageError(f"`{spec.name}` is no rule: it has no input `{{g: gradient}}`")
+    return RuleOptimizer(spec, params, backend, library, nonfinite, values)
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """The params of the rule are the hyper-parameters of each group, its learners the states of each tensor.
+
+    `state[p]["m"]` is the learner `m` of the rule, `state[p]["step"]` counts the updates of a tensor, `group["shared"]` holds
+    learners that there is one of for all tensors. `graph` is the level graph, `source` the generated code.
+    """
+
+    def __init__(self, spec: Spec, params: Any, backend: str, library: Library, nonfinite: str, values: Mapping[str, float]) -> None:
+        self.spec, self.backend, self.library, self.nonfinite = spec, backend, library, nonfinite
+        self._rules: dict[tuple[float, ...], CompiledRule] = {}
+        self._constants = tuple(sorted(constant_params(spec)))
+        names = [param.name for param in spec.params]
+        self._alias = {"rate": RATE} if RATE not in names else {}
+        defaults = {self._alias.get(name, name): value for name, value in default_values(spec, library).items()}
+        given = {self._alias.get(name, name): value for name, value in values.items()}
+        self._check_values(given, defaults)
+        super().__init__(params, {**defaults, **given})
+
+    @property
+    def graph(self) -> LevelGraph:
+        """The level graph, after all passes."""
+        return self._rule(self.param_groups[0]).graph
+
+    @property
+    def source(self) -> str:
+        """The generated code: a module that imports torch alone."""
+        return self._rule(self.param_groups[0]).source
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of torch. A group that does not fit the rule is not added: UsageError."""
+        group = {self._alias.get(key, key): value for key, value in param_group.items()}
+        self._check_values({key: value for key, value in group.items() if key not in ("params", "param_names", SHARED)}, self.defaults)
+        super().add_param_group(group)
+        try:
+            self._check_tensors(self.param_groups[-1])
+        except UsageError:
+            self.param_groups.pop()
+            raise
+
+    def _check_values(self, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        for name, value in given.items():
+            if name not in known:
+                help = did_you_mean(name, known) or f"its params: {', '.join(known)}"
+                raise UsageError(f"the rule `{self.spec.name}` has no param `{name}`; {help}")
+            number = (isinstance(value, int | float) and not isinstance(value, bool)) or (isinstance(value, Tensor) and value.numel() == 1)
+            if not number or not math.isfinite(float(value)):
+                raise UsageError(f"`{name}` of the rule `{self.spec.name}` is {value!r}; it must be a finite number")
+            if name == RATE and float(value) < 0:
+                raise UsageError(f"`{name}` of the rule `{self.spec.name}` is {value}; a rate is at least 0")
+
+    def _check_tensors(self, group: dict[str, Any]) -> None:
+        for name, p in zip(_names(group), group["params"], strict=True):
+            what = f"the parameter {name} {list(p.shape)}"
+            if not p.is_floating_point():
+                raise UsageError(f"{what} is {p.dtype}; a rule is for real numbers")
+            if self._rule(group).matrices and p.dim() < 2:
+                help = "give it to another optimiser, one for tensors of any shape"
+                raise UsageError(f"{what} is no matrix; the rule `{self.spec.name}` is for matrices: {help}")
+
+    def _rule(self, group: dict[str, Any]) -> CompiledRule:
+        values = {name: group[self._alias.get(name, name)] for name in self._constants}
+        key = tuple(values.values())
+        if key not in self._rules:
+            self._rules[key] = compile_rule(self.spec, values, self.backend, self.library)
+        return self._rules[key]
+
+    @torch.no_grad()
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all tensors that have a gradient; with a closure, of the loss that it computes and returns.
+
+        Raises DataError (NLC731) for a gradient that is not finite where `nonfinite` says so; nothing is updated then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if all(self._may_update(group) for group in self.param_groups):
+            for group in self.param_groups:
+                self._update(group)
+        return loss
+
+    def _may_update(self, group: dict[str, Any]) -> bool:
+        """False where a gradient is not finite and such updates are left out."""
+        names = _names(group)
+        gradients = {name: p.grad for name, p in zip(names, group["params"], strict=True) if p.grad is not None}
+        for name, g in gradients.items():
+            if g.is_sparse:
+                raise UsageError(f"the gradient of the parameter {name} is sparse; the rule `{self.spec.name}` takes dense ones")
+        if self.nonfinite == "apply" or not gradients:
+            return True
+        finite = [bool(x.isfinite()) for x in torch._foreach_norm(list(gradients.values()), float("inf"))]
+        if not all(finite) and self.nonfinite == "raise":
+            name = list(gradients)[finite.index(False)]
+            help = 'lower the rate or clip; `nonfinite="skip"` leaves such updates out'
+            raise DataError([codes.GradientNotFinite(f"the gradient of the parameter {name} is not finite", NOWHERE, help)])
+        return all(finite)
+
+    def _update(self, group: dict[str, Any]) -> None:
+        rule = self._rule(group)
+        by_age: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["step"] = 0
+                state.update({name: rule.begin(learner, _seen(rule, p)) for name, learner in rule.states.items()})
+            state["step"] += 1
+            by_age.setdefault((state["step"], p.dtype, p.device), []).append(p)
+        numbers = [torch.tensor(float(group[self._alias.get(name, name)]), dtype=torch.float64) for name in rule.params]
+        shared = group.setdefault(SHARED, {}) if rule.shared else {}
+        for name, learner in rule.shared.items():
+            shared.setdefault(name, torch.full((), learner.init.number, dtype=torch.float64))
+        for (age, _, _), tensors in by_age.items():
+            columns = [[_seen(rule, p) for p in tensors], [_seen(rule, p.grad) for p in tensors if p.grad is not None]]
+            columns += [[self.state[p][name] for p in tensors] for name in rule.states]
+            rule.apply(columns, age, numbers, [shared[name] for name in rule.shared])
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of torch. Raises DataError (NLC732) for states that are not those of this rule; nothing is taken over then."""
+        problems = []
+        groups = zip(self.param_groups, state_dict.get("param_groups", []), strict=False)
+        for mine, theirs in groups:
+            rule = self._rule(mine)
+            for name, p, id in zip(_names(mine), mine["params"], theirs["params"], strict=False):
+                saved = state_dict["state"].get(id)
+                if saved:
+                    problems += list(self._misfits(rule, name, p, saved))
+        if problems:
+            raise DataError(problems)
+        super().load_state_dict(state_dict)
+
+    def _misfits(self, rule: CompiledRule, name: str, p: Tensor, saved: Mapping[str, Any]) -> Iterator[Diagnostic]:
+        wanted: dict[str, list[int] | None] = {"step": None}
+        wanted |= {learner: list(rule.begin(m, _seen(rule, p)).shape) for learner, m in rule.states.items()}
+        help = f"the state of another rule? that of `{self.spec.name}` holds {', '.join(wanted)}"
+        for learner in wanted.keys() - saved.keys():
+            yield codes.StateMisfit(f"the state of the parameter {name} has no `{learner}`", NOWHERE, help)
+        for learner in saved.keys() - wanted.keys():
+            yield codes.StateMisfit(f"the rule `{self.spec.name}` has no learner `{learner}`, of which there is a state", NOWHERE, help)
+        for learner, shape in wanted.items():
+            x = saved.get(learner)
+            if shape is not None and isinstance(x, Tensor) and list(x.shape) != shape:
+                text = f"the state `{learner}` of the parameter {name} has shape {list(x.shape)}; {shape} is needed"
+                yield codes.StateMisfit(text, NOWHERE, "the weights have other shapes than when it was saved")
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {key: self.__dict__[key] for key in ("spec", "backend", "library", "nonfinite", "_constants", "_alias")}
+        return {**super().__getstate__(), **own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._rules = {}
+        super().__setstate__(state)
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    """What the parameters of a group are called in messages."""
+    names = group.get("param_names")
+    return [f"`{name}`" for name in names] if names else [f"number {i}" for i in range(len(group["params"]))]
+
+
+def _seen(rule: CompiledRule, x: Tensor) -> Tensor:
+    """A tensor as the rule sees it: as it is, or as a matrix with the first axis as its rows."""
+    return x.view(x.shape[0], -1) if rule.matrices and x.dim() != 2 else x.detach()
