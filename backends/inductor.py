@@ -35,7 +35,7 @@ def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool 
 
 
 def compile_updates(module: ModuleType, elementwise: tuple[str, ...], others: tuple[str, ...]) -> None:
-    """Replace functions that a step calls for many tensors. Those that are no elementwise functions of vectors are compiled for any shape."""
+    """Replace functions that a step calls for many tensors. Those that are not elementwise are compiled for any shape."""
     for name in elementwise:
         setattr(module, name, _reported(EachTensor(getattr(module, name)), name))
     for name in others:

@@ -451,12 +451,18 @@ def compute_dtype(*tensors: dict[str, Tensor]) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for each in tensors for x in each.values()) else torch.float32
 
 
+def matrix(x: Tensor, copies: int, leading: int, transposed: bool) -> Tensor:
+    """A view of a weight as matrices [.., O, I], values times keys: its copies, `leading` axes that make one, and the others."""
+    x = x.reshape(*x.shape[:copies], x.shape[copies : copies + leading].numel(), -1)
+    return x if transposed else x.mT
+
+
 SMALL = 16384
 """Tensors of fewer elements are taken end to end where a rule allows: a call for each would cost more than its arithmetic."""
 
 
 def each_tensor(update: Callable[..., Any], columns: list[list[Tensor]], numbers: Sequence[Tensor], joined: bool) -> None:
-    """Apply a rule in place: to the first tensor of each column, to the second of each, ... `joined`: small ones end to end, in one call."""
+    """Apply a rule in place: to the first tensor of each column, to the second of each, ... `joined`: to small ones end to end."""
     large, small = rows_of(columns, joined)
     for row in large:
         update(*row, *numbers)
@@ -465,8 +471,8 @@ def each_tensor(update: Callable[..., Any], columns: list[list[Tensor]], numbers
         vectors = [torch.cat([x.reshape(-1) for x in part]) for part in parts]
         update(*vectors, *numbers)
         for vector, part in zip(vectors, parts, strict=True):
-            pieces = vector.split([x.numel() for x in part])
-            torch._foreach_copy_(list(part), [piece.view(x.shape) for piece, x in zip(pieces, part, strict=True)])
+            apart = vector.split([x.numel() for x in part])
+            torch._foreach_copy_(list(part), [values.view(x.shape) for values, x in zip(apart, part, strict=True)])
 
 
 def summed(total: Callable[..., Any], columns: list[list[Tensor]], numbers: Sequence[Tensor], joined: bool) -> list[Tensor]:

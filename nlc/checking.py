@@ -117,8 +117,8 @@ def role_of(spec: Spec) -> str:
 
 _HOSTS = {
     "rule": """
-        flows: {y: "linear(x, a)"}
-        loss: sum((y - x)^2)
+        flows: {y: "linear(x, b)"}
+        loss: sum((y - v)^2)
         levels:
           outer:
             every: 1 step
@@ -126,7 +126,7 @@ _HOSTS = {
               weights:
                 {owns: rest, scope: shared, read: start, learn: {minimize: loss, fold: {row: mean, token: mean}, rule: {part: {}}}}
         outputs: {y: y}""",
-    "matrix rule": """
+    "memory rule": """
         levels:
           memory:
             every: 1 token
@@ -152,8 +152,8 @@ _HOSTS = {
 
 def _hosted(spec: Spec, role: str, library: Library) -> Spec:
     """The smallest spec that uses a part."""
-    if any(item.kind == "input" or (item.kind == "gradient" and item.axes) for item in spec.inputs):
-        role = "matrix rule"
+    if any(item.kind == "input" for item in spec.inputs):
+        role = "memory rule"
     axes = ["a", "b", "c", "e", "f"][: len(spec.dims)]
     body = _HOSTS[role].replace("AXES", ", ".join(axes)).replace("QUERY", "x" if spec.inputs else "")
     head = "nlc: 1\nname: host\ndims: {a: 2, b: 3, c: 5, e: 7, f: 11}\ninputs: {x: [a], v: [b]}\n"

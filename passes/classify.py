@@ -90,4 +90,5 @@ def _explicit_gradient(graph: LevelGraph, learner: Learner) -> LevelGraph:
         id: replace(flow, args=tuple(old.id if arg == write.pred else arg for arg in flow.args)) if id in made else flow
         for id, flow in new.flows.items()
     }
-    return substitute(new.with_(flows=rewired), {learner.rule.gradient: slope})
+    leaf = next(flow.id for flow in graph.flows.values() if flow.op == "gradient" and flow.attr("learner") == learner.id)
+    return substitute(new.with_(flows=rewired), {leaf: slope})

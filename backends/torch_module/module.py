@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from nlc.backends.torch_module import quarry
 from nlc.backends.torch_module.expressions import INLINE, Namer, identifier, reserved
 from nlc.backends.torch_module.memories import MemoryFunction
-from nlc.backends.torch_module.outer import OuterUpdate, outer_update
+from nlc.backends.torch_module.outer import OuterUpdate, Variant, outer_update
 from nlc.backends.torch_module.periods import Gates
 from nlc.backends.torch_module.regions import RegionFunction, RegionWriter, full_flows, tick_arguments
+from nlc.backends.torch_module.rule import generate_rule
+from nlc.graph.alone import is_alone
 from nlc.graph.equations import local
-from nlc.graph.ir import Learner
-from nlc.graph.outer import owners
-from nlc.graph.state import ZEROS, needs_anchor, needs_position, state_tensors
+from nlc.graph.ir import ANY, Learner
+from nlc.graph.outer import OuterState, matrix_of, outer_states, owners
+from nlc.graph.state import ZEROS, needs_anchor, needs_position, root_of, state_tensors
 from nlc.program.program import Program, Region, chains
 
 
@@ -33,8 +36,12 @@ class Generated:
 def generate(program: Program, export: bool = False) -> Generated:
     """The source of a module that imports torch and nothing else.
 
-    The form for export has no registered operator, needs a fixed number of tokens when it is traced, and is not meant to be trained.
+    That of a rule by itself has functions on tensors and no class. The form for export has no registered operator, needs a fixed
+    number of tokens when it is traced, and is not meant to be trained.
     """
+    if is_alone(program.graph):
+        rule = generate_rule(program.graph)
+        return Generated(rule.source, "", (), rule.update.functions)
     return _Writer(program, export).write()
 
 
@@ -53,6 +60,9 @@ LOCALS = (
     "counts",
     "optimizer",
     "columns",
+    "weights",
+    "gradients",
+    "count",
     "numbers",
     "sums",
     "names",
@@ -85,13 +95,14 @@ class _Writer:
         cls = self._class(outer)
         for function in self.functions.values():
             self.uses |= function.uses
-        parts = [self._header(), quarry.copy(self.uses, self.export)]
+        parts = [quarry.copy(self.uses, self.export)]
         parts += [memory.text for memory in self.memories.values()]
         parts += [gates.text for gates in self.gates.values()]
         parts += [function.text for function in self.functions.values()]
         parts += [text for each in outer for text in each.text]
         parts.append(cls)
-        source = "\n\n\n".join(parts) + "\n"
+        body = "\n\n\n".join(parts)
+        source = f"{self._header(body)}\n\n\n{body}\n"
         updates = tuple(tuple(name for each in outer for name in each.functions[i]) for i in (0, 1))
         return Generated(source, self._class_name(), (*self.gates, *self.functions), (updates[0], updates[1]))
 
@@ -99,16 +110,15 @@ class _Writer:
         name = "".join(word.capitalize() for word in identifier(self.graph.name).split("_"))
         return f"{name}Module" if reserved(name) or name in self.functions else name
 
-    def _header(self) -> str:
+    def _header(self, body: str) -> str:
         doc = f"\n\n{self.graph.doc}" if self.graph.doc else ""
-        periods, outer = "over_periods" in self.uses, "each_tensor" in self.uses
-        imports = ""
-        if periods or outer:
-            kinds = ", ".join(name for name, used in (("Callable", True), ("Sequence", outer)) if used)
-            imports += f"from collections.abc import {kinds}\n"
-        if periods:
-            tools = "accumulate, groupby" if "recomputed" in self.uses else "groupby"
-            imports += f"from itertools import {tools}\nfrom typing import Any, TypeGuard\n"
+        modules = (
+            ("collections.abc", ("Callable", "Sequence")),
+            ("itertools", ("accumulate", "groupby")),
+            ("typing", ("Any", "TypeGuard")),
+        )
+        used = [(module, [name for name in names if re.search(rf"\b{name}\b", body)]) for module, names in modules]
+        imports = "".join(f"from {module} import {', '.join(names)}\n" for module, names in used if names)
         imports += "\n" if imports else ""
         imports += "import torch\nimport torch.nn.functional as F\nfrom torch import Tensor, nn"
         imports += "\nfrom torch.utils.checkpoint import checkpoint" if "recomputed" in self.uses else ""
@@ -174,7 +184,9 @@ class _Writer:
         return "\n".join(lines)
 
     def _uses_in(self, text: str) -> None:
-        self.uses |= {piece for piece in ("under", "prefixed", "each_tensor", "summed", "drawn", "register") if f"{piece}(" in text}
+        self.uses |= {
+            piece for piece in ("under", "prefixed", "matrix", "each_tensor", "summed", "drawn", "register") if f"{piece}(" in text
+        }
 
     def _tables(self) -> list[str]:
         graph = self.graph
@@ -391,16 +403,16 @@ class _Writer:
         graph = self.graph
         owned = {each.owner: [graph.parameter_name(graph.learners[id]) for id in graph.learners[each.owner].owns] for each in outer}
         lines = ["    OWNED = {", *(f"        {_quoted(owner)}: {tuple(names)!r}," for owner, names in owned.items()), "    }"]
+        lines += self._matrices(outer)
         lines += [
             "",
             "    def initial_optimizer(self) -> dict[str, Tensor]:",
             '        """The states of the outer levels before the first step."""',
         ]
         lines += ["        p = dict(self.named_parameters())", '        optimizer = {"step": torch.zeros((), dtype=torch.int64)}']
+        states = outer_states(graph)
         for each in outer:
-            lines += [f"        for name in self.OWNED[{_quoted(each.owner)}]:"] if each.states else []
-            for id in each.states:
-                lines.append(f'            optimizer[f"{id}.{{name}}"] = torch.full_like(p[name], {graph.learners[id].init.number})')
+            lines += self._first_states(each, [state for state in states if root_of(graph, state.learner) == each.owner])
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
         for each in outer:
             lines += self._outer_update(each)
@@ -408,19 +420,79 @@ class _Writer:
         self._uses_in("\n".join(lines))
         return lines
 
-    def _outer_update(self, each: OuterUpdate) -> list[str]:
-        owned = f"self.OWNED[{_quoted(each.owner)}]"
-        states = ", ".join(map(_quoted, each.states)) + ("," if len(each.states) == 1 else "")
-        taken = f', *([optimizer[f"{{state}}.{{name}}"] for name in names] for state in ({states}))' if each.states else ""
-        lines = [f"            names = {owned}"]
-        lines.append(f"            columns = [[p[name] for name in names], [gradient[name] for name in names]{taken}]")
-        if each.sums:
-            lines.append(f"            sums = summed({each.name}_total, columns, (age,), joined={each.summed_elementwise})")
-        if each.numbers:
-            lines.append(f"            numbers = {each.name}_numbers(age{', *sums' if each.sums else ''})")
-        numbers = "numbers" if each.numbers else "()"
-        lines.append(f"            each_tensor({each.name}_update, columns, {numbers}, joined={each.elementwise})")
+    def _first_states(self, each: OuterUpdate, states: list[OuterState]) -> list[str]:
+        """The first values of the states: in a loop over the weights where they are all alike."""
+        like = {state.learner: state for state in states if state.like}
+        keys = dict.fromkeys(state.key.removesuffix(f".{state.parameter}") for state in states if state.like)
+        lines = [f"        for name in self.OWNED[{_quoted(each.owner)}]:"] if like else []
+        for key in keys:
+            number = next(state.init.number for state in states if state.like and state.key == f"{key}.{state.parameter}")
+            lines.append(f'            optimizer[f"{key}.{{name}}"] = torch.full_like(p[name], {number})')
+        for state in states:
+            if not state.like:
+                of = (
+                    f', dtype=p["{state.parameter}"].dtype, device=p["{state.parameter}"].device'
+                    if state.parameter
+                    else ", dtype=torch.float64"
+                )
+                made = (
+                    f"torch.eye({state.shape[-1]}{of}).expand{state.shape}.clone()"
+                    if state.init.distribution == "eye"
+                    else f"torch.full({state.shape}, {state.init.number}{of})"
+                )
+                lines.append(f"        optimizer[{_quoted(state.key)}] = {made}")
         return lines
+
+    def _matrices(self, outer: list[OuterUpdate]) -> list[str]:
+        """The table of how weights are seen as matrices."""
+        found = {}
+        for owner in (self.graph.learners[each.owner] for each in outer):
+            for m in (self.graph.learners[id] for id in owner.owns if ANY not in owner.axes):
+                seen = matrix_of(m)
+                assert seen is not None
+                found[self.graph.parameter_name(m)] = (seen.copies, seen.first, seen.transposed)
+        table = [f"        {_quoted(name)}: {seen}," for name, seen in found.items()]
+        return ["    MATRICES = {", *table, "    }"] if found else []
+
+    def _outer_update(self, each: OuterUpdate) -> list[str]:
+        lines = [f"            names = self.OWNED[{_quoted(each.owner)}]"]
+        matrices = ANY not in self.graph.learners[each.owner].axes
+        seen = "matrix({}, *self.MATRICES[name])" if matrices else "{}"
+        lines.append(f"            weights = [{seen.format('p[name]')} for name in names]")
+        lines.append(f"            gradients = [{seen.format('gradient[name]')} for name in names]")
+        if not each.periods:
+            return [*lines, *self._apply(each, each.variants[0], seen, "            ")]
+        lines.append('            count = int(optimizer["step"])')
+        word = "if"
+        for variant in sorted(each.variants, key=lambda v: -len(v.due)):
+            ends = " and ".join(f"count % {period} == 0" for period in variant.due)
+            lines.append(f"            {word} {ends}:" if ends else "            else:")
+            lines += self._apply(each, variant, seen, "                ")
+            word = "elif"
+        return lines
+
+    def _apply(self, each: OuterUpdate, variant: Variant, seen: str, indent: str) -> list[str]:
+        """One update by the functions of a variant."""
+        like = self.graph.learners[each.owner].axes
+        columns, lines = ["weights", "gradients"], []
+        for key in variant.states:
+            learner = self.graph.learners[key if key in self.graph.learners else key.removesuffix(".sum")]
+            state = f'optimizer[f"{key}.{{name}}"]'
+            columns.append(f"[{seen.format(state) if learner.axes == like else state} for name in names]")
+        lines.append(f"columns = [{', '.join(columns)}]")
+        if variant.sums:
+            lines.append(f"sums = summed({each.name}_total{variant.suffix}, columns, (age,), joined={variant.summed_elementwise})")
+        shared = [f"optimizer[{_quoted(key)}]" for key in variant.shared]
+        numbers = "numbers" if variant.numbers else "()"
+        if variant.numbers or shared:
+            given = ", ".join(["age", *shared, *(["*sums"] if variant.sums else [])])
+            lines.append(f"numbers = {each.name}_numbers{variant.suffix}({given})")
+        for i, key in enumerate(shared):
+            lines.append(f"{key}.copy_(numbers[{variant.numbers + i}])")
+        if shared and variant.numbers:
+            numbers = f"numbers[:{variant.numbers}]"
+        lines.append(f"each_tensor({each.name}_update{variant.suffix}, columns, {numbers}, joined={variant.elementwise})")
+        return [f"{indent}{line}" for line in lines]
 
 
 def _quoted(text: str) -> str:

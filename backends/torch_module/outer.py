@@ -4,7 +4,8 @@
     numbers(age, *params, *shared, *sums)          numbers that are the same for all tensors, and the new shared states
     update(w, g, *states, *numbers) -> None        one application of the rule, in place
 
-An elementwise rule may be given several tensors end to end.
+A rule with slow learners has these once for each set of periods that can end together; a function has no argument for what it leaves
+alone. An elementwise rule may be given several tensors end to end.
 """
 
 from __future__ import annotations
@@ -19,67 +20,83 @@ from nlc.graph.outer import Outer
 
 
 @dataclass(frozen=True)
-class OuterUpdate:
-    """What a driver must know of the functions of an outer level; `text` is their source.
+class Variant:
+    """The functions of the updates at which the periods `due` end, named with `suffix`.
 
-    `states` and `shared` are ids of learners; `sums` and `numbers` count what the functions return before the shared states.
-    `elementwise`, `summed_elementwise`: `update`, and what `total` sums, may be given tensors end to end.
+    `states` are the states of a tensor that they take, `shared` those of all tensors. `sums` and `numbers` count what the functions
+    return before the shared states. `elementwise`, `summed_elementwise`: `update`, and what `total` sums, may be given tensors end to end.
     """
 
-    name: str
-    owner: str
-    text: tuple[str, ...]
+    due: tuple[int, ...]
+    suffix: str
     states: tuple[str, ...]
     shared: tuple[str, ...]
-    params: tuple[str, ...]
     sums: int
     numbers: int
     elementwise: bool
     summed_elementwise: bool
+
+    def functions(self, name: str) -> Iterator[tuple[str, bool]]:
+        """The functions on tensors: (name, is it elementwise)."""
+        yield f"{name}_update{self.suffix}", self.elementwise
+        if self.sums:
+            yield f"{name}_total{self.suffix}", self.summed_elementwise
+
+
+@dataclass(frozen=True)
+class OuterUpdate:
+    """What a driver must know of the functions of an outer level; `text` is their source, `uses` what they call of the quarry."""
+
+    name: str
+    owner: str
+    text: tuple[str, ...]
+    params: tuple[str, ...]
+    periods: tuple[int, ...]
+    variants: tuple[Variant, ...]
     uses: frozenset[str]
-    """Functions of the quarry that they call."""
 
     @property
     def functions(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The functions on tensors: elementwise ones, and others."""
-        made = [(f"{self.name}_update", self.elementwise)] + ([(f"{self.name}_total", self.summed_elementwise)] if self.sums else [])
+        made = [each for variant in self.variants for each in variant.functions(self.name)]
         return tuple(name for name, is_so in made if is_so), tuple(name for name, is_so in made if not is_so)
+
+    def variant(self, age: int) -> Variant:
+        """The functions of the update with this number, counted from 1."""
+        due = tuple(period for period in self.periods if age % period == 0)
+        return next(each for each in self.variants if each.due == due)
 
 
 def outer_update(outer: Outer) -> OuterUpdate:
     """The functions of one outer level."""
-    graph, owner = outer.graph, outer.owner
-    name = identifier(owner.id)
-    params = tuple(id for id in graph.inputs if graph.flows[id].axes == () and any(id in graph.upstream(r) for r in _ends(outer)))
-    update = _Update(outer, params)
-    text = update.function(f"{name}_update")
-    shared = _Numbers(outer, params)
-    sums = outer.totals(*update.numbers, *(str(end) for m in outer.shared for end in _ends_of(m)))
-    numbers = shared.function(f"{name}_numbers", tuple(update.numbers), sums)
-    totals = _Totals(outer, params)
-    parts = [totals.function(f"{name}_total", sums)] if sums else []
-    return OuterUpdate(
-        name,
-        owner.id,
-        (*parts, *([numbers] if update.numbers or outer.shared else []), text),
-        tuple(m.id for m in outer.of_tensors),
-        tuple(m.id for m in outer.shared),
-        params,
-        len(sums),
-        len(update.numbers),
-        update.is_elementwise,
-        totals.is_elementwise,
-        frozenset(update.used | shared.used | totals.used),
-    )
+    graph = outer.graph
+    name = identifier(outer.owner.id)
+    ends = {id for m in (outer.owner, *outer.inner) for id in _ends_of(m)}
+    used = graph.upstream(*ends)
+    params = tuple(id for id in graph.inputs if id in used)
+    text: list[str] = []
+    variants: list[Variant] = []
+    uses: set[str] = set()
+    for due in outer.due_together():
+        suffix = "".join(f"_{period}" for period in due)
+        update = _Update(outer, params, due)
+        written = update.function(f"{name}_update{suffix}")
+        numbers, totals = _Numbers(outer, params, due), _Totals(outer, params, due)
+        shared = tuple(m for m in outer.shared if outer.is_due(m, due))
+        sums = outer.totals(*update.numbers, *(id for m in shared for id in _ends_of(m)))
+        told = [numbers.function(f"{name}_numbers{suffix}", tuple(update.numbers), shared, sums)] if update.numbers or shared else []
+        states = update.states
+        if sums:
+            text.append(totals.function(f"{name}_total{suffix}", sums, states))
+        text += [*told, written]
+        read = tuple(m.id for m in outer.shared)
+        variants.append(Variant(due, suffix, states, read, len(sums), len(update.numbers), update.is_elementwise, totals.is_elementwise))
+        uses |= update.used | numbers.used | totals.used
+    return OuterUpdate(name, outer.owner.id, tuple(text), params, outer.periods, tuple(variants), frozenset(uses))
 
 
-WHOLE = ("gradient", "weights", "recall", "total", "age", "number")
+WHOLE = ("gradient", "weights", "recall", "total", "age", "number", "folded")
 """Operators on whole tensors that do not care where one ends."""
-
-
-def _ends(outer: Outer) -> Iterator[str]:
-    for m in (outer.owner, *outer.inner):
-        yield from _ends_of(m)
 
 
 def _ends_of(learner: Learner) -> Iterator[str]:
@@ -87,17 +104,18 @@ def _ends_of(learner: Learner) -> Iterator[str]:
 
 
 class _Writer(Expressions):
-    """A function of the rule; each flow is written when something asks for it."""
+    """A function of the rule at updates of one kind; each flow is written when something asks for it."""
 
-    def __init__(self, outer: Outer, params: tuple[str, ...]) -> None:
+    def __init__(self, outer: Outer, params: tuple[str, ...], due: tuple[int, ...]) -> None:
         super().__init__(outer.graph, Namer(outer.owner.id))
-        self.outer, self.params = outer, params
+        self.outer, self.params, self.due = outer, params, due
         for word in ("w", "g", "age"):
             self.name.names[f"reserved {word}"] = word
         self.variables.update(params)
         self.lines: list[str] = []
         self.new: dict[str, str] = {}
         self.seen: set[str] = set()
+        self.touched: set[str] = set()
 
     @property
     def is_elementwise(self) -> bool:
@@ -105,17 +123,21 @@ class _Writer(Expressions):
         ops = {self.graph.flows[id].op for id in self.seen & self.outer.differing}
         return all(OPS[op].elementwise or op in WHOLE for op in ops)
 
-    def arguments(self, learners: tuple[Learner, ...]) -> list[str]:
-        return [self.name(m.id) for m in learners]
+    def old(self, key: str) -> str:
+        """The variable of a state as it was."""
+        self.touched.add(key)
+        return self.name(key)
 
     def head(self, name: str, arguments: list[str], returns: str, doc: str) -> list[str]:
         return [f"def {name}({', '.join(f'{a}: Tensor' for a in arguments)}) -> {returns}:", f'    """{doc}"""']
 
     def updated(self, learner: Learner) -> str:
-        """The variable of the new state of a learner."""
+        """The variable of the new state of a learner; of the old one where its period does not end."""
+        if not self.outer.is_due(learner, self.due):
+            return self.old(learner.id)
         if learner.id not in self.new:
             self.new[learner.id] = ""
-            value = self.advanced(learner, self.name(learner.id))
+            value = self.advanced(learner, self.old(learner.id))
             self.new[learner.id] = self.name(f"{learner.id}:new")
             self.lines.append(f"    {self.new[learner.id]} = {value}  # {learner.span.file}:{learner.span.line + 1}")
         return self.new[learner.id]
@@ -170,8 +192,11 @@ class _Writer(Expressions):
     def _recall(self, flow: Flow, args: list[Code]) -> Code:
         learner = self.graph.learners[flow.attr("learner")]
         if flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
-            return Code(f"{self.value(learner.keep).at(PRODUCT)} * {self.name(learner.id)}", PRODUCT)
-        return Code(self.updated(learner) if flow.attr("state") == "after" else self.name(learner.id))
+            return Code(f"{self.value(learner.keep).at(PRODUCT)} * {self.old(learner.id)}", PRODUCT)
+        return Code(self.updated(learner) if flow.attr("state") == "after" else self.old(learner.id))
+
+    def _folded(self, flow: Flow, args: list[Code]) -> Code:
+        return Code(f"{self.old(self.outer.sum_of(flow.attr('learner')))} + {args[0].at(5)}", 5)
 
     def _gradient(self, flow: Flow, args: list[Code]) -> Code:
         return Code("g")
@@ -187,22 +212,32 @@ class _Writer(Expressions):
 class _Update(_Writer):
     """The new weights and states of one tensor; numbers that are the same for all tensors are arguments."""
 
-    def __init__(self, outer: Outer, params: tuple[str, ...]) -> None:
-        super().__init__(outer, params)
+    def __init__(self, outer: Outer, params: tuple[str, ...], due: tuple[int, ...]) -> None:
+        super().__init__(outer, params, due)
         self.variables.clear()
         self.numbers: list[str] = []
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states of a tensor that it takes, in the order of its arguments."""
+        return tuple(key for key in self.outer.keys if key in self.touched)
+
     def function(self, name: str) -> str:
-        states = self.outer.of_tensors
-        old = self.arguments(states)
-        new = [(self.name(f"{m.id}:new"), x) for m, x in zip(states, old, strict=True)]
         w = self.advanced(self.outer.owner, "w")
-        for m in states:
-            self.updated(m)
-        arguments = ["w", "g", *old, *(self.name(id) for id in self.numbers)]
+        ends: list[str] = []
+        for m in self.outer.of_tensors:
+            if self.outer.is_due(m, self.due):
+                new = self.updated(m)
+                ends.append(f"    {self.old(m.id)}.copy_({new})")
+            for flow in self.outer.gathered(m):
+                key = self.outer.sum_of(m.id)
+                if self.outer.is_due(m, self.due):
+                    ends.append(f"    {self.old(key)}.zero_()")
+                else:
+                    ends.append(f"    {self.old(key)}.add_({self.value(flow.args[0]).text})")
+        arguments = ["w", "g", *map(self.name, self.states), *map(self.name, self.numbers)]
         head = self.head(name, arguments, "None", "One application of the rule to a tensor, in place.")
-        self.lines.append(f"    w.copy_({w})")
-        return "\n".join([*head, *self.lines, *(f"    {x}.copy_({value})" for value, x in new)])
+        return "\n".join([*head, *self.lines, f"    w.copy_({w})", *ends])
 
     def value(self, id: str) -> Code:
         if id not in self.outer.differing and not self.constant(id) and id not in self.variables:
@@ -214,12 +249,12 @@ class _Update(_Writer):
 class _Numbers(_Writer):
     """What is the same for all tensors."""
 
-    def function(self, name: str, numbers: tuple[str, ...], sums: tuple[Flow, ...]) -> str:
-        shared = self.outer.shared
+    def function(self, name: str, numbers: tuple[str, ...], shared: tuple[Learner, ...], sums: tuple[Flow, ...]) -> str:
         self.variables.update(flow.id for flow in sums)
-        arguments = ["age", *map(self.name, self.params), *self.arguments(shared), *(self.name(flow.id) for flow in sums)]
+        known = [self.name(m.id) for m in self.outer.shared]
+        arguments = ["age", *map(self.name, self.params), *known, *(self.name(flow.id) for flow in sums)]
         results = [self.value(id).text for id in numbers]
-        states = [self.updated(m) for m in shared]
+        states = [self.updated(m) for m in self.outer.shared]
         head = self.head(name, arguments, "tuple[Tensor, ...]", "Numbers that are the same for all tensors; `age` counts updates.")
         return "\n".join([*head, *self.lines, f"    return ({', '.join([*results, *states])},)"])
 
@@ -227,8 +262,8 @@ class _Numbers(_Writer):
 class _Totals(_Writer):
     """A tensor's part of what is summed over all of them."""
 
-    def function(self, name: str, sums: tuple[Flow, ...]) -> str:
-        arguments = ["w", "g", *self.arguments(self.outer.of_tensors), "age", *map(self.name, self.params)]
+    def function(self, name: str, sums: tuple[Flow, ...], states: tuple[str, ...]) -> str:
+        arguments = ["w", "g", *map(self.name, states), "age", *map(self.name, self.params)]
         results = [f"{self.value(flow.args[0]).at(9)}.sum()" for flow in sums]
         head = self.head(name, arguments, "tuple[Tensor, ...]", "A tensor's part of what is summed over all tensors.")
         return "\n".join([*head, *self.lines, f"    return ({', '.join(results)},)"])

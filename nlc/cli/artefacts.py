@@ -59,9 +59,10 @@ def inductor_files(
 ) -> tuple[Files, str | None]:
     """Inductor's code for one forward and backward, or why there is none."""
     from nlc.backends.inductor_code import missing_compiler, output_code
+    from nlc.graph.alone import is_alone
     from nlc.runtime.compiling import compile_graph
 
-    reason = missing_compiler()
+    reason = "a rule by itself has no forward pass" if is_alone(after) else missing_compiler()
     if reason is not None:
         return {}, reason
     progress("compiling with Inductor ..")

@@ -92,8 +92,10 @@ def _built(name: str) -> LevelGraph:
 
     chosen = open_spec(name)
     role = role_of(chosen.spec)
-    if role != "model":
-        raise UsageError(f"`{name}` is a {role} and has no graph of its own: `--as spec` compares its entries")
+    if role not in ("model", "rule"):
+        raise UsageError(
+            f"`{name}` is {'an' if role[0] in 'aeiou' else 'a'} {role} and has no graph of its own: `--as spec` compares its entries"
+        )
     return build_graph(chosen)
 
 

@@ -24,6 +24,11 @@ def is_rule(spec: Spec) -> bool:
     return any(item.kind == "gradient" for item in spec.inputs)
 
 
+def is_alone(graph: LevelGraph) -> bool:
+    """Is a graph that of a rule by itself?"""
+    return any(flow.op == "caller" for flow in graph.flows.values())
+
+
 def constant_params(spec: Spec) -> set[str]:
     """The params that must be known when compiling: periods, sizes, initial states, arguments such as a number of steps."""
     asked: set[str] = set()

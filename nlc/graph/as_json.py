@@ -10,8 +10,9 @@ from nlc.graph.edges import Edge, edges
 from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, NotLinear
 from nlc.graph.order import DerivedLevel, levels
+from nlc.graph.outer import outer_states
 from nlc.graph.select import Selection
-from nlc.graph.state import optimizer_keys, state_tensors
+from nlc.graph.state import state_tensors
 from nlc.language.expression import to_text as expression_text
 
 SCHEMA_VERSION = 1
@@ -231,10 +232,9 @@ def _states(graph: LevelGraph, shown: LevelGraph) -> list[Json]:
         for item in state_tensors(graph)
         if shown is graph or item.learner in shown.learners
     ]
-    shapes = {graph.parameter_name(m): [axis.size for axis in m.axes] for m in graph.parameters}
     outer: list[Json] = [
-        {"key": key, "shape": shapes[name], "kind": "optimizer", "learner": id, "init": str(graph.learners[id].init)}
-        for key, id, name in optimizer_keys(graph)
-        if id in shown.learners
+        {"key": each.key, "shape": list(each.shape), "kind": "optimizer", "learner": each.learner, "init": str(each.init)}
+        for each in outer_states(graph)
+        if each.learner in shown.learners
     ]
     return carried + outer

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from nlc.graph.edges import learners_of
 from nlc.graph.ir import Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, as_swept
-from nlc.graph.state import optimizer_keys, sample_axes, state_tensors
+from nlc.graph.outer import outer_states
+from nlc.graph.state import sample_axes, state_tensors
 
 BYTES = 4
 """Of a number: states and weights are float32 unless asked otherwise."""
@@ -62,12 +65,13 @@ def sample_numbers(graph: LevelGraph, learner: Learner) -> int:
 
 def optimizer_numbers(graph: LevelGraph) -> dict[str, int]:
     """For each learner in the rule of an outer level, the numbers it holds for all tensors of the level."""
-    sizes = {graph.parameter_name(m): size_of(m.axes) for m in graph.parameters}
     found: dict[str, int] = {}
-    for _, learner, name in optimizer_keys(graph):
-        found[learner] = found.get(learner, 0) + sizes[name]
+    for state in outer_states(graph):
+        if all(size >= 0 for size in state.shape):
+            found[state.learner] = found.get(state.learner, 0) + math.prod(state.shape)
     return found
 
 
 def parameter_numbers(learner: Learner) -> int:
-    return size_of(learner.axes) if learner.init.learned else 0
+    """The numbers of a learned tensor; 0 where its size is not known, in a rule by itself."""
+    return size_of(learner.axes) if learner.init.learned and not any(axis.size < 0 for axis in learner.axes) else 0

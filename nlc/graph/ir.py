@@ -269,6 +269,17 @@ class Learner:
         return word if word != "each" and self.selector is None else None
 
     @property
+    def folds_updates(self) -> str | None:
+        """`sum`, `mean` or `last`: a slow learner of a rule, updated at the last of several updates of its host."""
+        return self.fold.get("update")
+
+    @property
+    def adds_up(self) -> str | None:
+        """`sum` or `mean`, where the gradients of a period are added up."""
+        word = self.folds or self.folds_updates
+        return word if word in ("sum", "mean") else None
+
+    @property
     def base(self) -> str:
         """Its id without the tensor: states of rules are called `S.momentum.W1`."""
         return self.group or self.id

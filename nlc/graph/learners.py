@@ -162,7 +162,8 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
             every.span,
             f"{place} the clock is {' or '.join(wanted)}",
         )
-    if every.clock != "token" and count != 1:
+    slow = b.host is not None and b.host.sharing == "shared"
+    if every.clock != "token" and count != 1 and not slow:
         b.fail(codes.NotCompiledYet, f"a period of {count} {every.clock}s is not compiled yet", every.span)
     return Clock(every.clock, int(count))
 
@@ -388,7 +389,7 @@ def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -
 
 def weighs(learner: Learner, writes: int) -> bool:
     """Does each gradient have a rate of its own, before they are added?"""
-    return writes > 1 or learner.folds in ("sum", "mean") or any(write.rate is not None for write in learner.writes)
+    return writes > 1 or learner.adds_up is not None or any(write.rate is not None for write in learner.writes)
 
 
 def _weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, context: Context) -> Write:
@@ -521,7 +522,7 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
         return b.add(Flow(id, "gradient", attrs={"learner": learner.id}, axes=axes, host=learner.id, span=span))
     here = Context(learner.id, host=learner.id)
     parts: list[str] = []
-    whole = f"{id}:sample" if learner.folds in ("sum", "mean") else id
+    whole = f"{id}:sample" if learner.adds_up else id
     for number, write in enumerate(learner.writes):
         attrs: dict[str, Attribute] = {"learner": learner.id, "write": number}
         axes = (*learner.of_a_token, *learner.axes)
@@ -536,9 +537,9 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
 
 def _period(b: Builder, learner: Learner, sample: str, id: str, span: Span, here: Context) -> str:
     """The sum over the tokens of a period, or their mean."""
-    name = id if learner.folds == "sum" else f"{id}:sum"
+    name = id if learner.adds_up == "sum" else f"{id}:sum"
     total = b.node("folded", [sample], span, here, name, learner=learner.id)
-    if learner.folds == "sum":
+    if learner.adds_up == "sum":
         return total
     assert learner.clock is not None
     return b.node("div", [total, b.constant(learner.clock.period, span)], span, here, id)
@@ -549,7 +550,7 @@ def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults
     if learner.samples is not None and learner.samples.name != STEPS:
         return {learner.samples.name: "each"}
     span = write.spans.get("fold", write.span)
-    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1:
+    if learner.clock is None or learner.clock.period == 1:
         if write.fold is not None:
             b.fail(codes.NotCompiledYet, "`fold` has no effect where a period holds one sample", span, "leave it out")
         return {}
@@ -557,13 +558,15 @@ def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults
         word = write.fold["token"]
     else:
         word = write.fold.name if isinstance(write.fold, Name) else _default(defaults, "fold", "sum")
+    if learner.clock.unit == "update" and word not in ("sum", "mean", "last"):
+        b.fail(codes.NotCompiledYet, f"`fold: {word}` in a rule is not compiled yet", span, "`sum`, `mean` and `last` are")
     if word in ("sum", "mean"):
         help = "`at: start` is the state within the period; `fold: each` makes one update a token"
         if write.solve == "implicit":
             b.fail(codes.NotCompiledYet, f"`solve: implicit` with `fold: {word}` is not compiled yet", write.spans["solve"], "`fold: last`")
         if at == "decayed":
             b.fail(codes.NotCompiledYet, f"`at: decayed` with `fold: {word}` is not compiled yet", write.spans["at"], help)
-    return {"token": word}
+    return {learner.clock.unit: word}
 
 
 def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language.Write, defaults: list[tuple[str, str]]) -> Learner:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from nlc.graph.ir import Flow, Learner, LevelGraph
-from nlc.graph.state import root_of
+from nlc.graph.ir import Flow, Init, Learner, LevelGraph, size_of
+from nlc.graph.state import ZEROS, root_of
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,108 @@ class Outer:
             at = self.graph.learners[at.host]
         return count
 
+    @cached_property
+    def periods(self) -> tuple[int, ...]:
+        """The periods of its slow learners, in updates, each once."""
+        return tuple(sorted({self.period(m) for m in self.inner} - {1}))
+
+    def due_together(self) -> tuple[tuple[int, ...], ...]:
+        """The sets of periods that end at one update, none first."""
+        sets = itertools.chain.from_iterable(itertools.combinations(self.periods, n) for n in range(len(self.periods) + 1))
+        ends = [math.lcm(*chosen) if chosen else 0 for chosen in sets]
+        return tuple(dict.fromkeys(tuple(p for p in self.periods if end and end % p == 0) for end in ends))
+
+    def is_due(self, learner: Learner, due: tuple[int, ...]) -> bool:
+        """Is a learner of the rule updated where these periods end?"""
+        return self.period(learner) in (1, *due)
+
+    def gathered(self, learner: Learner) -> tuple[Flow, ...]:
+        """What a slow learner adds up over its period, where it does."""
+        return tuple(f for f in self.graph.flows.values() if f.op == "folded" and f.attr("learner") == learner.id)
+
+    def sum_of(self, learner: str) -> str:
+        """The key of what a slow learner has added up so far."""
+        return f"{learner}.sum"
+
+    def learner_of(self, key: str) -> str:
+        """The learner that a key of a state belongs to."""
+        return key if key in self.graph.learners else key.removesuffix(".sum")
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The states that there is one of for each tensor: learners, and what slow ones have added up."""
+        return tuple(key for m in self.of_tensors for key in (m.id, *(self.sum_of(m.id) for _ in self.gathered(m))))
+
     def totals(self, *roots: str) -> tuple[Flow, ...]:
         """The sums over all tensors that these flows are made of, in order."""
         needed = self.graph.upstream(*roots)
         return tuple(flow for flow in self.graph.flows.values() if flow.op == "total" and flow.id in needed)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """How a weight is seen by a rule for matrices [O, I], values times keys.
+
+    It has `copies` axes that count matrices, then `first` axes of its keys, then those of its values; `transposed`: the values first.
+    """
+
+    copies: int
+    first: int
+    transposed: bool
+
+
+def matrix_of(learner: Learner) -> Matrix | None:
+    """None for a tensor that is no matrix: a vector, the taps of a convolution."""
+    store = learner.store
+    if store.form not in ("map", "table", "tensor") or not store.in_axes or not store.out_axes:
+        return None
+    return Matrix(len(learner.per), len(store.out_axes if store.transposed else store.in_axes), store.transposed)
+
+
+@dataclass(frozen=True)
+class OuterState:
+    """A tensor that an outer level keeps beside its weights: of one `parameter`, or of all (None).
+
+    `like`: it has the shape of the parameter, and is seen as it is seen. `init` is its first value.
+    """
+
+    key: str
+    learner: str
+    parameter: str | None
+    shape: tuple[int, ...]
+    like: bool
+    init: Init
+
+
+def outer_states(graph: LevelGraph) -> tuple[OuterState, ...]:
+    """The states of all outer levels, by the keys that a run keeps them under; beside them `step` counts updates."""
+    return tuple(state for outer in owners(graph) for state in _states(outer))
+
+
+def _states(outer: Outer) -> Iterator[OuterState]:
+    graph = outer.graph
+    for m in outer.shared:
+        yield OuterState(m.id, m.id, None, (), False, m.init)
+    for key in outer.keys:
+        m = graph.learners[outer.learner_of(key)]
+        for parameter in (graph.learners[id] for id in outer.owner.owns):
+            name = graph.parameter_name(parameter)
+            shape = _shape(outer, m, parameter)
+            like = shape is None
+            whole = tuple(axis.size for axis in parameter.axes)
+            yield OuterState(f"{key}.{name}", m.id, name, whole if shape is None else shape, like, m.init if key == m.id else ZEROS)
+
+
+def _shape(outer: Outer, learner: Learner, parameter: Learner) -> tuple[int, ...] | None:
+    """The shape of a state that is not of the shape of its parameter."""
+    if learner.axes == outer.owner.axes:
+        return None
+    seen = matrix_of(parameter)
+    if seen is None or not learner.axes:
+        return tuple(axis.size for axis in learner.axes)
+    store = parameter.store
+    sizes = dict(zip((axis.name for axis in outer.owner.axes), (size_of(store.out_axes), size_of(store.in_axes)), strict=True))
+    return tuple(axis.size for axis in parameter.per) + tuple(sizes.get(axis.name, axis.size) for axis in learner.axes)
 
 
 def owners(graph: LevelGraph) -> tuple[Outer, ...]:

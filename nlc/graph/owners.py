@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterator
 from dataclasses import replace
 
 import networkx as nx
 
 from nlc.diagnostics import Diagnostic
 from nlc.graph import codes
+from nlc.graph.alone import is_alone
 from nlc.graph.edges import to_networkx
-from nlc.graph.ir import Learner, LevelGraph
-from nlc.language.expression import Binary, Call, Expr, Name, Number, Unary, to_text
+from nlc.graph.ir import ANY, Learner, LevelGraph, show_axes
+from nlc.graph.outer import matrix_of
+from nlc.language.expression import Binary, Call, Expr, Name, Number, Text, Unary, parts_of, to_text
+from nlc.language.wording import did_you_mean, listed
 
 
 class _BadSelector(Exception):
@@ -24,13 +29,14 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
     if not owners:
         return graph
     owner: dict[str, str] = {}
+    norms = {str(flow.attr("learner")) for flow in graph.flows.values() if flow.op in ("rmsnorm", "layernorm")}
     for learner in sorted(owners, key=_is_rest):
         assert learner.selector is not None
         for parameter in graph.parameters:
             try:
-                takes = parameter.id not in owner if _is_rest(learner) else _selects(learner.selector, parameter)
+                takes = parameter.id not in owner if _is_rest(learner) else _selects(learner.selector, parameter, norms)
             except _BadSelector as bad:
-                help = "`owns` is made of `rest`, `rank == n`, `under(name)`, `and`, `or`, `not`"
+                help = f"`owns` is made of {listed(SELECTORS)}, `and`, `or`, `not`"
                 diagnostics.append(codes.NotAValue(f"`{to_text(bad.expr)}` does not select tensors", bad.expr.span, help))
                 return graph
             if takes and parameter.id in owner:
@@ -44,7 +50,7 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
             diagnostics.append(codes.MissingPart(f"nobody owns `{parameter.id}`", parameter.span, "add a learner with `owns: rest`"))
     for learner in owners:
         if learner.id not in owner.values() and not diagnostics:
-            way_out = "a spec has parameters where it uses `linear`, norms or `init: learned`" if _is_rest(learner) else None
+            way_out = _near(graph, learner.selector) if not _is_rest(learner) else WHERE
             diagnostics.append(codes.MissingPart(f"`{learner.id}` owns no tensor: its selector takes none", learner.span, way_out))
     learners = {
         id: replace(learner, owns=tuple(p for p, o in owner.items() if o == id)) if learner.selector is not None else learner
@@ -52,8 +58,20 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
     }
     owned = graph.with_(learners=learners)
     if not diagnostics:
-        diagnostics += _idle_owners(owned)
+        diagnostics += [*_idle_owners(owned), *_no_matrices(owned)]
     return owned
+
+
+def _no_matrices(graph: LevelGraph) -> Iterator[Diagnostic]:
+    """Tensors that are no matrices, owned by a learner whose rule is for matrices."""
+    for owner in graph.learners.values():
+        if owner.owns and ANY not in owner.axes and not is_alone(graph):
+            wrong = [graph.learners[id] for id in owner.owns if matrix_of(graph.learners[id]) is None]
+            if wrong:
+                names = ", ".join(f"`{m.id}` {show_axes(m.axes)}" for m in wrong[:3]) + (" .." if len(wrong) > 3 else "")
+                text = f"the rule of `{owner.id}` is for matrices; {names} {'are none' if len(wrong) > 1 else 'is none'}"
+                help = "`owns: matrix` takes matrices only; give the others to a second learner with `owns: rest`"
+                yield codes.ShapeMismatch(text, owner.span, help, (("declared here", wrong[0].span),))
 
 
 def _idle_owners(graph: LevelGraph) -> list[Diagnostic]:
@@ -71,16 +89,38 @@ def _is_rest(learner: Learner) -> bool:
     return learner.selector == learner.selector and isinstance(learner.selector, Name) and learner.selector.name == "rest"
 
 
-def _selects(selector: Expr, parameter: Learner) -> bool:
+SELECTORS = ("rest", "matrix", "embedding", "norm", "rank == n", "under(name)", "matches('h.*.W')")
+WHERE = "a spec has parameters where it uses `linear`, norms or `init: learned`"
+
+
+def _selects(selector: Expr, parameter: Learner, norms: set[str]) -> bool:
     match selector:
         case Binary(op="and", left=left, right=right):
-            return _selects(left, parameter) and _selects(right, parameter)
+            return _selects(left, parameter, norms) and _selects(right, parameter, norms)
         case Binary(op="or", left=left, right=right):
-            return _selects(left, parameter) or _selects(right, parameter)
+            return _selects(left, parameter, norms) or _selects(right, parameter, norms)
         case Unary(op="not", operand=operand):
-            return not _selects(operand, parameter)
+            return not _selects(operand, parameter, norms)
         case Binary(op="==", left=Name(name="rank"), right=Number(value=rank)):
             return len(parameter.axes) == rank
+        case Name(name="matrix"):
+            return matrix_of(parameter) is not None and parameter.store.form != "table"
+        case Name(name="embedding"):
+            return parameter.store.form == "table"
+        case Name(name="norm"):
+            return parameter.id in norms
         case Call(function="under", args=(Name(name=name),), kwargs=()):
             return name in parameter.id.split(".")
+        case Call(function="matches", args=(Text(value=pattern),), kwargs=()):
+            return fnmatch.fnmatchcase(parameter.id, pattern)
     raise _BadSelector(selector)
+
+
+def _near(graph: LevelGraph, selector: Expr | None) -> str | None:
+    """A name of the graph that is like one asked for with `under`."""
+    known = sorted({part for parameter in graph.parameters for part in parameter.id.split(".")})
+    asked = [part.args[0] for part in parts_of(selector) if isinstance(part, Call) and part.function == "under"] if selector else []
+    for name in asked:
+        if isinstance(name, Name) and name.name not in known:
+            return did_you_mean(name.name, known) or f"no tensor has `{name.name}` in its name; names have {', '.join(known)}"
+    return None

@@ -125,17 +125,3 @@ def context_keys(learner: Learner, number: int) -> tuple[str, str]:
     """The states of the samples of one of its writes: `S.keys` and `S.values`, of a second write `S.keys.2`."""
     ending = f".{number + 1}" if number else ""
     return f"{learner.id}.keys{ending}", f"{learner.id}.values{ending}"
-
-
-def optimizer_keys(graph: LevelGraph) -> tuple[tuple[str, str, str], ...]:
-    """(key, learner, parameter) of the outer levels' states, one tensor for each parameter they own; `step` counts updates."""
-    found = []
-    for learner in graph.learners.values():
-        if learner.host is not None and learner.sharing == "shared" and learner.writes:
-            owner = learner
-            while owner.host is not None:
-                owner = graph.learners[owner.host]
-            for id in owner.owns:
-                name = graph.parameter_name(graph.learners[id])
-                found.append((f"{learner.id}.{name}", learner.id, name))
-    return tuple(found)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, pred_id, size_of
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, pred_id, size_of
 from nlc.graph.ops import carries
+from nlc.graph.outer import matrix_of, outer_states, owners
 from nlc.graph.state import (
     StateTensor,
     context_keys,
@@ -23,7 +24,6 @@ from nlc.graph.state import (
     longest_window,
     needs_anchor,
     needs_kept,
-    optimizer_keys,
     sample_axes,
     state_tensors,
 )
@@ -152,16 +152,23 @@ class Reference:
 
     def train_step(self, inputs: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> tuple[Tensor, Tensors, Tensors]:
         """(loss, new parameters, new states of the outer levels); `optimizer` is {} before the first step."""
+        from nlc.reference.outer import OuterUpdate
+
         names = list(self.parameters)
         leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
         machine = Reference(self.graph, leaves, self.dtype)
         loss = machine.fold(machine.run(inputs)[0])
         gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
-        state = dict(optimizer) or {"step": torch.zeros((), dtype=torch.int64)}
+        first = {each.key: draw(each.init, each.shape, None, self.dtype) for each in outer_states(self.graph)}
+        state = {"step": torch.zeros((), dtype=torch.int64), **first, **optimizer}
         new, params = {"step": state["step"] + 1}, dict(self.parameters)
-        for owner in (m for m in self.graph.learners.values() if m.owns):
-            update = OuterUpdate(self, owner, gradients, state)
-            params.update(update.weights())
+        tensors = {self.graph.parameter_name(m): m for m in self.graph.parameters}
+        for outer in owners(self.graph):
+            mine = [self.graph.parameter_name(self.graph.learners[id]) for id in outer.owner.owns]
+            seen = {name: None if ANY in outer.owner.axes else matrix_of(tensors[name]) for name in mine}
+            weights = {name: self.parameters[name] for name in mine}
+            update = OuterUpdate(self, outer, weights, gradients, state, seen)
+            params.update(update.weights(weights))
             new.update(update.states())
         return loss.detach(), params, new
 
@@ -171,7 +178,7 @@ class Tick:
 
     def __init__(self, machine: Reference, inputs: Mapping[str, Tensor], t: int, old: Tensors) -> None:
         self.machine, self.graph, self.inputs, self.t = machine, machine.graph, inputs, t
-        self.old = dict(old)
+        self.old: dict[str, Any] = dict(old)
         self.values: dict[str, Any] = {}
         self.new: Tensors = {}
         self.slopes: dict[str, Tensors] = {}
@@ -613,7 +620,7 @@ class Tick:
             elif item.kind in ("position", "place"):
                 self.new[item.key] = self.old[item.key] + 1
         for flow in self.graph.flows.values():
-            if flow.op == "folded" or carries(flow):
+            if (flow.op == "folded" and f"{flow.attr('learner')}.sum" in self.old) or carries(flow):
                 self.flow(flow.id)
         return {item.key: self.new[item.key] for item in self.machine.states}
 
@@ -655,75 +662,3 @@ class SampleTick(Tick):
         """A keep without an entry for each sample acts before the first."""
         once = learner.host is None and learner.keep is not None and self.axis not in self.token.graph.flows[learner.keep].axes
         return torch.ones((), dtype=self.machine.dtype) if once and self.number > 0 else super()._own_keep(learner)
-
-
-class OuterUpdate(Tick):
-    """One tick of an outer level: the same flows, with a dict of tensors where a flow has the axes of the weights."""
-
-    def __init__(self, machine: Reference, owner: Learner, gradients: Tensors, state: Tensors) -> None:
-        self.owner, self.step = owner, state["step"]
-        names = {id: machine.graph.parameter_name(machine.graph.learners[id]) for id in owner.owns}
-        old: dict[str, Any] = {
-            learner: {name: state.get(f"{learner}.{name}", self._first(machine, learner, name)) for name in names.values()}
-            for _, learner, _ in optimizer_keys(machine.graph)
-        }
-        super().__init__(machine, {}, 0, old)
-        self.names = list(names.values())
-        self.values[f"{owner.id}.gradient"] = {name: gradients[name] for name in self.names}
-
-    def _begin(self) -> None:
-        """The clock of an outer level has no periods longer than one step, and no sequences."""
-
-    def compute(self, flow: Flow, args: list[Any]) -> Any:
-        if flow.op == "total":
-            return torch.stack([x.sum() for x in args[0].values()]).sum().reshape(1)
-        if flow.op == "age":
-            return (self.step + 1).to(self.machine.dtype).reshape(1)
-        if flow.op == "sum":
-            return {name: x.sum() for name, x in args[0].items()}
-        return super().compute(flow, args)
-
-    def gradient(self, learner: Learner, number: int = 0) -> Any:
-        """The gradient of a learner inside the rule, tensor by tensor."""
-        (write,) = learner.writes
-        assert write.pred is not None
-        w = {name: x.detach().requires_grad_() for name, x in self.base(learner).items()}
-        self.values[write.pred] = w
-        losses: Tensors = self.flow(write.loss)
-        grads = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(w.values()), materialize_grads=True)
-        return dict(zip(w, grads, strict=True))
-
-    def base(self, learner: Learner) -> Any:
-        if learner.at == "decayed" and learner.keep is not None:
-            return elementwise("mul", [self.flow(learner.keep), self.old[learner.id]], [(), ()], ())
-        return self.old[learner.id]
-
-    def _first(self, machine: Reference, learner: str, name: str) -> Tensor:
-        return draw(machine.graph.learners[learner].init, tuple(machine.parameters[name].shape), None, machine.dtype)
-
-    def _keep(self, learner: Learner, keep: str | None) -> Any:
-        return self.flow(keep) if keep is not None else torch.ones(1, dtype=self.machine.dtype)
-
-    def _advanced(self, learner: Learner, old: Any) -> Any:
-        assert learner.rule.step is not None
-        kept = elementwise("mul", [self._keep(learner, learner.keep), old], [(), ()], ())
-        kept = elementwise("mul", [self._keep(learner, learner.rule.keep), kept], [(), ()], ())
-        return elementwise("add", [kept, self.flow(learner.rule.step)], [(), ()], ())
-
-    def update(self, learner: Learner) -> Any:
-        if learner.id not in self.new:
-            self.new[learner.id] = self._advanced(learner, self.old[learner.id])
-        return self.new[learner.id]
-
-    def weights(self) -> Tensors:
-        mine = {name: self.machine.parameters[name].detach() for name in self.names}
-        new: Tensors = self._advanced(self.owner, mine)
-        return new
-
-    def states(self) -> Tensors:
-        learners = {learner for _, learner, name in optimizer_keys(self.graph) if name in self.names}
-        return {f"{id}.{name}": x.detach() for id in learners for name, x in self._by_name(id).items()}
-
-    def _by_name(self, id: str) -> Tensors:
-        new: Tensors = self.update(self.graph.learners[id])
-        return new

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from nlc.diagnostics import UsageError
+from nlc.graph.alone import is_alone
 from nlc.graph.ir import Backprop, LevelGraph
 from nlc.passmanager import Stage
 from nlc.program.program import schedule
@@ -21,7 +23,12 @@ def unrolled(graph: LevelGraph) -> LevelGraph:
 
 
 def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int, export: bool = False) -> CompiledSpec:
-    """`export`: the generated module is in its form for export; see `generate`."""
+    """`export`: the generated module is in its form for export; see `generate`.
+
+    Raises UsageError for a rule by itself, which computes no loss.
+    """
+    if is_alone(graph):
+        raise UsageError(f"`{graph.name}` is a rule: it updates weights and computes nothing of them; `nlc.optimizer` compiles it")
     if export or backend == "iree":
         graph = unrolled(graph)
     known: dict[str, Any] = {"graph": graph, "stages": stages, "backend": backend, "program": None, "source": ""}

@@ -153,17 +153,17 @@ class RuleOptimizer(torch.optim.Optimizer):
             state = self.state[p]
             if not state:
                 state["step"] = 0
-                state.update({name: rule.begin(learner, _seen(rule, p)) for name, learner in rule.states.items()})
+                state.update({name: rule.begin(name, _seen(rule, p)) for name in rule.states})
             state["step"] += 1
             by_age.setdefault((state["step"], p.dtype, p.device), []).append(p)
         numbers = [torch.tensor(float(group[self._alias.get(name, name)]), dtype=torch.float64) for name in rule.params]
         shared = group.setdefault(SHARED, {}) if rule.shared else {}
-        for name, learner in rule.shared.items():
-            shared.setdefault(name, torch.full((), learner.init.number, dtype=torch.float64))
+        for name, first in rule.shared.items():
+            shared.setdefault(name, torch.tensor(first, dtype=torch.float64))
         for (age, _, _), tensors in by_age.items():
-            columns = [[_seen(rule, p) for p in tensors], [_seen(rule, p.grad) for p in tensors if p.grad is not None]]
-            columns += [[self.state[p][name] for p in tensors] for name in rule.states]
-            rule.apply(columns, age, numbers, [shared[name] for name in rule.shared])
+            states = {name: [self.state[p][name] for p in tensors] for name in rule.states}
+            gradients = [_seen(rule, p.grad) for p in tensors if p.grad is not None]
+            rule.apply([_seen(rule, p) for p in tensors], gradients, states, age, numbers, shared)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of torch. Raises DataError (NLC732) for states that are not those of this rule; nothing is taken over then."""
@@ -181,7 +181,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _misfits(self, rule: CompiledRule, name: str, p: Tensor, saved: Mapping[str, Any]) -> Iterator[Diagnostic]:
         wanted: dict[str, list[int] | None] = {"step": None}
-        wanted |= {learner: list(rule.begin(m, _seen(rule, p)).shape) for learner, m in rule.states.items()}
+        wanted |= {state: list(rule.begin(state, _seen(rule, p)).shape) for state in rule.states}
         help = f"the state of another rule? that of `{self.spec.name}` holds {', '.join(wanted)}"
         for learner in wanted.keys() - saved.keys():
             yield codes.StateMisfit(f"the state of the parameter {name} has no `{learner}`", NOWHERE, help)

@@ -12,7 +12,8 @@ from torch import Tensor
 from nlc.backends.torch_module.outer import OuterUpdate
 from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.build import build
-from nlc.graph.ir import ANY, Axes, Learner, LevelGraph
+from nlc.graph.ir import ANY, Axes, LevelGraph
+from nlc.graph.outer import Outer, owners
 from nlc.language.library import Library
 from nlc.language.spec import Spec
 from nlc.passmanager import PassManager
@@ -34,14 +35,19 @@ class CompiledRule:
         return self.update.params
 
     @property
-    def states(self) -> dict[str, Learner]:
-        """The learners that there is one of for each tensor, by name."""
-        return {self._name(id): self.graph.learners[id] for id in self.update.states}
+    def outer(self) -> Outer:
+        """The owner of the weights and the learners of its rule."""
+        return owners(self.graph)[0]
 
     @property
-    def shared(self) -> dict[str, Learner]:
-        """The learners that there is one of for all tensors, each one number."""
-        return {self._name(id): self.graph.learners[id] for id in self.update.shared}
+    def states(self) -> tuple[str, ...]:
+        """The states that there is one of for each tensor, by name: learners, and what slow ones have added up."""
+        return tuple(map(self._name, self.outer.keys))
+
+    @property
+    def shared(self) -> dict[str, float]:
+        """The first values of the learners that there is one of for all tensors, each one number."""
+        return {self._name(m.id): m.init.number for m in self.outer.shared}
 
     @property
     def axes(self) -> Axes:
@@ -56,30 +62,43 @@ class CompiledRule:
     def _name(self, id: str) -> str:
         return id.removeprefix(f"{self.update.owner}.")
 
-    def begin(self, learner: Learner, w: Tensor) -> Tensor:
-        """The first state of a learner for a tensor: of its shape, or of the sizes of its axes."""
+    def begin(self, state: str, w: Tensor) -> Tensor:
+        """The first value of a state of a tensor: of its shape, or of the sizes of its axes."""
+        key = f"{self.update.owner}.{state}"
+        learner = self.graph.learners[self.outer.learner_of(key)]
         sizes = {} if ANY in self.axes else {axis.name: size for axis, size in zip(self.axes, w.shape, strict=True)}
         shape = w.shape if ANY in learner.axes else tuple(sizes.get(axis.name, axis.size) for axis in learner.axes)
+        if key not in self.graph.learners:
+            return torch.zeros(shape, dtype=w.dtype, device=w.device)
         if learner.init.distribution == "eye":
             return torch.eye(*shape, dtype=w.dtype, device=w.device)
         return torch.full(shape, learner.init.number, dtype=w.dtype, device=w.device)
 
-    def apply(self, columns: list[list[Tensor]], age: int, params: list[Tensor], shared: list[Tensor]) -> None:
-        """One update, in place. columns: weights, gradients, then the states, a tensor of each in a row; `age` counts this update."""
-        module, update = self.module, self.update
+    def apply(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        states: dict[str, list[Tensor]],
+        age: int,
+        params: list[Tensor],
+        shared: dict[str, Tensor],
+    ) -> None:
+        """One update, in place, of tensors of one device; `age` counts this update. states, shared: by name."""
+        module, name, variant = self.module, self.update.name, self.update.variant(age)
+        columns = [weights, gradients, *(states[self._name(key)] for key in variant.states)]
+        known = [shared[self._name(key)] for key in variant.shared]
         counted = torch.tensor(age, dtype=torch.float64)
-        sums = (
-            module.summed(getattr(module, f"{update.name}_total"), columns, (counted, *params), update.summed_elementwise)
-            if update.sums
-            else []
-        )
+        sums: list[Tensor] = []
+        if variant.sums:
+            total = getattr(module, f"{name}_total{variant.suffix}")
+            sums = module.summed(total, columns, (counted, *params), variant.summed_elementwise)
         numbers: list[Tensor] = []
-        if update.numbers or update.shared:
-            made = getattr(module, f"{update.name}_numbers")(counted, *params, *shared, *sums)
-            for old, new in zip(shared, made[update.numbers :], strict=True):
+        if variant.numbers or known:
+            made = getattr(module, f"{name}_numbers{variant.suffix}")(counted, *params, *known, *sums)
+            for old, new in zip(known, made[variant.numbers :], strict=True):
                 old.copy_(new)
-            numbers = [x.to(columns[0][0].device) for x in made[: update.numbers]]
-        module.each_tensor(getattr(module, f"{update.name}_update"), columns, numbers, update.elementwise)
+            numbers = [x.to(weights[0].device) for x in made[: variant.numbers]]
+        module.each_tensor(getattr(module, f"{name}_update{variant.suffix}"), columns, numbers, variant.elementwise)
 
 
 def compile_rule(spec: Spec, constants: Mapping[str, float], backend: str, library: Library | None = None) -> CompiledRule:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 OP = f"ops/{Library().names('ops')[0]}"
 MODEL = f"models/{Library().names('models')[0]}"
 RULE = f"optimizers/{Library().names('optimizers')[0]}"
+OBJECTIVE = f"objectives/{Library().names('objectives')[0]}"
 
 SMALL = """nlc: 1
 name: small

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import OP, RULE, SMALL, WRONG, nlc, spec_file
+from tests.cli.running import OBJECTIVE, OP, RULE, SMALL, WRONG, nlc, spec_file
 
 FORMS = ["graph", "source", "spec"]
 
@@ -50,15 +50,20 @@ def test_graphs_are_compared_after_a_pass() -> None:
 
 
 def test_parts_are_compared_as_specs() -> None:
-    assert nlc("diff", RULE, RULE, "--as", "spec").code == 0
+    assert nlc("diff", OBJECTIVE, OBJECTIVE, "--as", "spec").code == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rules_have_a_graph_and_a_source(form: str) -> None:
+    assert nlc("diff", RULE, RULE, "--as", form).code == 0
 
 
 @pytest.mark.parametrize("form", ["graph", "source"])
 def test_parts_have_no_graph(form: str) -> None:
-    ran = nlc("diff", RULE, RULE, "--as", form)
+    ran = nlc("diff", OBJECTIVE, OBJECTIVE, "--as", form)
 
     assert ran.code == 2
-    assert "is a rule and has no graph of its own: `--as spec` compares its entries" in ran.err
+    assert "is an objective and has no graph of its own: `--as spec` compares its entries" in ran.err
 
 
 @pytest.mark.parametrize("form", FORMS)

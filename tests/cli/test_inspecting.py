@@ -6,7 +6,7 @@ import pytest
 
 from nlc.cli.explaining import known_codes
 from nlc.passmanager import DEFAULT
-from tests.cli.running import MODEL, OP, ROOT, RULE, SMALL, WRONG, nlc, spec_file
+from tests.cli.running import MODEL, OBJECTIVE, OP, ROOT, RULE, SMALL, WRONG, nlc, spec_file
 
 LIBRARY = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "specs").glob("*/*.yaml"))]
 
@@ -199,7 +199,7 @@ def test_graph_takes_other_dims(tmp_path: Path) -> None:
 
 
 def test_graph_refuses_a_part_with_its_line() -> None:
-    ran = nlc("graph", RULE)
+    ran = nlc("graph", OBJECTIVE)
 
     assert ran.code == 1
     assert "error[NLC204]" in ran.err

@@ -71,6 +71,7 @@ HOSTS = {
     "stores": {
         "matrix": "levels: {m: {every: 1 token, learners: {S: {store: {matrix: [K, V]}, learn: {key: k, value: v}}}}}\noutputs: {o: S(k)}",
         "vector": "levels: {m: {every: 1 token, learners: {S: {store: {vector: [V]}, learn: {value: v}}}}}\noutputs: {o: S()}",
+        "scalar": "levels: {m: {every: 1 token, learners: {S: {store: {scalar: []}, learn: {value: sum(v)}}}}}\noutputs: {o: S()}",
         "mlp": DEEP.replace("STORE", "{mlp: [K, 5, V]}"),
         "mlp3": DEEP.replace("STORE", "{mlp3: [K, 5, 6, V]}"),
         "mlp4": DEEP.replace("STORE", "{mlp4: [K, 5, 6, 7, V]}"),

@@ -66,7 +66,8 @@ def test_copies_go_on_alike() -> None:
 def test_groups_have_their_own_values_and_may_be_edited() -> None:
     params, others = weights(), weights()
     ours = made("adamw", [{"params": params[:2], "lr": 0.1, "decay": 0.0}, {"params": params[2:]}], lr=0.01)
-    theirs = torch.optim.AdamW([{"params": others[:2], "lr": 0.1, "weight_decay": 0.0}, {"params": others[2:]}], lr=0.01)
+    groups: list[dict[str, Any]] = [{"params": others[:2], "lr": 0.1, "weight_decay": 0.0}, {"params": others[2:]}]
+    theirs = torch.optim.AdamW(groups, lr=0.01)
     for optimizer, its in ((ours, params), (theirs, others)):
         train(optimizer, its, gradients(params, 3))
         optimizer.param_groups[1]["lr"] = 0.2

@@ -13,7 +13,7 @@ from nlc.language.library import Library
 from tests.conformance.comparing import VECTORS, check_vector, read_vector
 
 ROOT = Path(__file__).parents[2]
-WORDS_OF_THE_FIELD = {"matrix", "vector", "dot", "square"}
+WORDS_OF_THE_FIELD = {"matrix", "vector", "scalar", "dot", "square"}
 """Stems of library files that are ordinary words, which code may use in their ordinary sense."""
 
 

@@ -1,0 +1,100 @@
+"""Outer levels of whole models: groups of weights with rules of their own, matrices and slow learners among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import nlc
+from nlc.reference.interpreter import Reference
+
+MODEL = """\
+nlc: 1
+name: grouped
+dims: {{vocab: 11, d: 6, H: 2, K: 3}}
+inputs: {{tokens: {{index: vocab}}}}
+uses: {{muon: optimizers/muon, m3: optimizers/m3, adamw: optimizers/adamw, nadam: optimizers/nadam}}
+flows:
+  x: embed(tokens, vocab, d)
+  k: l2norm(linear(rmsnorm(x), [H, K]))
+  y: x + linear(S(k), d) + linear(f(x), d)
+  logits: unembed(rmsnorm(y), vocab)
+loss: cross_entropy(logits, next(tokens))
+templates: {{outer: {{scope: shared, read: start, learn: {{minimize: loss, fold: {{row: mean, token: mean}}}}}}}}
+levels:
+  never: {{learners: {{f: {{store: {{params: {{A: [d, d]}}, call: z -> silu(A @ z)}}, init: learned}}}}}}
+  memory:
+    every: 1 token
+    learners:
+      S: {{store: {{matrix: [K, K]}}, per: [H], init: learned, learn: {{key: k, value: k, rate: 0.1}}}}
+  training:
+    every: 1 step
+    learners:
+{learners}
+outputs: {{logits: logits}}
+"""
+
+
+def group(name: str, owns: str, rule: str) -> str:
+    return f"      {name}: {{use: outer, owns: {owns}, learn: {{rule: {{{rule}}}}}}}\n"
+
+
+GROUPS = (
+    group("matrices", "matrix and not under(unembed) and not under(S)", "muon: {rate: 0.02}")
+    + group("memories", "under(S)", "m3: {lr: 0.02, period: 3, eps: 1.0e-2}")
+    + group("table", "embedding or matches('*.unembed')", "adamw: {lr: 1.0e-2}")
+    + group("others", "rest", "nadam: {}")
+)
+ADAMW = "adamw: {}"
+
+
+def written(folder: Path, learners: str) -> Path:
+    file = folder / "grouped.yaml"
+    file.write_text(MODEL.format(learners=learners))
+    return file
+
+
+def test_groups_train_as_the_reference_says(tmp_path: Path) -> None:
+    compiled = nlc.compile(written(tmp_path, GROUPS), backend="eager").double()
+    graph = compiled.stages[0].graph
+    known: dict[str, Tensor] = {name: p.detach().clone() for name, p in compiled.named_parameters()}
+    tokens = {"tokens": torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(0))}
+    state: dict[str, Tensor] | None = None
+    wanted: dict[str, Tensor] = {}
+    for _ in range(4):
+        loss, state = compiled.train_step(tokens, state)
+        right, known, wanted = Reference(graph, known).train_step(tokens, wanted)
+
+        assert abs(loss - right) < 1e-12
+        assert state.keys() == wanted.keys()
+        for name, p in compiled.named_parameters():
+            assert (p - known[name]).abs().max() < 1e-10, name
+        for key, x in state.items():
+            assert (x - wanted[key]).abs().max() < 1e-9 * max(1.0, float(wanted[key].abs().max())), key
+
+    owned = {m.id: m.owns for m in graph.learners.values() if m.owns}
+    assert owned["memories"] == ("S",)
+    assert set(owned["table"]) == {"x.embed", "logits.unembed"}
+    assert "f" in owned["matrices"]
+    assert all("rmsnorm" in id for id in owned["others"])
+
+
+@pytest.mark.parametrize(
+    ("learners", "message"),
+    [
+        (group("all", "rest", "muon: {}"), "the rule of `all` is for matrices"),
+        (group("a", "under(embet)", ADAMW) + group("b", "rest", ADAMW), "did you mean `embed`?"),
+        (group("a", "matrx", ADAMW), "`owns` is made of"),
+        (group("a", "matrix", ADAMW), "nobody owns"),
+        (group("a", "matrix", ADAMW) + group("b", "under(f)", ADAMW) + group("c", "rest", ADAMW), "both own `f`"),
+    ],
+)
+def test_groups_that_do_not_fit(tmp_path: Path, learners: str, message: str) -> None:
+    with pytest.raises(nlc.SpecError) as caught:
+        nlc.compile(written(tmp_path, learners), backend="eager")
+
+    assert message in str(caught.value)
+    assert "grouped.yaml:" in str(caught.value)

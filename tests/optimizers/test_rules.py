@@ -1,0 +1,168 @@
+"""Rules of the library: the generated code against the reference, and both against the equations, written out here once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nlc
+from nlc.language.library import Library
+from nlc.passmanager import PassManager
+from nlc.reference.outer import apply_rule
+from nlc.runtime.optimizer import RuleOptimizer
+from tests.optimizers.running import SHAPES, difference, gradients, run, weights
+
+MATRICES = ((4, 5), (30, 20), (5, 3), (1, 6))
+Step = Callable[[Tensor, Tensor, int, dict[str, Tensor]], Tensor]
+"""The new weights of one tensor: of its weights, its gradient, the number of the update and what it has kept so far."""
+
+
+def for_matrices(rule: str) -> bool:
+    return any(item.kind == "gradient" and item.axes is not None for item in nlc.load(f"optimizers/{rule}").inputs)
+
+
+def rules() -> Iterator[str]:
+    library = Library()
+    for rule in library.names("optimizers"):
+        if all(item.kind in ("gradient", "weights") for item in nlc.load(f"optimizers/{rule}", library).inputs):
+            yield rule
+
+
+@pytest.mark.parametrize("rule", list(rules()))
+def test_generated_code_is_the_reference(rule: str) -> None:
+    expanded = PassManager().run(nlc.build(f"optimizers/{rule}"))[1][0].graph
+    params = weights(MATRICES if for_matrices(rule) else SHAPES)
+    optimizer = nlc.optimizer(rule, params, backend="eager")
+    assert isinstance(optimizer, RuleOptimizer)
+    group: dict[str, Any] = optimizer.param_groups[0]
+    numbers = {name: torch.tensor(float(group[name if name in group else "lr"]), dtype=torch.float64) for name in expanded.inputs}
+    wanted, state = {f"t{i}": p.detach().clone() for i, p in enumerate(params)}, dict[str, Tensor]()
+
+    for step in gradients(params, 12):
+        for p, g in zip(params, step, strict=True):
+            p.grad = g
+        optimizer.step()
+        wanted, state = apply_rule(expanded, wanted, {f"t{i}": g for i, g in enumerate(step)}, state, numbers)
+
+    assert difference([p.detach() for p in params], list(wanted.values())) < 1e-12
+    for name in optimizer.state[params[1]].keys() - {"step"}:
+        kept = state[f"weights.{name}.t1"]
+        assert torch.allclose(optimizer.state[params[1]][name], kept, rtol=1e-10, atol=1e-12 * float(kept.abs().max()))
+
+
+def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
+    X = x / max(float(x.norm()), 1e-7)
+    for _ in range(steps):
+        A = X @ X.T
+        X = 3.4445 * X + (-4.775 * A + 2.0315 * A @ A) @ X
+    return X
+
+
+def kept(state: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    return state.setdefault(name, torch.zeros_like(like))
+
+
+def lion(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    m = kept(state, "m", g)
+    c = 0.9 * m + 0.1 * g
+    state["m"] = 0.99 * m + 0.01 * g
+    return w - 0.01 * (c.sign() + 0.1 * w)
+
+
+def ademamix(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    b1, b2, b3, alpha, warmup = 0.9, 0.999, 0.9999, 5.0, 20
+    part = min(1.0, t / warmup)
+    now = math.exp(math.log(b1) * math.log(b3) / ((1 - part) * math.log(b3) + part * math.log(b1)))
+    state["m"] = b1 * kept(state, "m", g) + (1 - b1) * g
+    state["slow"] = now * kept(state, "slow", g) + (1 - now) * g
+    state["s"] = b2 * kept(state, "s", g) + (1 - b2) * g * g
+    direction = (state["m"] / (1 - b1**t) + alpha * part * state["slow"]) / ((state["s"] / (1 - b2**t)).sqrt() + 1e-8)
+    return w - 0.01 * (direction + 0.1 * w)
+
+
+def feature_momentum(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    state["m"] = 0.9 * kept(state, "m", g) - 0.1 * torch.tanh(g / 2)
+    return w + state["m"]
+
+
+def muon(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    state["m"] = 0.95 * kept(state, "m", g) + g
+    return w - 0.02 * math.sqrt(max(1, w.shape[0] / w.shape[1])) * newton_schulz(state["m"])
+
+
+def m3(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor], forget: float = 1.0) -> Tensor:
+    """Algorithm 1 of Nested Learning with b1 = 0.05, b2 = 0.1, b3 = 0.2, alpha = 0.5, f = 4; O2 as it was when the block began."""
+    slow = kept(state, "o2", g)
+    state["m1"] = forget * kept(state, "m1", g) + 0.05 * g
+    state["v"] = forget * kept(state, "v", g) + 0.1 * g * g
+    state["block"] = kept(state, "block", g) + g
+    new = w - 0.02 * (newton_schulz(state["m1"]) + 0.5 * slow) / (state["v"].sqrt() + 1e-2)
+    if t % 4 == 0:
+        state["m2"] = forget * kept(state, "m2", g) + 0.2 * state.pop("block")
+        state["o2"] = newton_schulz(state["m2"])
+    return new
+
+
+WRITTEN_OUT: dict[str, tuple[str, dict[str, Any], Step]] = {
+    "lion": ("lion", {"lr": 0.01, "decay": 0.1}, lion),
+    "ademamix": ("ademamix", {"lr": 0.01, "decay": 0.1, "warmup": 20}, ademamix),
+    "feature_momentum": ("feature_momentum", {"rate": 0.1, "scale": 2}, feature_momentum),
+    "muon": ("muon", {}, muon),
+    "m3": ("m3", {"b2": 0.1, "b3": 0.2, "period": 4, "eps": 1e-2}, m3),
+    "m3, forgetting": ("m3", {"b2": 0.1, "b3": 0.2, "period": 4, "eps": 1e-2, "keep": 0.9}, lambda w, g, t, state: m3(w, g, t, state, 0.9)),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN_OUT)
+def test_rule_is_its_equations(case: str) -> None:
+    rule, values, step = WRITTEN_OUT[case]
+    shapes = MATRICES if for_matrices(rule) else SHAPES
+    params = weights(shapes)
+    wanted, states = [p.detach().clone() for p in params], [dict[str, Tensor]() for _ in params]
+    for t, grads in enumerate(gradients(params, 30), 1):
+        wanted = [step(w, g, t, state) for w, g, state in zip(wanted, grads, states, strict=True)]
+
+    found = run(lambda p: nlc.optimizer(rule, p, backend="eager", **values), steps=30, shapes=shapes)
+
+    assert difference(found, wanted) < 1e-11
+
+
+@pytest.mark.inductor
+def test_matrices_compile() -> None:
+    found = run(lambda p: nlc.optimizer("m3", p, period=2, eps=1e-2), steps=4, shapes=MATRICES)
+    wanted = run(lambda p: nlc.optimizer("m3", p, period=2, eps=1e-2, backend="eager"), steps=4, shapes=MATRICES)
+
+    assert difference(found, wanted) < 1e-11
+
+
+def test_a_zero_gradient_moves_no_matrix() -> None:
+    params = weights(MATRICES)
+    before = [p.detach().clone() for p in params]
+    optimizer = nlc.optimizer("muon", params, backend="eager")
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+
+    assert difference([p.detach() for p in params], before) == 0
+
+
+def test_a_slow_learner_is_touched_only_when_due() -> None:
+    params = weights(((4, 5),))
+    optimizer = nlc.optimizer("m3", params, period=4, backend="eager")
+    assert isinstance(optimizer, RuleOptimizer)
+    head = {line.partition("(")[0].removeprefix("def "): line for line in optimizer.source.splitlines() if line.startswith("def weights")}
+    changed = []
+    for step in gradients(params, 8):
+        before = {key: x.clone() for key, x in optimizer.state[params[0]].items() if isinstance(x, Tensor)}
+        params[0].grad = step[0]
+        optimizer.step()
+        changed.append({key for key, x in before.items() if not torch.equal(x, optimizer.state[params[0]][key])})
+
+    assert "m2: Tensor" not in head["weights_update"]
+    assert "m2: Tensor" in head["weights_update_4"]
+    assert [("m2" in c, "o2" in c) for c in changed[1:]] == [(False, False)] * 2 + [(True, True)] + [(False, False)] * 3 + [(True, True)]
