@@ -538,7 +538,7 @@ def gradient_of(b: Builder, learner: Learner, span: Span) -> str:
 def _period(b: Builder, learner: Learner, sample: str, id: str, span: Span, here: Context) -> str:
     """The sum over the tokens of a period, or their mean."""
     name = id if learner.adds_up == "sum" else f"{id}:sum"
-    total = b.node("folded", [sample], span, here, name, learner=learner.id)
+    total = b.node("folded", [sample], span, here, name, b.flows[sample].axes, learner=learner.id)
     if learner.adds_up == "sum":
         return total
     assert learner.clock is not None

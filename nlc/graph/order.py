@@ -150,11 +150,12 @@ class DerivedLevel:
 
 def effective_clock(graph: LevelGraph, learner: Learner) -> Clock | None:
     """The clock of a learner in units that do not depend on a host: the learner of a rule ticks with its host."""
-    clock, at = learner.clock, learner
+    clock, at, count = learner.clock, learner, 1
     while clock is not None and clock.unit == "update" and at.host is not None:
+        count *= clock.period
         at = graph.learners[at.host]
         clock = at.clock
-    return clock
+    return clock if clock is None or count == 1 else Clock(clock.unit, clock.period * count)
 
 
 def levels(graph: LevelGraph) -> tuple[DerivedLevel, ...]:

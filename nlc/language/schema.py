@@ -153,7 +153,7 @@ class LearnerForm(_Strict):
         "The tensors and how they are read: a call of a file of specs/stores, {matrix: [K, V]}; {like: name}, the tensors of another; "
         "or params and call."
     )
-    owns: Expression = _optional("Instead of a store, the tensors declared elsewhere that it moves: rest, rank == 2, under(name).")
+    owns: Expression = _optional("Instead of a store, the tensors declared elsewhere that it moves: rest, matrix, under(name).")
     per: Axes = _optional("The axes of independent copies: [H].")
     init: Expression = _optional("The first state: zeros (default), learned, learned(uniform(0, 2)), or an expression.")
     view: Expression = _optional(
