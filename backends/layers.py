@@ -202,6 +202,12 @@ def newton_schulz(x: Tensor, steps: int, a: float, b: float, c: float) -> Tensor
     return x.mT if tall else x
 
 
+def inverse_root(x: Tensor, power: float, eps: float) -> Tensor:
+    """(x + eps I)^(-1 / power) of a symmetric matrix; eigenvalues below 0 count as 0."""
+    values, vectors = torch.linalg.eigh(x)
+    return (vectors * (values.clamp(min=0) + eps).pow(-1 / power).unsqueeze(-2)) @ vectors.mT
+
+
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Depthwise convolution over time. x [B, T, ...], the rows before it tail [B, width - 1, ...], weight [width, ...].
 

@@ -154,6 +154,8 @@ class _Writer(Expressions):
         self.seen.add(id)
         if flow.op == "number" or id in self.variables:
             return self.code(id)
+        if flow.op in ("add", "sub") and self.is_zero(flow.args[1]):
+            return self.value(flow.args[0])
         for arg in flow.args:
             self.value(arg)
         if flow.op == "recall" and flow.attr("state") == "after":
@@ -165,13 +167,25 @@ class _Writer(Expressions):
             self.lines.append(f"    {self.name(id)} = {text}  # {show(flow).split('  ')[-1]}")
         return self.code(id)
 
+    def is_zero(self, id: str) -> bool:
+        """Is it something times `due` of a learner whose period does not end?"""
+        flow = self.graph.flows[id]
+        if flow.op == "due":
+            return not self.outer.is_due(self.graph.learners[flow.attr("learner")], self.due)
+        return flow.op in ("mul", "neg") and any(map(self.is_zero, flow.args))
+
+    def code(self, id: str) -> Code:
+        flow = self.graph.flows[id]
+        skips = id not in self.variables and flow.op in ("add", "sub") and self.is_zero(flow.args[1])
+        return self.code(flow.args[0]) if skips else super().code(id)
+
     def aligned(self, code: Code, axes: Axes, target: Axes) -> Code:
         return code
 
     def constant(self, id: str) -> bool:
         """A flow made of numbers and sizes: a Python number."""
         flow = self.graph.flows[id]
-        return flow.op in ("number", "size") or (flow.op in INLINE - CALLS.keys() and all(map(self.constant, flow.args)))
+        return flow.op in ("number", "size", "due") or (flow.op in INLINE - CALLS.keys() and all(map(self.constant, flow.args)))
 
     def _tensor(self, code: Code, id: str, wanted: bool) -> Code:
         return Code(f"torch.tensor({code.text}, dtype=torch.float64)") if wanted and self.constant(id) else code
@@ -194,6 +208,22 @@ class _Writer(Expressions):
         if flow.attr("state") == "at" and learner.at == "decayed" and learner.keep is not None:
             return Code(f"{self.value(learner.keep).at(PRODUCT)} * {self.old(learner.id)}", PRODUCT)
         return Code(self.updated(learner) if flow.attr("state") == "after" else self.old(learner.id))
+
+    def _due(self, flow: Flow, args: list[Code]) -> Code:
+        return Code(str(int(self.outer.is_due(self.graph.learners[flow.attr("learner")], self.due))))
+
+    def _T(self, flow: Flow, args: list[Code]) -> Code:
+        return Code(f"{args[0].at(9)}.mT")
+
+    def _contract(self, flow: Flow, args: list[Code]) -> Code:
+        return Code(f"{args[0].at(PRODUCT)} @ {args[1].at(PRODUCT + 1)}", PRODUCT)
+
+    def _inverse_root(self, flow: Flow, args: list[Code]) -> Code:
+        self.used.add("inverse_root")
+        return Code(f"inverse_root({args[0].text}, {flow.attr('power')}, {flow.attr('eps')})")
+
+    def _eigenbasis(self, flow: Flow, args: list[Code]) -> Code:
+        return Code(f"torch.linalg.eigh({args[0].text})[1]")
 
     def _folded(self, flow: Flow, args: list[Code]) -> Code:
         return Code(f"{self.old(self.outer.sum_of(flow.attr('learner')))} + {args[0].at(5)}", 5)

@@ -208,6 +208,9 @@ def product(b: Builder, expr: Binary, context: Context, name: str | None) -> str
     left, right = b.all(context, expr.left, expr.right)
     flows = (b.flows[left], b.flows[right])
     learners = [b.learners[flow.attr("learner")] for flow in flows if flow.op == "tensor"]
+    in_rule = b.host is not None and b.host.sharing == "shared"
+    if in_rule and not learners:
+        return _matrix_product(b, expr, (left, right), context, name)
     if not context.in_store and not learners:
         b.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: a product without a tensor of a learner is not compiled yet", expr.span)
     per = context.kept if context.in_store else learners[0].per
@@ -227,6 +230,20 @@ def product(b: Builder, expr: Binary, context: Context, name: str | None) -> str
     copies = tuple(axis for axis in per if any(axis in flow.axes for flow in flows))
     axes = copies + inner[0][:-1] + inner[1][1:]
     return b.node("contract", [left, right], expr.span, context, name, axes, copies=len(copies))
+
+
+def _matrix_product(b: Builder, expr: Binary, operands: tuple[str, str], context: Context, name: str | None) -> str:
+    """`A @ B` of two matrices in the rule of weights."""
+    flows = [b.flows[id] for id in operands]
+    notes = [(f"`{to_text(e)}` has axes {show_axes(f.axes)}", f.span) for e, f in zip((expr.left, expr.right), flows, strict=True)]
+    if any(len(flow.axes) != 2 for flow in flows):
+        help = "a rule for matrices says so: `inputs: {g: {gradient: [O, I]}}`"
+        b.fail(codes.ShapeMismatch, f"`{to_text(expr)}`: an operand is no matrix", expr.span, help, notes)
+    inner = [flows[0].axes[1], flows[1].axes[0]]
+    if inner[0] != inner[1]:
+        problem = f"`{inner[0]}`, the columns of the left operand, is not `{inner[1]}`, the rows of the right"
+        b.fail(codes.ShapeMismatch, f"`{to_text(expr)}`: {problem}", expr.span, "`T(x)` is the transpose", notes)
+    return b.node("contract", operands, expr.span, context, name, (flows[0].axes[0], flows[1].axes[1]), copies=0)
 
 
 def copies_only(per: Axes) -> Learner:

@@ -39,6 +39,7 @@ FROM_LEARNER = {
     "gradient": "gradient",
     "folded": "gradient",
     "age": "age",
+    "due": "age",
     "weights": "recall",
 }
 TAKEN = {True: "pred", None: "recall"}

@@ -57,6 +57,8 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
         )
     else:
         stored = _store(b, id, learner.store, learner.view)
+    if b.host is not None and isinstance(stored, Store) and stored.form == "map" and all(write.key is None for write in learner.learn):
+        stored = Store(stored.tensors, "value", (), stored.tensors[0].axes)  # a memory without keys is asked for its tensor
     for part, store in parts(b, id, stored, per, learner).items():
         group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
         _declare(b, level, learner, part, store, per, clock, group)
@@ -551,7 +553,8 @@ def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults
         return {learner.samples.name: "each"}
     span = write.spans.get("fold", write.span)
     if learner.clock is None or learner.clock.period == 1:
-        if write.fold is not None:
+        slow = isinstance(write.fold, Name) and learner.clock is not None and learner.clock.unit == "update"  # the period is a param
+        if write.fold is not None and not slow:
             b.fail(codes.NotCompiledYet, "`fold` has no effect where a period holds one sample", span, "leave it out")
         return {}
     if isinstance(write.fold, dict):  # other axes are refused before

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nlc.graph.builder import Builder
 
 
-CONSTANT_ARGUMENTS = {"newton_schulz": 1}
+CONSTANT_ARGUMENTS = {"newton_schulz": 1, "inverse_root": 1}
 """Operators of rules whose arguments from this place on, and by name, are numbers known when compiling."""
 
 
@@ -192,6 +192,26 @@ def newton_schulz(b: Builder, expr: Call, context: Context, name: str | None) ->
     return b.node("newton_schulz", [x], expr.span, context, name, steps=steps, coefficients=coefficients)
 
 
+def inverse_root(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`inverse_root(A, p, eps)`: (A + eps I)^(-1/p) of a symmetric matrix whose eigenvalues are at least 0; smaller ones count as 0."""
+    b.arguments(expr, "a symmetric matrix", "the root", "what is added to the eigenvalues")
+    power, eps = (float(b.number(value)) for value in expr.args[1:])
+    if power <= 0 or eps < 0:
+        b.fail(codes.BadSize, f"the root is {power} and what is added {eps}; the first is above 0, the second at least 0", expr.span)
+    return b.node("inverse_root", [b.expr(expr.args[0], context)], expr.span, context, name, power=power, eps=eps)
+
+
+def due(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`due(m)`: 1 where the period of a learner of the rule ends, 0 at all other updates."""
+    b.arguments(expr, "a learner")
+    learner = expr.args[0]
+    if not isinstance(learner, Name) or learner.name not in b.local_learners:
+        b.fail(codes.NotAValue, "`due` takes the name of a learner", expr.span)
+    if b.host is None or b.host.sharing != "shared":
+        b.fail(codes.NotCompiledYet, "`due` outside the rule of weights is not compiled yet", expr.span)
+    return b.node("due", [], expr.span, context, name, (), learner=b.id_of(learner.name))
+
+
 def gram(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`gram(x)`: x x^T on the input side of a matrix; a term of the `keep` that a rule outputs."""
     text = "`gram` outside the `keep` that a rule outputs is not compiled yet"
@@ -256,6 +276,8 @@ OPERATORS: dict[str, Operator] = {
     "solve": solve,
     "newton_schulz": newton_schulz,
     "gram": gram,
+    "inverse_root": inverse_root,
+    "due": due,
     "repeat": repeat,
     "apply": apply,
 }

@@ -58,6 +58,17 @@ def _needs_matrix(args: Sequence[Axes]) -> Axes:
     return args[0]
 
 
+def _turned(args: Sequence[Axes]) -> Axes:
+    *copies, rows, columns = _needs_matrix(args)
+    return (*copies, columns, rows)
+
+
+def _needs_square(args: Sequence[Axes]) -> Axes:
+    if len(args[0]) < 2 or args[0][-1] != args[0][-2]:
+        raise ShapeError(f"it needs a square matrix, this has axes {show_axes(args[0])}")
+    return args[0]
+
+
 def _last_axis_gone(args: Sequence[Axes]) -> Axes:
     both = broadcast(args)
     if not both:
@@ -118,6 +129,10 @@ OPS: dict[str, Op] = {
         Op("solve", 2, _scalar),
         Op("newton_schulz", 1, _needs_matrix),
         Op("gram", 1, _scalar),
+        Op("T", 1, _turned),
+        Op("inverse_root", 1, _needs_square),
+        Op("eigenbasis", 1, _needs_square),
+        Op("due", 0, _scalar),
         # made by the compiler
         Op("number", 0, _scalar, callable=False),
         Op("input", 0, _scalar, callable=False),

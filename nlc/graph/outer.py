@@ -55,7 +55,7 @@ class Outer:
             if flow.id in seen or flow.op == "total":
                 continue
             seen.add(flow.id)
-            if flow.op == "size" or (flow.attr("learner") in each and flow.op != "age"):
+            if flow.op == "size" or (flow.attr("learner") in each and flow.op not in ("age", "due")):
                 return True
             todo += flow.args
         return False

@@ -27,7 +27,7 @@ from nlc.graph.state import (
     sample_axes,
     state_tensors,
 )
-from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, newton_schulz, recall_map, solved_slope
+from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, inverse_root, newton_schulz, recall_map, solved_slope
 
 Tensors = dict[str, Tensor]
 PARTS = ("anchor", "kept", "sum")
@@ -284,6 +284,12 @@ class Tick:
                 return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
             case "newton_schulz":
                 return newton_schulz(args[0], flow.attr("steps"), flow.attr("coefficients"))
+            case "T":
+                return args[0].mT
+            case "inverse_root":
+                return inverse_root(args[0], flow.attr("power"), flow.attr("eps"))
+            case "eigenbasis":
+                return torch.linalg.eigh(args[0])[1]
             case "age":  # a learner of a rule of a token memory has made one update a token
                 return (self.old["position"] + 1).to(self.machine.dtype).reshape(-1)
             case "boundary":

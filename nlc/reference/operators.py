@@ -90,6 +90,12 @@ def newton_schulz(x: Tensor, steps: int, coefficients: tuple[float, float, float
     return X
 
 
+def inverse_root(x: Tensor, power: float, eps: float) -> Tensor:
+    """(x + eps I)^(-1 / power) of a symmetric matrix; eigenvalues below 0 count as 0."""
+    values, vectors = torch.linalg.eigh(x)
+    return vectors @ torch.diag_embed((values.clamp(min=0) + eps) ** (-1 / power)) @ vectors.mT
+
+
 def recall_map(query: Tensor, query_axes: Axes, W: Tensor, per: Axes, inner: Axes, outer: Axes) -> Tensor:
     """z @ W: query [B, per + inner], W [B, per + inner + outer] -> [B, per + outer]."""
     q = align(query, query_axes, per + inner).flatten(1 + len(per)).unsqueeze(-2)

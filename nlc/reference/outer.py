@@ -57,6 +57,9 @@ class OuterUpdate(Tick):
         if flow.op == "age":
             period = self.outer.period(self.graph.learners[flow.attr("learner")])
             return ((self.step + 1) // period).to(self.machine.dtype).reshape(1)
+        if flow.op == "due":
+            ends = int(self.step + 1) % self.outer.period(self.graph.learners[flow.attr("learner")]) == 0
+            return torch.full((1,), float(ends), dtype=self.machine.dtype)
         if flow.op == "weights":
             return self.old[self.owner.id]
         if flow.op == "size":

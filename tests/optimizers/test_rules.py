@@ -108,6 +108,57 @@ def m3(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor], forget: float = 1
     return new
 
 
+def root(x: Tensor, power: float, eps: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(x)
+    return vectors @ torch.diag((values.clamp(min=0) + eps) ** (-1 / power)) @ vectors.T
+
+
+def shampoo(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    state["L"] = state.get("L", torch.zeros(len(g), len(g), dtype=g.dtype)) + g @ g.T
+    state["R"] = state.get("R", torch.zeros(len(g.T), len(g.T), dtype=g.dtype)) + g.T @ g
+    if t % 3 == 0:
+        state["left"], state["right"] = root(state["L"], 4, 1e-3), root(state["R"], 4, 1e-3)
+    return w - 0.1 * state.get("left", torch.eye(len(g), dtype=g.dtype)) @ g @ state.get("right", torch.eye(len(g.T), dtype=g.dtype))
+
+
+def soap(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    QL, QR = (state.get(name, torch.eye(size, dtype=g.dtype)) for name, size in (("QL", len(g)), ("QR", len(g.T))))
+    turned = QL.T @ g @ QR
+    state["m"] = 0.9 * kept(state, "m", g) + 0.1 * g
+    state["s"] = 0.95 * kept(state, "s", g) + 0.05 * turned * turned
+    state["L"] = 0.8 * state.get("L", torch.zeros_like(QL)) + 0.2 * g @ g.T
+    state["R"] = 0.8 * state.get("R", torch.zeros_like(QR)) + 0.2 * g.T @ g
+    adam = (QL.T @ (state["m"] / (1 - 0.9**t)) @ QR) / ((state["s"] / (1 - 0.95**t)).sqrt() + 1e-4)
+    if t % 8 == 0:  # by then the covariances have full rank, and one eigenbasis
+        state["QL"], state["QR"] = torch.linalg.eigh(state["L"])[1], torch.linalg.eigh(state["R"])[1]
+    return (1 - 0.01 * 0.1) * w - 0.01 * QL @ adam @ QR.T
+
+
+def delta_momentum(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    m = kept(state, "m", g)
+    state["m"] = m @ (0.9 * torch.eye(len(g.T), dtype=g.dtype) - 1e-4 * g.T @ g) - 1e-4 * g
+    return w + state["m"]
+
+
+def preconditioned_momentum(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    state["m"] = 0.9 * kept(state, "m", g) - 0.02 * state.get("P", torch.eye(len(g), dtype=g.dtype)) @ g
+    state["C"] = 0.95 * state.get("C", torch.zeros(len(g), len(g), dtype=g.dtype)) + 0.05 * g @ g.T
+    if t % 5 == 0:
+        state["P"] = root(state["C"], 2, 1e-2)
+    return w + state["m"]
+
+
+def lookahead(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    """Slow weights of their own, as the paper has them."""
+    slow = state.setdefault("slow", w)
+    state["m"] = 0.9 * kept(state, "m", g) + 0.1 * g
+    state["s"] = 0.999 * kept(state, "s", g) + 0.001 * g * g
+    w = w - 0.01 * (0.1 * w + (state["m"] / (1 - 0.9**t)) / ((state["s"] / (1 - 0.999**t)).sqrt() + 1e-8))
+    if t % 4 == 0:
+        w = state["slow"] = slow + 0.3 * (w - slow)
+    return w
+
+
 WRITTEN_OUT: dict[str, tuple[str, dict[str, Any], Step]] = {
     "lion": ("lion", {"lr": 0.01, "decay": 0.1}, lion),
     "ademamix": ("ademamix", {"lr": 0.01, "decay": 0.1, "warmup": 20}, ademamix),
@@ -115,6 +166,11 @@ WRITTEN_OUT: dict[str, tuple[str, dict[str, Any], Step]] = {
     "muon": ("muon", {}, muon),
     "m3": ("m3", {"b2": 0.1, "b3": 0.2, "period": 4, "eps": 1e-2}, m3),
     "m3, forgetting": ("m3", {"b2": 0.1, "b3": 0.2, "period": 4, "eps": 1e-2, "keep": 0.9}, lambda w, g, t, state: m3(w, g, t, state, 0.9)),
+    "shampoo": ("shampoo", {"eps": 1e-3, "period": 3}, shampoo),
+    "soap": ("soap", {"lr": 0.01, "b1": 0.9, "b2": 0.95, "b3": 0.8, "period": 8, "eps": 1e-4, "decay": 0.1}, soap),
+    "lookahead": ("lookahead", {"lr": 0.01, "decay": 0.1, "alpha": 0.3, "period": 4}, lookahead),
+    "delta_momentum": ("delta_momentum", {"lr": 1e-4}, delta_momentum),
+    "preconditioned_momentum": ("preconditioned_momentum", {"eps": 1e-2}, preconditioned_momentum),
 }
 
 
