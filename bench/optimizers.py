@@ -1,7 +1,7 @@
 """Rules of weights against their peers of torch, on weights alone: `nlc.optimizer` and the same steps by others. Written to bench/results.
 
-25 million parameters in 200 tensors, matrices [512, 488] and vectors of 512; gradients are given. Each figure is a median over rounds in which
-each side takes its turn. Run: python -m bench.optimizers [--quick]
+25 million parameters in 200 tensors, matrices [512, 488] and vectors of 512; gradients are given. Each figure is a median over rounds in
+which each side takes its turn. Run: python -m bench.optimizers [--quick]
 """
 
 from __future__ import annotations

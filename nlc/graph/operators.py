@@ -201,6 +201,15 @@ def inverse_root(b: Builder, expr: Call, context: Context, name: str | None) -> 
     return b.node("inverse_root", [b.expr(expr.args[0], context)], expr.span, context, name, power=power, eps=eps)
 
 
+def _of_a_matrix(kind: str, doc: str) -> Operator:
+    def build(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+        b.arguments(expr, "a matrix")
+        return b.node(kind, [b.expr(expr.args[0], context)], expr.span, context, name)
+
+    build.__doc__ = doc
+    return build
+
+
 def due(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`due(m)`: 1 where the period of a learner of the rule ends, 0 at all other updates."""
     b.arguments(expr, "a learner")
@@ -276,7 +285,9 @@ OPERATORS: dict[str, Operator] = {
     "solve": solve,
     "newton_schulz": newton_schulz,
     "gram": gram,
+    "T": _of_a_matrix("T", "`T(A)`: the transpose of a matrix."),
     "inverse_root": inverse_root,
+    "eigenbasis": _of_a_matrix("eigenbasis", "`eigenbasis(A)`: the eigenvectors of a symmetric matrix as columns, by rising eigenvalue."),
     "due": due,
     "repeat": repeat,
     "apply": apply,
