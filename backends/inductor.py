@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config as functorch_config
+from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch.fx import GraphModule
 
@@ -37,7 +38,10 @@ def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool 
 def compile_updates(module: ModuleType, elementwise: tuple[str, ...], others: tuple[str, ...]) -> None:
     """Replace functions that a step calls for many tensors. Those that are not elementwise are compiled for any shape."""
     for name in elementwise:
-        setattr(module, name, _reported(EachTensor(getattr(module, name)), name))
+        each = EachTensor(getattr(module, name))
+        reported: Any = _reported(each, name)
+        reported.rows = _reported(each.rows, name)
+        setattr(module, name, reported)
     for name in others:
         setattr(module, name, _reported(torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=True), name))
 
@@ -47,31 +51,41 @@ class EachTensor:
 
     It is compiled for vectors of any length, once for each dtype and device, and then called without the guards of torch.compile:
     they take longer than the arithmetic of a small tensor. What the compiled function relies on is checked here instead: all
-    tensors are contiguous, on one device, with fewer than 2^31 elements; others take the guarded way.
+    tensors are contiguous and of one length below 2^31; others take the guarded way. It reads memory from end to end, so that
+    nothing needs to be a vector.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.guarded = torch.compile(function, backend=_inductor, fullgraph=True, dynamic=True)
         self.parameters = tuple(inspect.signature(function).parameters)
-        self.known: list[tuple[tuple[Any, ...], Callable[..., Any] | None]] = []
+        self.known: dict[object, Callable[..., Any] | None] = {}
 
     def __call__(self, *args: Tensor) -> Any:
-        count, shape = args[0].numel(), args[0].shape
-        if len(shape) > 1:
-            if not all([x.is_contiguous() for x in args]):  # noqa: C419  a list is faster here
-                return self.guarded(*args)
-            args = tuple([x.view(-1) if x.dim() else x for x in args])
-        for kinds, run in self.known:
-            if all([x.dtype is dtype and x.device == device and x.dim() == dim for x, (dtype, device, dim) in zip(args, kinds)]):  # noqa: B905, C419
-                if run is None or not 2 <= count < 2**31 or not all([x.is_contiguous() for x in args]):  # noqa: C419
-                    return self.guarded(*args)
-                return run(count, args)
-        self.known.append((tuple((x.dtype, x.device, x.dim()) for x in args), self._compiled(args)))
-        return self(*args)
+        tensors = [x for x in args if x.dim()]
+        return self.rows([tuple(tensors)], args[len(tensors) :])[0]
 
-    def _compiled(self, args: tuple[Tensor, ...]) -> Callable[..., Any] | None:
-        """The compiled function of the number of elements and the arguments; None where torch made something unforeseen of it."""
+    def rows(self, rows: Sequence[tuple[Tensor, ...]], numbers: Sequence[Tensor]) -> list[Any]:
+        """The function of the tensors of each row, and of the same numbers."""
+        numbers = tuple(numbers)
+        told = tuple((x.dtype, x.device) for x in numbers)
+        made, kind, run = [], None, None
+        for row in rows:
+            count = row[0].numel()
+            mine = [(x.dtype, x.device) for x in row]
+            if mine != kind:
+                kind, key = mine, (*mine, told)
+                if key not in self.known:
+                    self.known[key] = self._compiled(row, numbers)
+                run = self.known[key]
+            plain = run is not None and 2 <= count < 2**31
+            for x in row:
+                plain = plain and x.is_contiguous() and x.numel() == count
+            made.append(run(count, (*row, *numbers)) if plain and run is not None else self.guarded(*row, *numbers))
+        return made
+
+    def _compiled(self, row: tuple[Tensor, ...], numbers: tuple[Tensor, ...]) -> Callable[..., Any] | None:
+        """The compiled function of the number of elements and all arguments; None where torch made something unforeseen of it."""
         found: list[tuple[GraphModule, Any]] = []
 
         def inner(graph: GraphModule, inputs: list[Any], *more: Any, **options: Any) -> Any:
@@ -82,9 +96,10 @@ class EachTensor:
             found.append((graph, None))
             return compile_fx(graph, inputs, inner_compile=inner)
 
-        vectors = [torch.zeros(EXAMPLE, dtype=x.dtype, device=x.device) if x.dim() else torch.ones_like(x) for x in args]
-        with functorch_config.patch(enable_autograd_cache=False):
-            torch.compile(self.function, backend=backend, fullgraph=True, dynamic=True)(*vectors)
+        vectors = [torch.zeros(EXAMPLE, dtype=x.dtype, device=x.device) for x in row]
+        # No check of sizes: the tensors are given as they are, whatever their shape.
+        with functorch_config.patch(enable_autograd_cache=False), inductor_config.patch(size_asserts=False):
+            torch.compile(self.function, backend=backend, fullgraph=True, dynamic=True)(*vectors, *map(torch.ones_like, numbers))
         if len(found) != 2:
             return None
         (outer, _), (graph, call) = found
@@ -93,6 +108,8 @@ class EachTensor:
         inputs = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
         if UNKNOWN in places or places.count(-1) > 1 or [i == -1 for i in places] != [isinstance(x, torch.SymInt) for x in inputs]:
             return None
+
+        call = getattr(call, "current_callable", call)
 
         def run(count: int, args: tuple[Tensor, ...]) -> Any:
             return call([count if i == -1 else args[i] for i in places])

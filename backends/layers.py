@@ -464,14 +464,16 @@ def matrix(x: Tensor, copies: int, leading: int, transposed: bool) -> Tensor:
 
 
 SMALL = 16384
-"""Tensors of fewer elements are taken end to end where a rule allows: a call for each would cost more than its arithmetic."""
+"""Tensors of fewer elements are taken end to end where a rule allows: a call for each would cost more than its arithmetic. Not by a
+function that takes all rows at once: its calls are cheap."""
 
 
 def each_tensor(update: Callable[..., Any], columns: list[list[Tensor]], numbers: Sequence[Tensor], joined: bool) -> None:
     """Apply a rule in place: to the first tensor of each column, to the second of each, ... `joined`: to small ones end to end."""
-    large, small = rows_of(columns, joined)
-    for row in large:
-        update(*row, *numbers)
+    like = columns[0][0]
+    numbers = [x.to(like.device, torch.promote_types(like.dtype, torch.float32)) for x in numbers]  # a cast in each kernel costs more
+    large, small = rows_of(columns, joined and not hasattr(update, "rows"))
+    of_rows(update, large, numbers)
     if small:
         parts = list(zip(*small, strict=True))
         vectors = [torch.cat([x.reshape(-1) for x in part]) for part in parts]
@@ -483,20 +485,30 @@ def each_tensor(update: Callable[..., Any], columns: list[list[Tensor]], numbers
 
 def summed(total: Callable[..., Any], columns: list[list[Tensor]], numbers: Sequence[Tensor], joined: bool) -> list[Tensor]:
     """Sums over all tensors, of what a function makes of each of them."""
-    large, small = rows_of(columns, joined)
-    parts = [total(*row, *numbers) for row in large]
+    large, small = rows_of(columns, joined and not hasattr(total, "rows"))
+    parts = of_rows(total, large, numbers)
     if small:
         parts.append(total(*(torch.cat([x.reshape(-1) for x in part]) for part in zip(*small, strict=True)), *numbers))
     return [torch.stack(part).sum() for part in zip(*parts, strict=True)]
 
 
+def of_rows(function: Callable[..., Any], rows: list[tuple[Tensor, ...]], numbers: Sequence[Tensor]) -> list[Any]:
+    """A function of each row; a compiled one may take them all at once."""
+    at_once = getattr(function, "rows", None)
+    return at_once(rows, numbers) if at_once is not None else [function(*row, *numbers) for row in rows]
+
+
 def rows_of(columns: list[list[Tensor]], joined: bool) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
-    """A tensor of each column in a row; those to be taken end to end apart."""
-    rows = list(zip(*columns, strict=True))
-    small = [joined and row[0].numel() < SMALL for row in rows]
-    return [row for row, is_small in zip(rows, small, strict=True) if not is_small], [
-        row for row, is_small in zip(rows, small, strict=True) if is_small
-    ]
+    """A tensor of each column in a row; those to be taken end to end apart.
+
+    One number is a vector of length 1 here: Inductor of torch 2.13 loses what is copied into a tensor without axes on the CPU.
+    """
+    large: list[tuple[Tensor, ...]] = []
+    small: list[tuple[Tensor, ...]] = []
+    for row in zip(*columns, strict=True):
+        whole = row if row[0].dim() else tuple(x.view(1) for x in row)
+        (small if joined and row[0].numel() < SMALL else large).append(whole)
+    return large, small
 
 
 def recalled(query: Tensor, state: Tensor) -> Tensor:

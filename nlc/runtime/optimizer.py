@@ -130,13 +130,14 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _may_update(self, group: dict[str, Any]) -> bool:
         """False where a gradient is not finite and such updates are left out."""
-        names = _names(group)
-        gradients = {name: p.grad for name, p in zip(names, group["params"], strict=True) if p.grad is not None}
-        for name, g in gradients.items():
-            if g.is_sparse:
-                raise UsageError(f"the gradient of the parameter {name} is sparse; the rule `{self.spec.name}` takes dense ones")
-        if self.nonfinite == "apply" or not gradients:
+        given = [p.grad for p in group["params"] if p.grad is not None]
+        sparse = any(g.is_sparse for g in given)
+        if not given or (self.nonfinite == "apply" and not sparse):
             return True
+        gradients = {name: p.grad for name, p in zip(_names(group), group["params"], strict=True) if p.grad is not None}
+        if sparse:
+            name = next(name for name, g in gradients.items() if g.is_sparse)
+            raise UsageError(f"the gradient of the parameter {name} is sparse; the rule `{self.spec.name}` takes dense ones")
         finite = [bool(x.isfinite()) for x in torch._foreach_norm(list(gradients.values()), float("inf"))]
         if not all(finite) and self.nonfinite == "raise":
             name = list(gradients)[finite.index(False)]
@@ -161,9 +162,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         for name, first in rule.shared.items():
             shared.setdefault(name, torch.tensor(first, dtype=torch.float64))
         for (age, _, _), tensors in by_age.items():
-            states = {name: [self.state[p][name] for p in tensors] for name in rule.states}
-            gradients = [_seen(rule, p.grad) for p in tensors if p.grad is not None]
-            rule.apply([_seen(rule, p) for p in tensors], gradients, states, age, numbers, shared)
+            mine = [self.state[p] for p in tensors]
+            states = {name: [state[name] for state in mine] for name in rule.states}
+            gradients = [p.grad for p in tensors if p.grad is not None]
+            if rule.matrices:
+                tensors, gradients = [_seen(rule, p) for p in tensors], [_seen(rule, g) for g in gradients]
+            rule.apply(tensors, gradients, states, age, numbers, shared)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of torch. Raises DataError (NLC732) for states that are not those of this rule; nothing is taken over then."""
@@ -210,4 +214,4 @@ def _names(group: dict[str, Any]) -> list[str]:
 
 def _seen(rule: CompiledRule, x: Tensor) -> Tensor:
     """A tensor as the rule sees it: as it is, or as a matrix with the first axis as its rows."""
-    return x.view(x.shape[0], -1) if rule.matrices and x.dim() != 2 else x.detach()
+    return x.view(x.shape[0], -1) if rule.matrices and x.dim() != 2 else x

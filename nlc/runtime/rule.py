@@ -97,7 +97,7 @@ class CompiledRule:
             made = getattr(module, f"{name}_numbers{variant.suffix}")(counted, *params, *known, *sums)
             for old, new in zip(known, made[variant.numbers :], strict=True):
                 old.copy_(new)
-            numbers = [x.to(weights[0].device) for x in made[: variant.numbers]]
+            numbers = list(made[: variant.numbers])
         module.each_tensor(getattr(module, f"{name}_update{variant.suffix}"), columns, numbers, variant.elementwise)
 
 

@@ -77,6 +77,8 @@ def test_same_as_torch_in_float32(rule: str) -> None:
 def test_compiled_is_the_same(rule: str) -> None:
     values, shapes = drawn(rule, 0)
 
+    shapes = (*shapes, (), (1,))
+
     ours = run(lambda p: nlc.optimizer(rule, p, **values), shapes=shapes)
     theirs = run(lambda p: PEERS[rule](p, values), shapes=shapes)
 
