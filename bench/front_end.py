@@ -16,7 +16,7 @@ TIMES = 5
 WAITS = {
     "python": "pass",
     "import nlc": "import nlc",
-    "nlc --help": "from nlc.cli import main\nmain(['--help'])",
+    "nlc --help": "import sys\nfrom nlc.cli import main\nsys.argv = ['nlc', '--help']\nmain()",
     "read gated_delta_lm": "import nlc\nnlc.load('models/gated_delta_lm')",
     "source of gated_delta_lm, 24 layers": (
         "import nlc\nfrom nlc.passmanager import PassManager\nfrom nlc.program.program import schedule\n"
