@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import TorchDynamoException
 from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
@@ -43,16 +44,30 @@ def compile_updates(module: ModuleType, elementwise: tuple[str, ...], others: tu
         reported.rows = _reported(each.rows, name)
         setattr(module, name, reported)
     for name in others:
-        setattr(module, name, _reported(torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=True), name))
+        compiled = torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=True)
+        setattr(module, name, _reported(_of_many_shapes(compiled), name))
+
+
+SHAPES = 64
+"""Kinds of shapes that one function may be compiled for: wide, tall and square matrices, single rows, single columns, .."""
+
+
+def _of_many_shapes(function: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        with dynamo_config.patch(recompile_limit=SHAPES):
+            return function(*args, **kwargs)
+
+    return call
 
 
 class EachTensor:
     """An elementwise function of tensors of one shape, and of numbers, that is called for many tensors in a row.
 
     It is compiled for vectors of any length, once for each dtype and device, and then called without the guards of torch.compile:
-    they take longer than the arithmetic of a small tensor. What the compiled function relies on is checked here instead: all
-    tensors are contiguous and of one length below 2^31; others take the guarded way. It reads memory from end to end, so that
-    nothing needs to be a vector.
+    they take longer than the arithmetic of a small tensor. What the compiled function relies on is checked here instead: the tensors
+    lie in memory alike, without gaps, and have 2 to 2^31 elements; for others the function runs uncompiled. It reads memory from end
+    to end, so that nothing needs to be a vector.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -78,10 +93,15 @@ class EachTensor:
                 if key not in self.known:
                     self.known[key] = self._compiled(row, numbers)
                 run = self.known[key]
-            plain = run is not None and 2 <= count < 2**31
+            plain = 2 <= count < 2**31
             for x in row:
                 plain = plain and x.is_contiguous() and x.numel() == count
-            made.append(run(count, (*row, *numbers)) if plain and run is not None else self.guarded(*row, *numbers))
+            if not plain and not (2 <= count < 2**31 and alike(row)):
+                made.append(self.function(*row, *numbers))
+            elif run is not None:
+                made.append(run(count, (*row, *numbers)))
+            else:
+                made.append(self.guarded(*(x.as_strided((count,), (1,)) for x in row), *numbers))
         return made
 
     def _compiled(self, row: tuple[Tensor, ...], numbers: tuple[Tensor, ...]) -> Callable[..., Any] | None:
@@ -118,6 +138,13 @@ class EachTensor:
 
     def _place(self, name: str) -> int:
         return self.parameters.index(name) if name in self.parameters else UNKNOWN
+
+
+def alike(row: Sequence[Tensor]) -> bool:
+    """Do tensors that are not all contiguous have their elements in one order, without gaps? Weights in channels_last do."""
+    first = row[0]
+    outermost_first = sorted(range(first.dim()), key=first.stride, reverse=True)
+    return all(x.shape == first.shape and x.stride() == first.stride() for x in row) and first.permute(outermost_first).is_contiguous()
 
 
 UNKNOWN = -2

@@ -6,5 +6,6 @@ import sys
 from bench.memories import main
 
 if len(sys.argv) == 1:  # a process of its own: cold times and peaks of memory depend on what ran before
-    subprocess.run([sys.executable, "-m", "bench.algebra"], check=True)
+    for part in ("front_end", "algebra", "optimizers"):
+        subprocess.run([sys.executable, "-m", f"bench.{part}"], check=True)
 main()

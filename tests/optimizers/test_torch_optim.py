@@ -85,6 +85,29 @@ def test_compiled_is_the_same(rule: str) -> None:
     assert difference(ours, theirs) < 1e-12
 
 
+@pytest.mark.inductor
+def test_weights_that_lie_otherwise_in_memory() -> None:
+    """In channels_last, and with gaps; their gradients alike, and otherwise."""
+
+    def weights() -> list[torch.nn.Parameter]:
+        generator = torch.Generator().manual_seed(0)
+        image, wide = torch.randn(4, 3, 5, 5, generator=generator), torch.randn(6, 8, generator=generator)
+        return [torch.nn.Parameter(x) for x in (image.to(memory_format=torch.channels_last), wide[:, ::2], wide.clone().T)]
+
+    found = []
+    for optimizer_of in (lambda p: nlc.optimizer("adamw", p, lr=0.1), lambda p: optim.AdamW(p, 0.1)):
+        params = weights()
+        optimizer = optimizer_of(params)
+        for seed in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).to(p.dtype)
+                p.grad = p.grad.to(memory_format=torch.channels_last) if p.dim() == 4 and seed else p.grad
+            optimizer.step()
+        found.append([p.detach() for p in params])
+
+    assert difference(*found) < 1e-12
+
+
 def test_clipping_is_that_of_torch() -> None:
     class Clipped(optim.AdamW):
         def step(self, closure=None):  # type: ignore[no-untyped-def]
