@@ -18,17 +18,16 @@ from nlc.language.load import load
 from nlc.language.spec import Spec
 from nlc.language.wording import did_you_mean, listed
 from nlc.runtime import codes
-from nlc.runtime.rule import CompiledRule, compile_rule
+from nlc.runtime.rule import Batch, CompiledRule, compile_rule
 
 BACKENDS = ("inductor", "eager")
 RATE = "lr"
 """What PyTorch calls the rate of an optimiser; schedulers look for it. It stands for the param `rate` of a rule that has no `lr`."""
-
-
 NONFINITE = ("apply", "skip", "raise")
 """What becomes of an update whose gradients are not all finite."""
 SHARED = "shared"
-"""The key of a group for the learners that there is one of for all its tensors."""
+"""The key of a group for the learners that there is one of for all its tensors, with their number of updates."""
+COUNT = "step"
 
 
 def optimizer(
@@ -124,8 +123,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if all(self._may_update(group) for group in self.param_groups):
-            for group in self.param_groups:
-                self._update(group)
+            self._update()
         return loss
 
     def _may_update(self, group: dict[str, Any]) -> bool:
@@ -145,9 +143,22 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise DataError([codes.GradientNotFinite(f"the gradient of the parameter {name} is not finite", NOWHERE, help)])
         return all(finite)
 
-    def _update(self, group: dict[str, Any]) -> None:
+    def _update(self) -> None:
+        """Update all groups: what a rule sums over all tensors, it sums over those of all groups."""
+        batches = [(group, self._rule(group), batch) for group in self.param_groups for batch in self._batches(group)]
+        parts = [rule.sums(batch) for _, rule, batch in batches]
+        sums = [torch.stack([x.to(part[0].device, part[0].dtype) for x in part]).sum() for part in zip(*parts, strict=True)]
+        for group, rule, batch in batches:
+            new = rule.apply(batch, sums)
+            if new:
+                group[SHARED] = {**new, COUNT: batch.age}
+
+    def _batches(self, group: dict[str, Any]) -> Iterator[Batch]:
+        """The tensors of a group that have a gradient, those of one age together. A rule with states of all tensors counts for all."""
         rule = self._rule(group)
-        by_age: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
+        shared = group.setdefault(SHARED, {}) if rule.shared else {}
+        known = {name: shared.get(name, torch.tensor(first, dtype=torch.float64)) for name, first in rule.shared.items()}
+        by_kind: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
         for p in group["params"]:
             if p.grad is None:
                 continue
@@ -156,18 +167,16 @@ class RuleOptimizer(torch.optim.Optimizer):
                 state["step"] = 0
                 state.update({name: rule.begin(name, _seen(rule, p)) for name in rule.states})
             state["step"] += 1
-            by_age.setdefault((state["step"], p.dtype, p.device), []).append(p)
+            age = shared.get(COUNT, 0) + 1 if rule.shared else state["step"]
+            by_kind.setdefault((age, p.dtype, p.device), []).append(p)
         numbers = [torch.tensor(float(group[self._alias.get(name, name)]), dtype=torch.float64) for name in rule.params]
-        shared = group.setdefault(SHARED, {}) if rule.shared else {}
-        for name, first in rule.shared.items():
-            shared.setdefault(name, torch.tensor(first, dtype=torch.float64))
-        for (age, _, _), tensors in by_age.items():
+        for (age, _, _), tensors in by_kind.items():
             mine = [self.state[p] for p in tensors]
             states = {name: [state[name] for state in mine] for name in rule.states}
             gradients = [p.grad for p in tensors if p.grad is not None]
             if rule.matrices:
                 tensors, gradients = [_seen(rule, p) for p in tensors], [_seen(rule, g) for g in gradients]
-            rule.apply(tensors, gradients, states, age, numbers, shared)
+            yield Batch(tensors, gradients, states, age, numbers, known)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of torch. Raises DataError (NLC732) for states that are not those of this rule; nothing is taken over then."""

@@ -21,6 +21,25 @@ from nlc.runtime.loader import load_source
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Tensors of one dtype, device and age that are updated together: a tensor of each column in a row. states, shared: by name.
+
+    `age` is the number of this update, from 1; `params` are the numbers that the rule is told.
+    """
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    states: Mapping[str, list[Tensor]]
+    age: int
+    params: list[Tensor]
+    shared: Mapping[str, Tensor]
+
+    @property
+    def counted(self) -> Tensor:
+        return torch.tensor(self.age, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
 class CompiledRule:
     """The level graph of a rule, its code, and the module that the code makes."""
 
@@ -74,31 +93,29 @@ class CompiledRule:
             return torch.eye(*shape, dtype=w.dtype, device=w.device)
         return torch.full(shape, learner.init.number, dtype=w.dtype, device=w.device)
 
-    def apply(
-        self,
-        weights: list[Tensor],
-        gradients: list[Tensor],
-        states: dict[str, list[Tensor]],
-        age: int,
-        params: list[Tensor],
-        shared: dict[str, Tensor],
-    ) -> None:
-        """One update, in place, of tensors of one device; `age` counts this update. states, shared: by name."""
-        module, name, variant = self.module, self.update.name, self.update.variant(age)
-        columns = [weights, gradients, *(states[self._name(key)] for key in variant.states)]
-        known = [shared[self._name(key)] for key in variant.shared]
-        counted = torch.tensor(age, dtype=torch.float64)
-        sums: list[Tensor] = []
-        if variant.sums:
-            total = getattr(module, f"{name}_total{variant.suffix}")
-            sums = module.summed(total, columns, (counted, *params), variant.summed_elementwise)
-        numbers: list[Tensor] = []
-        if variant.numbers or known:
-            made = getattr(module, f"{name}_numbers{variant.suffix}")(counted, *params, *known, *sums)
-            for old, new in zip(known, made[variant.numbers :], strict=True):
-                old.copy_(new)
-            numbers = list(made[: variant.numbers])
-        module.each_tensor(getattr(module, f"{name}_update{variant.suffix}"), columns, numbers, variant.elementwise)
+    def sums(self, batch: Batch) -> list[Tensor]:
+        """The part of these tensors in what the rule sums over all tensors."""
+        variant = self.update.variant(batch.age)
+        if not variant.sums:
+            return []
+        total = getattr(self.module, f"{self.update.name}_total{variant.suffix}")
+        summed: list[Tensor] = self.module.summed(total, self._columns(batch), (batch.counted, *batch.params), variant.summed_elementwise)
+        return summed
+
+    def apply(self, batch: Batch, sums: list[Tensor]) -> dict[str, Tensor]:
+        """One update, in place; sums: over all tensors. Returns the new values of the learners that there is one of for all tensors."""
+        name, variant = self.update.name, self.update.variant(batch.age)
+        numbers: tuple[Tensor, ...] = ()
+        if variant.numbers or variant.shared:
+            known = [batch.shared[self._name(key)] for key in variant.shared]
+            numbers = getattr(self.module, f"{name}_numbers{variant.suffix}")(batch.counted, *batch.params, *known, *sums)
+        update = getattr(self.module, f"{name}_update{variant.suffix}")
+        self.module.each_tensor(update, self._columns(batch), numbers[: variant.numbers], variant.elementwise)
+        return {self._name(key): x for key, x in zip(variant.shared, numbers[variant.numbers :], strict=True)}
+
+    def _columns(self, batch: Batch) -> list[list[Tensor]]:
+        keys = self.update.variant(batch.age).states
+        return [batch.weights, batch.gradients, *(batch.states[self._name(key)] for key in keys)]
 
 
 def compile_rule(spec: Spec, constants: Mapping[str, float], backend: str, library: Library | None = None) -> CompiledRule:

@@ -137,6 +137,35 @@ def test_weights_without_a_gradient_stay_and_do_not_age() -> None:
     assert params[0].grad is None
 
 
+def test_a_total_is_over_all_groups() -> None:
+    params, others = weights(), weights()
+    ours = made("adamw_clipped", [{"params": params[:2]}, {"params": params[2:], "lr": 0.1}], lr=0.01, warmup=1e-9, clip=0.5)
+    groups: list[dict[str, Any]] = [{"params": others[:2]}, {"params": others[2:], "lr": 0.1}]
+    theirs = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.99))
+    for grads in gradients(params, 4):
+        for p, q, g in zip(params, others, grads, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        ours.step()
+        torch.nn.utils.clip_grad_norm_(others, 0.5)
+        theirs.step()
+
+    assert difference([p.detach() for p in params], [p.detach() for p in others]) < 1e-12
+
+
+def test_a_state_of_all_tensors_counts_each_update_once() -> None:
+    params = weights(((3,), (2, 2)))
+    optimizer = made("nadam", params)
+    for number, grads in enumerate(gradients(params, 4)):
+        params[0].grad, params[1].grad = grads[0], grads[1] if number % 2 else None
+        optimizer.step()
+
+    once = weights(((3,),))
+    alone = made("nadam", once)
+    train(alone, once, [[grads[0]] for grads in gradients(params, 4)])
+    assert torch.equal(optimizer.param_groups[0]["shared"]["product"], alone.param_groups[0]["shared"]["product"])
+    assert torch.equal(params[0], once[0])
+
+
 def test_named_parameters_and_a_model() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
     optimizer = made("adam", model.named_parameters(), lr=0.05)
