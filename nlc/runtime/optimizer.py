@@ -156,8 +156,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _batches(self, group: dict[str, Any]) -> Iterator[Batch]:
         """The tensors of a group that have a gradient, those of one age together. A rule with states of all tensors counts for all."""
         rule = self._rule(group)
-        shared = group.setdefault(SHARED, {}) if rule.shared else {}
-        known = {name: shared.get(name, torch.tensor(first, dtype=torch.float64)) for name, first in rule.shared.items()}
+        of_all = rule.shared
+        shared = group.setdefault(SHARED, {}) if of_all else {}
+        known = {name: shared.get(name, torch.tensor(first, dtype=torch.float64)) for name, first in of_all.items()}
         by_kind: dict[tuple[int, torch.dtype, torch.device], list[Tensor]] = {}
         for p in group["params"]:
             if p.grad is None:
@@ -167,7 +168,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 state["step"] = 0
                 state.update({name: rule.begin(name, _seen(rule, p)) for name in rule.states})
             state["step"] += 1
-            age = shared.get(COUNT, 0) + 1 if rule.shared else state["step"]
+            age = shared.get(COUNT, 0) + 1 if of_all else state["step"]
             by_kind.setdefault((age, p.dtype, p.device), []).append(p)
         numbers = [torch.tensor(float(group[self._alias.get(name, name)]), dtype=torch.float64) for name in rule.params]
         for (age, _, _), tensors in by_kind.items():
