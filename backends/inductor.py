@@ -39,10 +39,7 @@ def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool 
 def compile_updates(module: ModuleType, elementwise: tuple[str, ...], others: tuple[str, ...]) -> None:
     """Replace functions that a step calls for many tensors. Those that are not elementwise are compiled for any shape."""
     for name in elementwise:
-        each = EachTensor(getattr(module, name))
-        reported: Any = _reported(each, name)
-        reported.rows = _reported(each.rows, name)
-        setattr(module, name, reported)
+        setattr(module, name, EachTensor(getattr(module, name), name))
     for name in others:
         compiled = torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=True)
         setattr(module, name, _reported(_of_many_shapes(compiled), name))
@@ -70,17 +67,14 @@ class EachTensor:
     to end, so that nothing needs to be a vector.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
         self.function = function
+        self.rows = _reported(self._rows, name)
         self.guarded = torch.compile(function, backend=_inductor, fullgraph=True, dynamic=True)
         self.parameters = tuple(inspect.signature(function).parameters)
         self.known: dict[object, Callable[..., Any] | None] = {}
 
-    def __call__(self, *args: Tensor) -> Any:
-        tensors = [x for x in args if x.dim()]
-        return self.rows([tuple(tensors)], args[len(tensors) :])[0]
-
-    def rows(self, rows: Sequence[tuple[Tensor, ...]], numbers: Sequence[Tensor]) -> list[Any]:
+    def _rows(self, rows: Sequence[tuple[Tensor, ...]], numbers: Sequence[Tensor]) -> list[Any]:
         """The function of the tensors of each row, and of the same numbers."""
         numbers = tuple(numbers)
         told = tuple((x.dtype, x.device) for x in numbers)
@@ -128,7 +122,6 @@ class EachTensor:
         inputs = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
         if UNKNOWN in places or places.count(-1) > 1 or [i == -1 for i in places] != [isinstance(x, torch.SymInt) for x in inputs]:
             return None
-
         call = getattr(call, "current_callable", call)
 
         def run(count: int, args: tuple[Tensor, ...]) -> Any:

@@ -82,7 +82,7 @@ def optimizer(
     library: Library | None = None,
     **values: float,
 ) -> RuleOptimizer:
-    """An optimiser of PyTorch whose update is a rule: `nlc.optimizer("adamw", model.parameters(), lr=1e-3)`.
+    """An optimiser of PyTorch whose update is a rule: `nlc.optimizer("rule.yaml", model.parameters(), lr=1e-3)`.
 
     rule: a name of the library, a file, or a spec with `inputs: {g: gradient}`. params: as of torch.optim. values: of the
     rule's params, for all groups; a group may have its own. `lr` stands for `rate` in a rule that has no `lr`. backend:

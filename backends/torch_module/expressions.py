@@ -87,6 +87,10 @@ class Expressions:
         flow = self.graph.flows[id]
         return flow.op == "number" or (flow.op in INLINE and all(map(self.constant, flow.args)))
 
+    def is_number(self, id: str) -> bool:
+        """True for a flow whose expression is a Python number."""
+        return self.graph.flows[id].op == "number"
+
     def code(self, id: str) -> Code:
         flow = self.graph.flows[id]
         if flow.op == "number":
@@ -121,7 +125,7 @@ class Expressions:
 
     def _tensor(self, code: Code, id: str, wanted: bool) -> Code:
         """A number made a tensor, for functions that take no numbers."""
-        return Code(f"torch.tensor({code.text}, dtype=torch.float64)") if wanted and self.graph.flows[id].op == "number" else code
+        return Code(f"torch.tensor({code.text}, dtype=torch.float64)") if wanted and self.is_number(id) else code
 
     def operand(self, id: str, target: Axes) -> Code:
         """A flow aligned with the axes of the result it enters, by name."""
@@ -157,7 +161,7 @@ class Expressions:
         return self._extreme(flow, args, "max")
 
     def _extreme(self, flow: Flow, args: list[Code], kind: str) -> Code:
-        numbers = [self.graph.flows[id].op == "number" for id in flow.args]
+        numbers = [self.is_number(id) for id in flow.args]
         if all(numbers):
             return Code(f"{kind}({args[0].text}, {args[1].text})")
         if any(numbers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from nlc.backends.torch_module import quarry
@@ -15,8 +14,8 @@ from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.alone import is_alone
 from nlc.graph.equations import local
 from nlc.graph.ir import ANY, Learner
-from nlc.graph.outer import OuterState, matrix_of, outer_states, owners
-from nlc.graph.state import ZEROS, needs_anchor, needs_position, root_of, state_tensors
+from nlc.graph.outer import Outer, matrix_of, owners, states_of
+from nlc.graph.state import ZEROS, needs_anchor, needs_position, state_tensors
 from nlc.program.program import Program, Region, chains
 
 
@@ -112,14 +111,7 @@ class _Writer:
 
     def _header(self, body: str) -> str:
         doc = f"\n\n{self.graph.doc}" if self.graph.doc else ""
-        modules = (
-            ("collections.abc", ("Callable", "Sequence")),
-            ("itertools", ("accumulate", "groupby")),
-            ("typing", ("Any", "TypeGuard")),
-        )
-        used = [(module, [name for name in names if re.search(rf"\b{name}\b", body)]) for module, names in modules]
-        imports = "".join(f"from {module} import {', '.join(names)}\n" for module, names in used if names)
-        imports += "\n" if imports else ""
+        imports = quarry.imports(body)
         imports += "import torch\nimport torch.nn.functional as F\nfrom torch import Tensor, nn"
         imports += "\nfrom torch.utils.checkpoint import checkpoint" if "recomputed" in self.uses else ""
         text = (
@@ -401,18 +393,18 @@ class _Writer:
 
     def _train_step(self, outer: list[OuterUpdate]) -> list[str]:
         graph = self.graph
-        owned = {each.owner: [graph.parameter_name(graph.learners[id]) for id in graph.learners[each.owner].owns] for each in outer}
+        owners = [each.outer.owner for each in outer]
+        owned = {owner.id: [graph.parameter_name(graph.learners[id]) for id in owner.owns] for owner in owners}
         lines = ["    OWNED = {", *(f"        {_quoted(owner)}: {tuple(names)!r}," for owner, names in owned.items()), "    }"]
-        lines += self._matrices(outer)
+        lines += self._matrices(owners)
         lines += [
             "",
             "    def initial_optimizer(self) -> dict[str, Tensor]:",
             '        """The states of the outer levels before the first step."""',
         ]
         lines += ["        p = dict(self.named_parameters())", '        optimizer = {"step": torch.zeros((), dtype=torch.int64)}']
-        states = outer_states(graph)
         for each in outer:
-            lines += self._first_states(each, [state for state in states if root_of(graph, state.learner) == each.owner])
+            lines += self._first_states(each.outer)
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
         for each in outer:
             lines += self._outer_update(each)
@@ -420,33 +412,25 @@ class _Writer:
         self._uses_in("\n".join(lines))
         return lines
 
-    def _first_states(self, each: OuterUpdate, states: list[OuterState]) -> list[str]:
+    def _first_states(self, outer: Outer) -> list[str]:
         """The first values of the states: in a loop over the weights where they are all alike."""
-        like = {state.learner: state for state in states if state.like}
-        keys = dict.fromkeys(state.key.removesuffix(f".{state.parameter}") for state in states if state.like)
-        lines = [f"        for name in self.OWNED[{_quoted(each.owner)}]:"] if like else []
-        for key in keys:
-            number = next(state.init.number for state in states if state.like and state.key == f"{key}.{state.parameter}")
-            lines.append(f'            optimizer[f"{key}.{{name}}"] = torch.full_like(p[name], {number})')
-        for state in states:
-            if not state.like:
-                of = (
-                    f', dtype=p["{state.parameter}"].dtype, device=p["{state.parameter}"].device'
-                    if state.parameter
-                    else ", dtype=torch.float64"
-                )
-                made = (
-                    f"torch.eye({state.shape[-1]}{of}).expand{state.shape}.clone()"
-                    if state.init.distribution == "eye"
-                    else f"torch.full({state.shape}, {state.init.number}{of})"
-                )
-                lines.append(f"        optimizer[{_quoted(state.key)}] = {made}")
+        states = list(states_of(outer))
+        alike = {state.key.removesuffix(f".{state.parameter}"): state.init.number for state in states if state.like}
+        lines = [f"        for name in self.OWNED[{_quoted(outer.owner.id)}]:"] if alike else []
+        lines += [f'            optimizer[f"{key}.{{name}}"] = torch.full_like(p[name], {number})' for key, number in alike.items()]
+        for state in (each for each in states if not each.like):
+            like = f'p["{state.parameter}"]'
+            of = f", dtype={like}.dtype, device={like}.device" if state.parameter else ", dtype=torch.float64"
+            made = f"torch.full({state.shape}, {state.init.number}{of})"
+            if state.init.distribution == "eye":
+                made = f"torch.eye({state.shape[-1]}{of}).expand{state.shape}.clone()"
+            lines.append(f"        optimizer[{_quoted(state.key)}] = {made}")
         return lines
 
-    def _matrices(self, outer: list[OuterUpdate]) -> list[str]:
+    def _matrices(self, owners: list[Learner]) -> list[str]:
         """The table of how weights are seen as matrices."""
         found = {}
-        for owner in (self.graph.learners[each.owner] for each in outer):
+        for owner in owners:
             for m in (self.graph.learners[id] for id in owner.owns if ANY not in owner.axes):
                 seen = matrix_of(m)
                 assert seen is not None
@@ -455,12 +439,11 @@ class _Writer:
         return ["    MATRICES = {", *table, "    }"] if found else []
 
     def _outer_update(self, each: OuterUpdate) -> list[str]:
-        lines = [f"            names = self.OWNED[{_quoted(each.owner)}]"]
-        matrices = ANY not in self.graph.learners[each.owner].axes
-        seen = "matrix({}, *self.MATRICES[name])" if matrices else "{}"
+        lines = [f"            names = self.OWNED[{_quoted(each.outer.owner.id)}]"]
+        seen = "{}" if ANY in each.outer.owner.axes else "matrix({}, *self.MATRICES[name])"
         lines.append(f"            weights = [{seen.format('p[name]')} for name in names]")
         lines.append(f"            gradients = [{seen.format('gradient[name]')} for name in names]")
-        if not each.periods:
+        if not each.outer.periods:
             return [*lines, *self._apply(each, each.variants[0], seen, "            ")]
         lines.append('            count = int(optimizer["step"])')
         word = "if"
@@ -473,16 +456,15 @@ class _Writer:
 
     def _apply(self, each: OuterUpdate, variant: Variant, seen: str, indent: str) -> list[str]:
         """One update by the functions of a variant."""
-        like = self.graph.learners[each.owner].axes
-        columns, lines = ["weights", "gradients"], []
+        outer, columns, lines = each.outer, ["weights", "gradients"], []
         for key in variant.states:
-            learner = self.graph.learners[key if key in self.graph.learners else key.removesuffix(".sum")]
+            learner = self.graph.learners[outer.learner_of(key)]
             state = f'optimizer[f"{key}.{{name}}"]'
-            columns.append(f"[{seen.format(state) if learner.axes == like else state} for name in names]")
+            columns.append(f"[{seen.format(state) if learner.axes == outer.owner.axes else state} for name in names]")
         lines.append(f"columns = [{', '.join(columns)}]")
         if variant.sums:
             lines.append(f"sums = summed({each.name}_total{variant.suffix}, columns, (age,), joined={variant.summed_elementwise})")
-        shared = [f"optimizer[{_quoted(key)}]" for key in variant.shared]
+        shared = [f"optimizer[{_quoted(m.id)}]" for m in outer.shared]
         numbers = "numbers" if variant.numbers else "()"
         if variant.numbers or shared:
             given = ", ".join(["age", *shared, *(["*sums"] if variant.sums else [])])

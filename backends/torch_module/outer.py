@@ -23,14 +23,13 @@ from nlc.graph.outer import Outer
 class Variant:
     """The functions of the updates at which the periods `due` end, named with `suffix`.
 
-    `states` are the states of a tensor that they take, `shared` those of all tensors. `sums` and `numbers` count what the functions
-    return before the shared states. `elementwise`, `summed_elementwise`: `update`, and what `total` sums, may be given tensors end to end.
+    `states` are the states of a tensor that they take. `sums` and `numbers` count what the functions return before the states of all
+    tensors. `elementwise`, `summed_elementwise`: `update`, and what `total` sums, may be given tensors end to end.
     """
 
     due: tuple[int, ...]
     suffix: str
     states: tuple[str, ...]
-    shared: tuple[str, ...]
     sums: int
     numbers: int
     elementwise: bool
@@ -47,13 +46,16 @@ class Variant:
 class OuterUpdate:
     """What a driver must know of the functions of an outer level; `text` is their source, `uses` what they call of the quarry."""
 
-    name: str
-    owner: str
+    outer: Outer
     text: tuple[str, ...]
     params: tuple[str, ...]
-    periods: tuple[int, ...]
     variants: tuple[Variant, ...]
     uses: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """What the names of the functions begin with."""
+        return identifier(self.outer.owner.id)
 
     @property
     def functions(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -63,36 +65,32 @@ class OuterUpdate:
 
     def variant(self, age: int) -> Variant:
         """The functions of the update with this number, counted from 1."""
-        due = tuple(period for period in self.periods if age % period == 0)
+        due = tuple(period for period in self.outer.periods if age % period == 0)
         return next(each for each in self.variants if each.due == due)
 
 
 def outer_update(outer: Outer) -> OuterUpdate:
     """The functions of one outer level."""
-    graph = outer.graph
-    name = identifier(outer.owner.id)
-    ends = {id for m in (outer.owner, *outer.inner) for id in _ends_of(m)}
-    used = graph.upstream(*ends)
+    graph, name = outer.graph, identifier(outer.owner.id)
+    used = graph.upstream(*(id for m in (outer.owner, *outer.inner) for id in _ends_of(m)))
     params = tuple(id for id in graph.inputs if id in used)
     text: list[str] = []
     variants: list[Variant] = []
     uses: set[str] = set()
     for due in outer.due_together():
         suffix = "".join(f"_{period}" for period in due)
-        update = _Update(outer, params, due)
-        written = update.function(f"{name}_update{suffix}")
-        numbers, totals = _Numbers(outer, params, due), _Totals(outer, params, due)
-        shared = tuple(m for m in outer.shared if outer.is_due(m, due))
-        sums = outer.totals(*update.numbers, *(id for m in shared for id in _ends_of(m)))
-        told = [numbers.function(f"{name}_numbers{suffix}", tuple(update.numbers), shared, sums)] if update.numbers or shared else []
-        states = update.states
-        if sums:
-            text.append(totals.function(f"{name}_total{suffix}", sums, states))
-        text += [*told, written]
-        read = tuple(m.id for m in outer.shared)
-        variants.append(Variant(due, suffix, states, read, len(sums), len(update.numbers), update.is_elementwise, totals.is_elementwise))
+        update, numbers, totals = _Update(outer, params, due), _Numbers(outer, params, due), _Totals(outer, params, due)
+        update.write()
+        shared = (id for m in outer.shared if outer.is_due(m, due) for id in _ends_of(m))
+        sums = outer.totals(*update.numbers, *shared)
+        totals.write(sums)
+        states = tuple(key for key in outer.keys if key in update.touched | totals.touched)
+        text += [totals.function(f"{name}_total{suffix}", states)] if sums else []
+        text += [numbers.function(f"{name}_numbers{suffix}", update.numbers, sums)] if update.numbers or outer.shared else []
+        text.append(update.function(f"{name}_update{suffix}", states))
+        variants.append(Variant(due, suffix, states, len(sums), len(update.numbers), update.is_elementwise, totals.is_elementwise))
         uses |= update.used | numbers.used | totals.used
-    return OuterUpdate(name, outer.owner.id, tuple(text), params, outer.periods, tuple(variants), frozenset(uses))
+    return OuterUpdate(outer, tuple(text), params, tuple(variants), frozenset(uses))
 
 
 WHOLE = ("gradient", "weights", "recall", "total", "age", "number", "folded")
@@ -154,8 +152,8 @@ class _Writer(Expressions):
         self.seen.add(id)
         if flow.op == "number" or id in self.variables:
             return self.code(id)
-        if flow.op in ("add", "sub") and self.is_zero(flow.args[1]):
-            return self.value(flow.args[0])
+        if (left := self.without_zero(flow)) is not None:
+            return self.value(left)
         for arg in flow.args:
             self.value(arg)
         if flow.op == "recall" and flow.attr("state") == "after":
@@ -174,10 +172,13 @@ class _Writer(Expressions):
             return not self.outer.is_due(self.graph.learners[flow.attr("learner")], self.due)
         return flow.op in ("mul", "neg") and any(map(self.is_zero, flow.args))
 
+    def without_zero(self, flow: Flow) -> str | None:
+        """The operand that is left of a sum whose other one is zero."""
+        return flow.args[0] if flow.op in ("add", "sub") and self.is_zero(flow.args[1]) else None
+
     def code(self, id: str) -> Code:
-        flow = self.graph.flows[id]
-        skips = id not in self.variables and flow.op in ("add", "sub") and self.is_zero(flow.args[1])
-        return self.code(flow.args[0]) if skips else super().code(id)
+        left = self.without_zero(self.graph.flows[id]) if id not in self.variables else None
+        return super().code(id) if left is None else self.code(left)
 
     def aligned(self, code: Code, axes: Axes, target: Axes) -> Code:
         return code
@@ -187,17 +188,8 @@ class _Writer(Expressions):
         flow = self.graph.flows[id]
         return flow.op in ("number", "size", "due") or (flow.op in INLINE - CALLS.keys() and all(map(self.constant, flow.args)))
 
-    def _tensor(self, code: Code, id: str, wanted: bool) -> Code:
-        return Code(f"torch.tensor({code.text}, dtype=torch.float64)") if wanted and self.constant(id) else code
-
-    def _extreme(self, flow: Flow, args: list[Code], kind: str) -> Code:
-        constant = [self.constant(id) for id in flow.args]
-        if all(constant):
-            return Code(f"{kind}({args[0].text}, {args[1].text})")
-        if any(constant):
-            tensor, number = (args[1], args[0]) if constant[0] else (args[0], args[1])
-            return Code(f"torch.clamp({tensor.text}, {'max' if kind == 'min' else 'min'}={number.text})")
-        return Code(f"torch.{kind}imum({args[0].text}, {args[1].text})")
+    def is_number(self, id: str) -> bool:
+        return self.constant(id)
 
     def _size(self, flow: Flow, args: list[Code]) -> Code:
         axes = [axis.name for axis in self.outer.owner.axes]
@@ -247,14 +239,9 @@ class _Update(_Writer):
         self.variables.clear()
         self.numbers: list[str] = []
 
-    @property
-    def states(self) -> tuple[str, ...]:
-        """The states of a tensor that it takes, in the order of its arguments."""
-        return tuple(key for key in self.outer.keys if key in self.touched)
-
-    def function(self, name: str) -> str:
-        w = self.advanced(self.outer.owner, "w")
-        ends: list[str] = []
+    def write(self) -> None:
+        """The lines of the function; what it needs is known then."""
+        ends = [f"    w.copy_({self.advanced(self.outer.owner, 'w')})"]
         for m in self.outer.of_tensors:
             if self.outer.is_due(m, self.due):
                 new = self.updated(m)
@@ -265,9 +252,11 @@ class _Update(_Writer):
                     ends.append(f"    {self.old(key)}.zero_()")
                 else:
                     ends.append(f"    {self.old(key)}.add_({self.value(flow.args[0]).text})")
-        arguments = ["w", "g", *map(self.name, self.states), *map(self.name, self.numbers)]
-        head = self.head(name, arguments, "None", "One application of the rule to a tensor, in place.")
-        return "\n".join([*head, *self.lines, f"    w.copy_({w})", *ends])
+        self.lines += ends
+
+    def function(self, name: str, states: tuple[str, ...]) -> str:
+        arguments = ["w", "g", *map(self.name, states), *map(self.name, self.numbers)]
+        return "\n".join([*self.head(name, arguments, "None", "One application of the rule to a tensor, in place."), *self.lines])
 
     def value(self, id: str) -> Code:
         if id not in self.outer.differing and not self.constant(id) and id not in self.variables:
@@ -279,7 +268,7 @@ class _Update(_Writer):
 class _Numbers(_Writer):
     """What is the same for all tensors."""
 
-    def function(self, name: str, numbers: tuple[str, ...], shared: tuple[Learner, ...], sums: tuple[Flow, ...]) -> str:
+    def function(self, name: str, numbers: list[str], sums: tuple[Flow, ...]) -> str:
         self.variables.update(flow.id for flow in sums)
         known = [self.name(m.id) for m in self.outer.shared]
         arguments = ["age", *map(self.name, self.params), *known, *(self.name(flow.id) for flow in sums)]
@@ -292,8 +281,13 @@ class _Numbers(_Writer):
 class _Totals(_Writer):
     """A tensor's part of what is summed over all of them."""
 
-    def function(self, name: str, sums: tuple[Flow, ...], states: tuple[str, ...]) -> str:
-        arguments = ["w", "g", *map(self.name, states), "age", *map(self.name, self.params)]
+    def write(self, sums: tuple[Flow, ...]) -> None:
+        """The lines of the function; what it needs is known then."""
         results = [f"{self.value(flow.args[0]).at(9)}.sum()" for flow in sums]
-        head = self.head(name, arguments, "tuple[Tensor, ...]", "A tensor's part of what is summed over all tensors.")
-        return "\n".join([*head, *self.lines, f"    return ({', '.join(results)},)"])
+        self.lines.append(f"    return ({', '.join(results)},)")
+
+    def function(self, name: str, states: tuple[str, ...]) -> str:
+        arguments = ["w", "g", *map(self.name, states), "age", *map(self.name, self.params)]
+        return "\n".join(
+            [*self.head(name, arguments, "tuple[Tensor, ...]", "A tensor's part of what is summed over all tensors."), *self.lines]
+        )

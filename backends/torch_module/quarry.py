@@ -6,6 +6,7 @@ For export, the functions of `export_kernels.py` stand for those of the same nam
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -58,6 +59,20 @@ def _defined(node: ast.stmt) -> frozenset[str]:
         return frozenset([node.name])
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return frozenset(target.id for target in targets if isinstance(target, ast.Name))
+
+
+STANDARD = (
+    ("collections.abc", ("Callable", "Sequence")),
+    ("itertools", ("accumulate", "groupby")),
+    ("typing", ("Any", "TypeGuard")),
+)
+
+
+def imports(body: str) -> str:
+    """The lines that import what a generated text uses of the standard library."""
+    used = [(module, [name for name in names if re.search(rf"\b{name}\b", body)]) for module, names in STANDARD]
+    lines = "".join(f"from {module} import {', '.join(names)}\n" for module, names in used if names)
+    return f"{lines}\n" if lines else ""
 
 
 def copy(wanted: set[str], export: bool = False) -> str:

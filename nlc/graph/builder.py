@@ -187,6 +187,11 @@ class Builder:
 
     # -- flows ------------------------------------------------------------------------------------------------------
 
+    @property
+    def moves_weights(self) -> bool:
+        """Is this the rule of an outer level?"""
+        return self.host is not None and self.host.sharing == "shared"
+
     def id_of(self, name: str) -> str:
         """The id of a flow or learner of this spec."""
         return f"{self.prefix}{name}{self.suffix}"

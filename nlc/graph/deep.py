@@ -208,8 +208,7 @@ def product(b: Builder, expr: Binary, context: Context, name: str | None) -> str
     left, right = b.all(context, expr.left, expr.right)
     flows = (b.flows[left], b.flows[right])
     learners = [b.learners[flow.attr("learner")] for flow in flows if flow.op == "tensor"]
-    in_rule = b.host is not None and b.host.sharing == "shared"
-    if in_rule and not learners:
+    if b.moves_weights and not learners:
         return _matrix_product(b, expr, (left, right), context, name)
     if not context.in_store and not learners:
         b.fail(codes.NotCompiledYet, f"`{to_text(expr)}`: a product without a tensor of a learner is not compiled yet", expr.span)

@@ -81,7 +81,7 @@ def _declare(
         )
     if init.distribution == "eye" and (store.form == "any" or len(store.tensors[0].axes) < 2):
         b.fail(codes.NotConstant, f"`{id.removeprefix(b.prefix)}` is no matrix, so its `init` cannot be `eye`", learner.span)
-    if init.learned and b.host is not None and b.host.sharing == "shared":
+    if init.learned and b.moves_weights:
         b.fail(codes.NotCompiledYet, "a learned initial state in the rule of an outer level is not compiled yet", learner.span)
     if learner.learn and learner.scope == "shared" and learner.owns is None and b.host is None:
         b.fail(codes.NotCompiledYet, "a memory that all rows share is not compiled yet", learner.span, "leave `scope` out")
@@ -164,8 +164,7 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
             every.span,
             f"{place} the clock is {' or '.join(wanted)}",
         )
-    slow = b.host is not None and b.host.sharing == "shared"
-    if every.clock != "token" and count != 1 and not slow:
+    if every.clock != "token" and count != 1 and not b.moves_weights:
         b.fail(codes.NotCompiledYet, f"a period of {count} {every.clock}s is not compiled yet", every.span)
     return Clock(every.clock, int(count))
 

@@ -146,13 +146,19 @@ def new(b: Builder, expr: Call, context: Context, name: str | None) -> str:
 
 def age(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`age(m)`: how many updates a learner has made, the one of this tick included."""
+    learner = _named_learner(b, expr)
+    if b.host is None:
+        b.fail(codes.NotCompiledYet, "`age` outside a rule is not compiled yet", expr.span)
+    return b.node("age", [], expr.span, context, name, (), learner=learner)
+
+
+def _named_learner(b: Builder, expr: Call) -> str:
+    """The id of the learner of this spec that is the one argument of a call."""
     b.arguments(expr, "a learner")
     learner = expr.args[0]
     if not isinstance(learner, Name) or learner.name not in b.local_learners:
-        b.fail(codes.NotAValue, "`age` takes the name of a learner", expr.span)
-    if b.host is None:
-        b.fail(codes.NotCompiledYet, "`age` outside a rule is not compiled yet", expr.span)
-    return b.node("age", [], expr.span, context, name, (), learner=b.id_of(learner.name))
+        b.fail(codes.NotAValue, f"`{expr.function}` takes the name of a learner", expr.span)
+    return b.id_of(learner.name)
 
 
 def cross_entropy(b: Builder, expr: Call, context: Context, name: str | None) -> str:
@@ -212,13 +218,10 @@ def _of_a_matrix(kind: str, doc: str) -> Operator:
 
 def due(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`due(m)`: 1 where the period of a learner of the rule ends, 0 at all other updates."""
-    b.arguments(expr, "a learner")
-    learner = expr.args[0]
-    if not isinstance(learner, Name) or learner.name not in b.local_learners:
-        b.fail(codes.NotAValue, "`due` takes the name of a learner", expr.span)
-    if b.host is None or b.host.sharing != "shared":
+    learner = _named_learner(b, expr)
+    if not b.moves_weights:
         b.fail(codes.NotCompiledYet, "`due` outside the rule of weights is not compiled yet", expr.span)
-    return b.node("due", [], expr.span, context, name, (), learner=b.id_of(learner.name))
+    return b.node("due", [], expr.span, context, name, (), learner=learner)
 
 
 def gram(b: Builder, expr: Call, context: Context, name: str | None) -> str:

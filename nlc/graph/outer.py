@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nlc.graph.ir import Flow, Init, Learner, LevelGraph, size_of
+from nlc.graph.ir import ANY, Flow, Init, Learner, LevelGraph, size_of
+from nlc.graph.order import effective_clock
 from nlc.graph.state import ZEROS, root_of
 
 
@@ -69,11 +70,9 @@ class Outer:
 
     def period(self, learner: Learner) -> int:
         """Updates of the owner between two updates of a learner of its rule."""
-        count, at = 1, learner
-        while at.host is not None:
-            count *= at.clock.period if at.clock is not None else 1
-            at = self.graph.learners[at.host]
-        return count
+        mine, owners = effective_clock(self.graph, learner), self.owner.clock
+        assert mine is not None and owners is not None
+        return mine.period // owners.period
 
     @cached_property
     def periods(self) -> tuple[int, ...]:
@@ -106,6 +105,13 @@ class Outer:
     def keys(self) -> tuple[str, ...]:
         """The states that there is one of for each tensor: learners, and what slow ones have added up."""
         return tuple(key for m in self.of_tensors for key in (m.id, *(self.sum_of(m.id) for _ in self.gathered(m))))
+
+    def shape(self, learner: Learner, seen: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a state of a tensor that the rule sees with these sizes: the same, or that of its own axes."""
+        if ANY in learner.axes:
+            return tuple(seen)
+        sizes = {} if ANY in self.owner.axes else dict(zip((axis.name for axis in self.owner.axes), seen, strict=True))
+        return tuple(sizes.get(axis.name, axis.size) for axis in learner.axes)
 
     def totals(self, *roots: str) -> tuple[Flow, ...]:
         """The sums over all tensors that these flows are made of, in order."""
@@ -150,10 +156,11 @@ class OuterState:
 
 def outer_states(graph: LevelGraph) -> tuple[OuterState, ...]:
     """The states of all outer levels, by the keys that a run keeps them under; beside them `step` counts updates."""
-    return tuple(state for outer in owners(graph) for state in _states(outer))
+    return tuple(state for outer in owners(graph) for state in states_of(outer))
 
 
-def _states(outer: Outer) -> Iterator[OuterState]:
+def states_of(outer: Outer) -> Iterator[OuterState]:
+    """The states of one outer level."""
     graph = outer.graph
     for m in outer.shared:
         yield OuterState(m.id, m.id, None, (), False, m.init)
@@ -161,22 +168,15 @@ def _states(outer: Outer) -> Iterator[OuterState]:
         m = graph.learners[outer.learner_of(key)]
         for parameter in (graph.learners[id] for id in outer.owner.owns):
             name = graph.parameter_name(parameter)
-            shape = _shape(outer, m, parameter)
-            like = shape is None
-            whole = tuple(axis.size for axis in parameter.axes)
-            yield OuterState(f"{key}.{name}", m.id, name, whole if shape is None else shape, like, m.init if key == m.id else ZEROS)
+            like = m.axes == outer.owner.axes
+            shape = tuple(axis.size for axis in parameter.axes) if like else _own_shape(outer, m, parameter)
+            yield OuterState(f"{key}.{name}", m.id, name, shape, like, m.init if key == m.id else ZEROS)
 
 
-def _shape(outer: Outer, learner: Learner, parameter: Learner) -> tuple[int, ...] | None:
-    """The shape of a state that is not of the shape of its parameter."""
-    if learner.axes == outer.owner.axes:
-        return None
-    seen = matrix_of(parameter)
-    if seen is None or not learner.axes:
-        return tuple(axis.size for axis in learner.axes)
-    store = parameter.store
-    sizes = dict(zip((axis.name for axis in outer.owner.axes), (size_of(store.out_axes), size_of(store.in_axes)), strict=True))
-    return tuple(axis.size for axis in parameter.per) + tuple(sizes.get(axis.name, axis.size) for axis in learner.axes)
+def _own_shape(outer: Outer, learner: Learner, parameter: Learner) -> tuple[int, ...]:
+    """The shape of a state that is not of the shape of its parameter; one for each copy of a matrix."""
+    copies = () if ANY in outer.owner.axes or not learner.axes else tuple(axis.size for axis in parameter.per)
+    return copies + outer.shape(learner, (size_of(parameter.store.out_axes), size_of(parameter.store.in_axes)))
 
 
 def owners(graph: LevelGraph) -> tuple[Outer, ...]:

@@ -159,7 +159,7 @@ class Reference:
         machine = Reference(self.graph, leaves, self.dtype)
         loss = machine.fold(machine.run(inputs)[0])
         gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
-        first = {each.key: draw(each.init, each.shape, None, self.dtype) for each in outer_states(self.graph)}
+        first = {each.key: draw(each.init, each.shape, None, self.dtype) for each in outer_states(self.graph) if each.key not in optimizer}
         state = {"step": torch.zeros((), dtype=torch.int64), **first, **optimizer}
         new, params = {"step": state["step"] + 1}, dict(self.parameters)
         tensors = {self.graph.parameter_name(m): m for m in self.graph.parameters}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import ANY, Flow, Learner, LevelGraph
+from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Matrix, Outer, owners
 from nlc.graph.state import ZEROS
@@ -145,14 +145,11 @@ def apply_rule(graph: LevelGraph, weights: Tensors, gradients: Tensors, state: T
     """
     (outer,) = owners(graph)
     dtype = next(iter(weights.values())).dtype
-    sizes = [axis.name for axis in outer.owner.axes]
     known = {"step": torch.zeros((), dtype=torch.int64), **{m.id: torch.full((), m.init.number, dtype=dtype) for m in outer.shared}}
     for key in outer.keys:
         m = graph.learners[outer.learner_of(key)]
         for name, w in weights.items():
-            of = dict(zip(sizes, w.shape, strict=True)) if ANY not in outer.owner.axes else {}
-            shape = tuple(w.shape) if ANY in m.axes else tuple(of.get(axis.name, axis.size) for axis in m.axes)
-            known[f"{key}.{name}"] = draw(m.init if key == m.id else ZEROS, shape, None, dtype)
+            known[f"{key}.{name}"] = draw(m.init if key == m.id else ZEROS, outer.shape(m, w.shape), None, dtype)
     known |= state
     update = OuterUpdate(Reference(graph, {}, dtype), outer, weights, gradients, known, dict.fromkeys(weights))
     update.values.update({name: torch.as_tensor(x, dtype=dtype).reshape(1) for name, x in params.items()})

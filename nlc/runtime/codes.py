@@ -198,7 +198,7 @@ class GradientNotFinite(Diagnostic):
     """A gradient that is infinite or not a number, given to an optimiser that is to refuse it.
 
     Why: one such number spreads over the weights and over every state of the rule. Nothing was updated.
-    Wrong:  nlc.optimizer("adamw", params, nonfinite="raise")     and a loss that overflows
+    Wrong:  nlc.optimizer("rule.yaml", params, nonfinite="raise")     and a loss that overflows
     Right:  clip the gradient, lower the rate, or leave such updates out with nonfinite="skip"
     """
 
@@ -209,8 +209,8 @@ class StateMisfit(Diagnostic):
     """The saved state of an optimiser that is not one of this rule and these weights.
 
     Why: a state of another shape, or of another learner, has no meaning here. Nothing was taken over.
-    Wrong:  nlc.optimizer("lion", params).load_state_dict(adamw.state_dict())
-    Right:  nlc.optimizer("adamw", params).load_state_dict(adamw.state_dict())
+    Wrong:  nlc.optimizer("rule.yaml", params).load_state_dict(state of another rule)
+    Right:  nlc.optimizer("rule.yaml", params).load_state_dict(state of rule.yaml)
     """
 
     code = "NLC732"

@@ -96,11 +96,12 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise UsageError(f"`{name}` of the rule `{self.spec.name}` is {value}; a rate is at least 0")
 
     def _check_tensors(self, group: dict[str, Any]) -> None:
+        matrices = self._rule(group).matrices
         for name, p in zip(_names(group), group["params"], strict=True):
             what = f"the parameter {name} {list(p.shape)}"
             if not p.is_floating_point():
                 raise UsageError(f"{what} is {p.dtype}; a rule is for real numbers")
-            if self._rule(group).matrices and p.dim() < 2:
+            if matrices and p.dim() < 2:
                 help = "give it to another optimiser, one for tensors of any shape"
                 raise UsageError(f"{what} is no matrix; the rule `{self.spec.name}` is for matrices: {help}")
 

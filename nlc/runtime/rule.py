@@ -13,7 +13,7 @@ from nlc.backends.torch_module.outer import OuterUpdate
 from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.build import build
 from nlc.graph.ir import ANY, Axes, LevelGraph
-from nlc.graph.outer import Outer, owners
+from nlc.graph.outer import Outer
 from nlc.language.library import Library
 from nlc.language.spec import Spec
 from nlc.passmanager import PassManager
@@ -56,7 +56,7 @@ class CompiledRule:
     @property
     def outer(self) -> Outer:
         """The owner of the weights and the learners of its rule."""
-        return owners(self.graph)[0]
+        return self.update.outer
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class CompiledRule:
     @property
     def axes(self) -> Axes:
         """The axes of its tensors: rows and columns, or any."""
-        return self.graph.learners[self.update.owner].axes
+        return self.outer.owner.axes
 
     @property
     def matrices(self) -> bool:
@@ -79,14 +79,13 @@ class CompiledRule:
         return ANY not in self.axes
 
     def _name(self, id: str) -> str:
-        return id.removeprefix(f"{self.update.owner}.")
+        return id.removeprefix(f"{self.outer.owner.id}.")
 
     def begin(self, state: str, w: Tensor) -> Tensor:
         """The first value of a state of a tensor: of its shape, or of the sizes of its axes."""
-        key = f"{self.update.owner}.{state}"
+        key = f"{self.outer.owner.id}.{state}"
         learner = self.graph.learners[self.outer.learner_of(key)]
-        sizes = {} if ANY in self.axes else {axis.name: size for axis, size in zip(self.axes, w.shape, strict=True)}
-        shape = w.shape if ANY in learner.axes else tuple(sizes.get(axis.name, axis.size) for axis in learner.axes)
+        shape = self.outer.shape(learner, w.shape)
         if key not in self.graph.learners:
             return torch.zeros(shape, dtype=w.dtype, device=w.device)
         if learner.init.distribution == "eye":
@@ -106,12 +105,12 @@ class CompiledRule:
         """One update, in place; sums: over all tensors. Returns the new values of the learners that there is one of for all tensors."""
         name, variant = self.update.name, self.update.variant(batch.age)
         numbers: tuple[Tensor, ...] = ()
-        if variant.numbers or variant.shared:
-            known = [batch.shared[self._name(key)] for key in variant.shared]
+        if variant.numbers or self.outer.shared:
+            known = [batch.shared[self._name(m.id)] for m in self.outer.shared]
             numbers = getattr(self.module, f"{name}_numbers{variant.suffix}")(batch.counted, *batch.params, *known, *sums)
         update = getattr(self.module, f"{name}_update{variant.suffix}")
         self.module.each_tensor(update, self._columns(batch), numbers[: variant.numbers], variant.elementwise)
-        return {self._name(key): x for key, x in zip(variant.shared, numbers[variant.numbers :], strict=True)}
+        return {self._name(m.id): x for m, x in zip(self.outer.shared, numbers[variant.numbers :], strict=True)}
 
     def _columns(self, batch: Batch) -> list[list[Tensor]]:
         keys = self.update.variant(batch.age).states

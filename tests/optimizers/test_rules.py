@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,6 +206,41 @@ def test_a_zero_gradient_moves_no_matrix() -> None:
     optimizer.step()
 
     assert difference([p.detach() for p in params], before) == 0
+
+
+SLOW = """\
+nlc: 1
+name: slow
+params: {lr: 0.1, period: 3}
+inputs: {g: gradient}
+levels:
+  fast: {every: 1 update, learners: {m: {store: {like: g}, learn: {value: g, rate: 0.5}}}}
+  slow:
+    every: period updates
+    learners:
+      long: {store: {like: g}, read: start, learn: {value: g, rate: 0.5, fold: last}}
+      size: {store: {scalar: []}, init: ones, learn: {value: total(m() * m()), rate: 0.5, fold: last}}
+outputs: {step: STEP}
+"""
+
+
+@pytest.mark.parametrize("step", ["-lr * m() / (1 + total(long() * long()))", "-m() * due(size) / size()", "-lr * m() / (1 + size())"])
+def test_totals_and_numbers_of_slow_learners(step: str, tmp_path: Path) -> None:
+    file = tmp_path / "slow.yaml"
+    file.write_text(SLOW.replace("STEP", step))
+    expanded = PassManager().run(nlc.build(file))[1][0].graph
+    params = weights()
+    optimizer = nlc.optimizer(file, params, backend="eager")
+    wanted, state = {f"t{i}": p.detach().clone() for i, p in enumerate(params)}, dict[str, Tensor]()
+    numbers = {name: torch.tensor(0.1, dtype=torch.float64) for name in expanded.inputs}
+
+    for grads in gradients(params, 7):
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        optimizer.step()
+        wanted, state = apply_rule(expanded, wanted, {f"t{i}": g for i, g in enumerate(grads)}, state, numbers)
+
+        assert difference([p.detach() for p in params], list(wanted.values())) < 1e-12
 
 
 def test_a_slow_learner_is_touched_only_when_due() -> None:

@@ -76,7 +76,6 @@ def test_same_as_torch_in_float32(rule: str) -> None:
 @pytest.mark.parametrize("rule", ["momentum", "adamw"])
 def test_compiled_is_the_same(rule: str) -> None:
     values, shapes = drawn(rule, 0)
-
     shapes = (*shapes, (), (1,))
 
     ours = run(lambda p: nlc.optimizer(rule, p, **values), shapes=shapes)
