@@ -191,15 +191,16 @@ def l2norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS)
 
 
-def newton_schulz(x: Tensor, steps: int, a: float, b: float, c: float) -> Tensor:
-    """Near the orthogonal factor of x [..., K, V]: X <- a X + (b A + c A^2) X with A = X X^T, from X = x / |x|."""
-    x = x * torch.rsqrt((x * x).sum((-2, -1), keepdim=True).clamp(min=SMALLEST_NORM**2))
+def newton_schulz(x: Tensor, steps: int, a: float, b: float, c: float, dtype: torch.dtype | None = None) -> Tensor:
+    """Near the orthogonal factor of x [..., K, V]: X <- a X + (b A + c A^2) X with A = X X^T, from X = x / |x|; the steps in `dtype`."""
+    given = x.dtype
+    x = (x * torch.rsqrt((x * x).sum((-2, -1), keepdim=True).clamp(min=SMALLEST_NORM**2))).to(dtype or given)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(steps):
         A = x @ x.mT
         x = a * x + (b * A + c * (A @ A)) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(given)
 
 
 def inverse_root(x: Tensor, power: float, eps: float) -> Tensor:

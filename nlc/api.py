@@ -80,7 +80,7 @@ def optimizer(
     backend: str = "inductor",
     nonfinite: str = "apply",
     library: Library | None = None,
-    **values: float,
+    **values: Any,
 ) -> RuleOptimizer:
     """An optimiser of PyTorch whose update is a rule: `nlc.optimizer("rule.yaml", model.parameters(), lr=1e-3)`.
 

@@ -105,10 +105,12 @@ def unstable_rates(graph: LevelGraph) -> Iterator[Diagnostic]:
 
 
 def role_of(spec: Spec) -> str:
-    """`model` for what can be built by itself, else `rule`, `objective` or `store`: a part that other specs use."""
+    """`model` for what can be built by itself, else `rule`, `function`, `objective` or `store`: a part that other specs use."""
     kinds = {item.kind for item in spec.inputs}
     if "gradient" in kinds:
         return "rule"
+    if spec.is_function:
+        return "function"
     if kinds & {"pred", "value"}:
         return "objective"
     has_tensors = any(type(param.value).__name__ == "ListOf" for param in spec.params)
@@ -155,9 +157,19 @@ def _hosted(spec: Spec, role: str, library: Library) -> Spec:
     if any(item.kind == "input" for item in spec.inputs):
         role = "memory rule"
     axes = ["a", "b", "c", "e", "f"][: len(spec.dims)]
-    body = _HOSTS[role].replace("AXES", ", ".join(axes)).replace("QUERY", "x" if spec.inputs else "")
+    body = _HOSTS["rule" if role == "function" else role].replace("AXES", ", ".join(axes)).replace("QUERY", "x" if spec.inputs else "")
     head = "nlc: 1\nname: host\ndims: {a: 2, b: 3, c: 5, e: 7, f: 11}\ninputs: {x: [a], v: [b]}\n"
     lines = body.lstrip("\n").split("\n")
     text = head + "\n".join(line[8:] for line in lines) + "\n"
     host = loads(text, f"<a use of {spec.name}>", library)
-    return replace(host, uses=(Use("part", spec.path, spec, spec.span),), sources={**host.sources, **spec.sources})
+    part = spec if role != "function" else _rule_with(spec, library)
+    return replace(host, uses=(Use("part", part.path, part, part.span),), sources={**host.sources, **part.sources})
+
+
+def _rule_with(function: Spec, library: Library) -> Spec:
+    """A rule whose step is a function of the gradient."""
+    asked = ", ".join("g" for _ in function.inputs)
+    text = f"nlc: 1\nname: step\ninputs: {{g: gradient}}\noutputs: {{step: '-part({asked})'}}\n"
+    rule = loads(text, f"<a use of {function.name}>", library)
+    use = Use("part", function.path, function, function.span)
+    return replace(rule, uses=(use,), sources={**rule.sources, **function.sources})

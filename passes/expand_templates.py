@@ -172,6 +172,11 @@ def _sizes(spec: Spec, learner: Learner, span: Span) -> tuple[dict[str, int | fl
     return {name: axis.size for name, axis in zip(named.axes, axes, strict=True)}, None
 
 
+def _with_place(problem: Diagnostic, span: Span) -> Diagnostic:
+    """A mistake in a rule, and where the rule is used."""
+    return problem if (problem.span.file, problem.span.line) == (span.file, span.line) else problem.noted("used here", span)
+
+
 def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnostic]) -> LevelGraph:
     spec = learner.rule.spec
     assert spec is not None and learner.rule.call is not None
@@ -186,18 +191,18 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         axes = unsized(spec)
         learner = replace(learner, store=replace(learner.store, tensors=(StoreTensor("owned", axes),)))
     bound = dict(learner.rule.args)
-    builder = Builder(spec, graph.library, sizes, bound, prefix, learner, suffix=suffix, unsized=axes)
-    builder.flows.update(graph.flows)
-    builder.learners.update(graph.learners)
+    builder = Builder(spec, graph.library, sizes, bound, prefix, learner, suffix=suffix, unsized=axes, known=graph, asked=learner.rule.call)
     kept = learner.copies
     try:
         for item in spec.inputs:
             if item.kind == "input":
                 builder.bound[item.name] = input_rows(builder, learner, item)
                 continue
-            if item.kind == "weights" and learner.selector is not None:
+            if item.kind == "weights" and learner.sharing == "shared":
                 attrs: dict[str, Attribute] = {"learner": learner.id}
-                flow = Flow(f"{learner.id}.weights", "weights", attrs=attrs, axes=learner.axes, host=learner.id, span=item.span)
+                op = "weights" if learner.selector is not None else "recall"
+                attrs |= {"state": "before"} if op == "recall" else {}
+                flow = Flow(f"{learner.id}.weights", op, attrs=attrs, axes=learner.axes, host=learner.id, span=item.span)
                 builder.bound[item.name] = builder.add(flow)
                 continue
             if item.kind != "gradient":
@@ -217,9 +222,9 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         ends = {name: builder.expr(value, Context(name, kept=kept), f"{learner.id}.{name}") for name, value in outputs.items()}
         step = with_erases(builder, learner, terms, ends["step"])
     except Rejected:
-        diagnostics.extend(problem.noted("used here", span) for problem in builder.diagnostics)
+        diagnostics.extend(_with_place(problem, span) for problem in builder.diagnostics)
         return graph.with_(sources={**graph.sources, **spec.sources})
-    diagnostics.extend(problem.noted("used here", span) for problem in builder.diagnostics)
+    diagnostics.extend(_with_place(problem, span) for problem in builder.diagnostics)
     added = {
         id: replace(flow, scope=learner.scope) if id not in graph.flows and flow.op != "number" else flow
         for id, flow in builder.flows.items()

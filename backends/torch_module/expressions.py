@@ -200,7 +200,8 @@ class Expressions:
 
     def _newton_schulz(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("newton_schulz")
-        return Code(f"newton_schulz({args[0].text}, {flow.attr('steps')}, {', '.join(map(repr, flow.attr('coefficients')))})")
+        dtype = f", torch.{flow.attr('dtype')}" if flow.attr("dtype") else ""
+        return Code(f"newton_schulz({args[0].text}, {flow.attr('steps')}, {', '.join(map(repr, flow.attr('coefficients')))}{dtype})")
 
     def _first(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("first")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from nlc.diagnostics import SpecError
-from nlc.graph.builder import Builder, Number_
+from nlc.graph.builder import Builder, Value
 from nlc.graph.ir import ANY, Axes, Axis, Clock, Flow, Init, Learner, LevelGraph, Rule, Store, StoreTensor, Write
 from nlc.graph.operators import CONSTANT_ARGUMENTS
 from nlc.language.expression import Call, Expr, Name, parts_of
@@ -75,12 +75,12 @@ def _expressions(spec: Spec) -> Iterator[Expr]:
             yield from (expr for expr in (write.key, write.value, write.minimize, write.rate, write.rule, *keep) if expr is not None)
 
 
-def default_values(spec: Spec, library: Library) -> dict[str, Number_]:
+def default_values(spec: Spec, library: Library) -> dict[str, Value]:
     """The values that the file gives to its params. Raises SpecError where one has none."""
     builder = Builder(spec, library)
     if builder.diagnostics:
         raise SpecError(builder.diagnostics, dict(spec.sources))
-    return {param.name: builder.numbers[param.name] for param in spec.params}
+    return {param.name: builder.value_of(param.name) for param in spec.params}
 
 
 def unsized(spec: Spec) -> Axes:
@@ -89,7 +89,7 @@ def unsized(spec: Spec) -> Axes:
     return (ANY,) if named is None else tuple(Axis(name, -1) for name in named)
 
 
-def rule_graph(spec: Spec, library: Library, numbers: Mapping[str, Number_]) -> LevelGraph:
+def rule_graph(spec: Spec, library: Library, numbers: Mapping[str, Value]) -> LevelGraph:
     """The graph of a rule, before any pass; `numbers` replace the values of params and make them constants."""
     builder = Builder(spec, library, dict(numbers))
     if builder.diagnostics:
@@ -99,7 +99,7 @@ def rule_graph(spec: Spec, library: Library, numbers: Mapping[str, Number_]) -> 
     constants = constant_params(spec)
     for param in spec.params:
         if param.name in constants or param.name in numbers:
-            bound[param.name] = builder.constant(builder.numbers[param.name], param.span)
+            bound[param.name] = builder.constant(builder.value_of(param.name), param.span)
         else:
             flows[param.name] = Flow(param.name, "input", span=param.span)
             bound[param.name] = param.name

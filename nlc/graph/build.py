@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from nlc.diagnostics import Diagnostic, Span, SpecError
+from nlc.diagnostics import Diagnostic, SpecError
 from nlc.graph import codes
 from nlc.graph.alone import is_rule, rule_graph
-from nlc.graph.builder import Builder, Context, Number_, Rejected
+from nlc.graph.builder import Builder, Context, Number_, Rejected, Value
 from nlc.graph.ir import Axis, Flow, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare
 from nlc.graph.order import ordered
@@ -16,16 +16,18 @@ from nlc.graph.resets import attach_reset, sequence_starts
 from nlc.graph.solved import check_constant, is_solved
 from nlc.graph.verify import verify
 from nlc.language import spec as language
-from nlc.language.expression import Name
+from nlc.language.expression import Call, Name
 from nlc.language.library import Library
+from nlc.language.schema import DTYPES
 from nlc.language.spec import Input, Spec
+from nlc.language.wording import listed
 
 
 def build(
     spec: Spec,
     library: Library | None = None,
     dims: Mapping[str, int] | None = None,
-    params: Mapping[str, Number_] | None = None,
+    params: Mapping[str, Value] | None = None,
 ) -> LevelGraph:
     """The level graph of a spec. `dims` and `params` replace the values written in it.
 
@@ -46,9 +48,10 @@ def build(
     return graph
 
 
-def _overrides(spec: Spec, dims: Mapping[str, int], params: Mapping[str, Number_]) -> dict[str, Number_]:
+def _overrides(spec: Spec, dims: Mapping[str, int], params: Mapping[str, Value]) -> dict[str, Value]:
     problems: list[Diagnostic] = []
-    numbers: dict[str, Number_] = {}
+    numbers: dict[str, Value] = {}
+    words = {param.name for param in spec.params if isinstance(param.value, Name)}
     for kind, given, known in (("dim", dims, spec.dims), ("param", params, spec.params)):
         names = [item.name for item in known]
         for name, value in given.items():
@@ -56,6 +59,10 @@ def _overrides(spec: Spec, dims: Mapping[str, int], params: Mapping[str, Number_
                 problems.append(codes.UndefinedName(f"the spec has no {kind} `{name}`", spec.span, f"it has: {', '.join(names) or 'none'}"))
             elif kind == "dim" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 problems.append(codes.BadSize(f"dim `{name}` is set to {value!r}; a size is a whole number of at least 1", spec.span))
+            elif name in words:
+                if value not in DTYPES:
+                    problems.append(codes.BadChoice(f"param `{name}` is set to {value!r}; it is {listed(DTYPES)}", spec.span))
+                numbers[name] = value
             elif isinstance(value, bool) or not isinstance(value, int | float):
                 problems.append(codes.NotConstant(f"param `{name}` is set to {value!r}; it must be a number", spec.span))
             else:
@@ -153,13 +160,13 @@ def _input(b: Builder, item: Input) -> None:
     b.bound[item.name] = item.name
 
 
-def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Number_], span: Span) -> tuple[str, dict[Axis, Axis]]:
+def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Number_], call: Call) -> tuple[str, dict[Axis, Axis]]:
     """The function (a graph of its own) for a used spec called with these flows, and how its axes are named outside.
 
     The dims in the shapes of its inputs are bound to the axes of the arguments; others keep the file's value, or the
     one given by keyword.
     """
-    spec = b.uses[use]
+    spec, span = b.uses[use], call.span
     if len(spec.inputs) != len(args):
         flows = f"{len(spec.inputs)} flow{'' if len(spec.inputs) == 1 else 's'} ({', '.join(i.name for i in spec.inputs)})"
         b.fail(codes.WrongArguments, f"`{use}` takes {flows}; {len(args)} given", span)
@@ -174,7 +181,7 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
             b.fail(
                 codes.WrongArguments, f"`{use}` has no dim or param `{name}`", span, b.suggest(name, known) or f"it has: {', '.join(known)}"
             )
-    numbers, rename = _unify(b, spec, args, settings, span)
+    numbers, rename = _unify(b, spec, args, settings, call)
     key = use
     while key in b.functions and (b.functions[key].dims, b.functions[key].file) != (_dims(spec, numbers), spec.path):
         key = b.fresh(b.functions, use)
@@ -194,9 +201,9 @@ def _dims(spec: Spec, numbers: dict[str, Number_]) -> tuple[tuple[str, int], ...
 
 
 def _unify(
-    b: Builder, spec: Spec, args: list[str], settings: dict[str, Number_], span: Span
+    b: Builder, spec: Spec, args: list[str], settings: dict[str, Number_], call: Call
 ) -> tuple[dict[str, Number_], dict[Axis, Axis]]:
-    numbers: dict[str, Number_] = dict(settings)
+    numbers, span = dict(settings), call.span
     rename: dict[Axis, Axis] = {}
     for item, arg in zip(spec.inputs, args, strict=True):
         flow = b.flows[arg]
@@ -222,6 +229,6 @@ def _unify(
                 b.fail(codes.BadSize, f"`{spec.name}`: dim `{name}` would be both {known} and {axis.size}", span, None, note)
             rename[Axis(name, axis.size)] = axis
     # the sizes that stay as the file has them, so that the key of a function is complete
-    defaults = Builder(spec, b.library, dict(numbers))
+    defaults = Builder(spec, b.library, numbers, asked=call)
     b.diagnostics.extend(defaults.diagnostics)
     return {**defaults.numbers, **numbers}, rename

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,9 +15,12 @@ from nlc.graph import codes
 from nlc.graph.constants import NUMERIC, number_of
 from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
 from nlc.graph.ops import BINARY, CALLABLE, OPS, ShapeError, is_any
-from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, ListOf, Name, Number, Text, Unary, to_text
+from nlc.graph.requirements import broken, values_in
+from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, ListOf, Name, Number, Text, Unary, parts_of, to_text
 from nlc.language.library import Library
+from nlc.language.schema import DTYPES
 from nlc.language.spec import Spec
+from nlc.language.wording import listed
 
 if TYPE_CHECKING:
     from nlc.graph.deep import Function
@@ -46,6 +49,8 @@ class Context:
 READ = ("start", "before", "after")
 """The versions of a learner that a call may see."""
 Number_ = int | float
+Value = Number_ | str
+"""What a param is: a number, or a precision."""
 ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
@@ -63,17 +68,19 @@ class Builder:
         self,
         spec: Spec,
         library: Library,
-        numbers: dict[str, Number_] | None = None,
+        numbers: Mapping[str, Value] | None = None,
         bound: dict[str, str] | None = None,
         prefix: str = "",
         host: Learner | None = None,
         into: Builder | None = None,
         suffix: str = "",
         unsized: Axes = (),
+        known: LevelGraph | None = None,
+        asked: Call | None = None,
     ) -> None:
         self.spec, self.library, self.prefix, self.host, self.suffix = spec, library, prefix, host, suffix
-        self.flows: dict[str, Flow] = into.flows if into else {}
-        self.learners: dict[str, Learner] = into.learners if into else {}
+        self.flows: dict[str, Flow] = into.flows if into else dict(known.flows) if known else {}
+        self.learners: dict[str, Learner] = into.learners if into else dict(known.learners) if known else {}
         self.functions: dict[str, LevelGraph] = into.functions if into else {}
         self.diagnostics: list[Diagnostic] = into.diagnostics if into else []
         self.written_out: dict[str, Function] = into.written_out if into else {}
@@ -86,9 +93,11 @@ class Builder:
         self._loss: dict[str, str] = {}
         self.broken: set[str] = set()
         self.solving: dict[str, bool] = into.solving if into else {}
-        self.numbers: dict[str, Number_] = dict(numbers or {})
+        self.numbers: dict[str, Number_] = {name: value for name, value in (numbers or {}).items() if not isinstance(value, str)}
+        self.words: dict[str, str] = {name: value for name, value in (numbers or {}).items() if isinstance(value, str)}
         self.unsized = {axis.name: axis for axis in unsized}
         self._dims_and_params()
+        self._requirements(asked)
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
@@ -109,11 +118,41 @@ class Builder:
             if dim.name not in self.numbers:
                 self.attempt(partial(self._set_dim, dim.name, dim.value, dim.span), dim.name)
         for param in self.spec.params:
-            if param.name not in self.numbers and param.name not in self.bound and not isinstance(param.value, ListOf):
+            known = param.name in self.numbers or param.name in self.words or param.name in self.bound
+            if not known and not isinstance(param.value, ListOf):
                 self.attempt(partial(self._set_param, param.name, param.value), param.name)
 
     def _set_param(self, name: str, value: Expr) -> None:
-        self.numbers[name] = self.number(value)
+        if isinstance(value, Name) and value.name in DTYPES:
+            self.words[name] = value.name
+        else:
+            self.numbers[name] = self.number(value)
+
+    def _requirements(self, asked: Call | None) -> None:
+        """Check what the spec requires of values that are known; a mistake is where they are given, in the call `asked`."""
+        if not self.spec.require:
+            return
+        bound = {name: self._constant_value(id) for name, id in self.bound.items()}
+        known = {**self.numbers, **{name: value for name, value in bound.items() if value is not None}}
+        for requirement in broken(self.spec, known):
+            text = f"`{self.spec.name}` requires `{to_text(requirement)}`; {values_in(requirement, known)}"
+            names = {part.name for part in parts_of(requirement) if isinstance(part, Name)}
+            given = [value.span for name, value in asked.kwargs if name in names] if asked is not None else []
+            place = given[0] if given else requirement.span if asked is None else asked.span
+            notes = () if place == requirement.span else (("required here", requirement.span),)
+            self.diagnostics.append(codes.NotAllowed(text, place, None, notes))
+
+    def value_of(self, param: str) -> Value:
+        """The value of a param of this spec."""
+        return self.words[param] if param in self.words else self.numbers[param]
+
+    def word(self, expr: Expr) -> str:
+        """The precision that an expression names."""
+        if isinstance(expr, Name):
+            found = self.words.get(expr.name) or (self.flows[self.bound[expr.name]].attr("word") if expr.name in self.bound else None)
+            if found is not None or expr.name in DTYPES:
+                return str(found or expr.name)
+        return self.fail(codes.BadChoice, f"`{to_text(expr)}` is no precision: {listed(DTYPES)}", expr.span)
 
     def _set_dim(self, name: str, expr: Expr, span: Span) -> None:
         value = self.number(expr)
@@ -203,10 +242,11 @@ class Builder:
             name = f"{stem}_{n}"
         return name
 
-    def constant(self, value: Number_, span: Span) -> str:
-        id = f"#{value!r}"
+    def constant(self, value: Value, span: Span) -> str:
+        id = f"#{value}" if isinstance(value, str) else f"#{value!r}"
         if id not in self.flows:
-            self.flows[id] = Flow(id, "number", attrs={"value": value}, span=span)
+            word = isinstance(value, str)
+            self.flows[id] = Flow(id, "word" if word else "number", attrs={"word" if word else "value": value}, span=span)
         return id
 
     def add(self, flow: Flow) -> str:
@@ -229,6 +269,9 @@ class Builder:
             widest = max((self.flows[arg].axes for arg in args), key=len)
             args = [self.without_ones(arg, widest) for arg in args]
         flows = [self.flows[arg] for arg in args]
+        for flow in flows:
+            if flow.op == "word":
+                self.fail(codes.WrongType, f"`{flow.attr('word')}` is a precision, no number", span)
         dtype = flows[0].dtype if op == "next" else "float"
         if axes is None:
             if dtype == "float":
@@ -358,8 +401,8 @@ class Builder:
             return context.local[name]
         if name in self.bound:
             return self.bound[name]
-        if name in self.numbers:
-            return self.constant(self.numbers[name], expr.span)
+        if name in self.numbers or name in self.words:
+            return self.constant(self.value_of(name), expr.span)
         if name in self._exprs:
             return self.named(name, expr.span)
         if name in self.unsized:
@@ -367,6 +410,8 @@ class Builder:
             return self.add(Flow(f"{self.prefix}{name}", "size", attrs={"axis": name}, host=host, span=expr.span))
         if name in self.broken:
             raise Rejected
+        if name in DTYPES:
+            return self.constant(name, expr.span)
         if name == "position":
             return self.add(Flow("position", "position", span=expr.span))
         if name in self.local_learners or name == "self":
@@ -396,16 +441,32 @@ class Builder:
                     self.fail(codes.NotCompiledYet, "a state of an exact solve is not compiled yet", expr.span, "call it without `state`")
                 return ask(self, expr, context, name, declared)
             return self.recall(expr, context, name, id, state or declared.read or "after")
-        if function in self.uses:
+        if function in self.uses and not self.uses[function].is_function:
             return OPERATORS["apply"](self, expr, context, name)
+        written = self.uses.get(function) or (self.library.find("functions", function) if function not in CALLABLE else None)
+        if written is not None:
+            return self.inlined(expr, written, context, name)
         if function not in CALLABLE:
-            known = [*CALLABLE, *self.local_learners, *self.uses]
+            known = [*CALLABLE, *self.local_learners, *self.uses, *self.library.names("functions")]
             self.fail(codes.UnknownOperator, f"there is no operator or learner `{function}`", expr.span, self.suggest(function, known))
         if function in OPERATORS:
             return OPERATORS[function](self, expr, context, name)
         arity = OPS[function].arity
         self.arguments(expr, *[f"argument {i + 1}" for i in range(arity or 0)])
         return self.node(function, self.all(context, *expr.args), expr.span, context, name)
+
+    def inlined(self, expr: Call, spec: Spec, context: Context, name: str | None) -> str:
+        """A function of the library, `cosine(t, 1000)`: its output, for its inputs and then its params."""
+        inputs, params = [item.name for item in spec.inputs], [param.name for param in spec.params]
+        self.arguments(expr, *inputs, *params, optional=len(params), options=params)
+        given = dict(zip([*inputs, *params], expr.args, strict=False))
+        for key, value in expr.kwargs:
+            if key in given:
+                self.fail(codes.WrongArguments, f"`{expr.function}`: `{key}` is given twice", value.span)
+            given[key] = value
+        bound = dict(zip(given, self.all(context, *given.values()), strict=True))
+        child = Builder(spec, self.library, bound=bound, prefix=self.prefix, host=self.host, into=self, asked=expr)
+        return child.expr(spec.outputs[0].value, replace(context, owner=f"{context.owner}.{expr.function}", local={}), name)
 
     def named_state(self, expr: Call) -> str | None:
         """The version that one call of a learner sees, `M(q, state=start)`, whatever its `read` says."""

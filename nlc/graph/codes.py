@@ -60,6 +60,17 @@ class NotConstant(Diagnostic):
     code = "NLC205"
 
 
+class NotAllowed(Diagnostic):
+    """A value that a spec excludes with `require`.
+
+    Why: outside these values the formula has no meaning, or learns nothing.
+    Wrong:  rule: {adam: {b1: 1.5}}
+    Right:  rule: {adam: {b1: 0.9}}
+    """
+
+    code = "NLC207"
+
+
 class FlowCycle(Diagnostic):
     """A flow that is defined by itself.
 

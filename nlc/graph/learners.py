@@ -254,8 +254,8 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
 
 def _distribution(b: Builder, expr: Expr, whole: Expr | None) -> Init:
     name, args = (expr.name, ()) if isinstance(expr, Name) else (expr.function, expr.args) if isinstance(expr, Call) else ("", ())
-    if isinstance(expr, Number):
-        return Init("constant", (float(expr.value),))
+    if isinstance(expr, Number) or (isinstance(expr, Name) and (expr.name in b.numbers or expr.name in b.bound)):
+        return Init("constant", (float(b.number(expr)),))
     if DISTRIBUTIONS.get(name) != len(args):
         span = whole.span if whole is not None else expr.span
         known = "zeros, ones, eye, constant(c), normal(std), uniform(low, high), learned, learned(distribution)"
@@ -464,7 +464,7 @@ def _called(b: Builder, call: Call, spec: language.Spec, inner: Context) -> str:
         b.fail(codes.MissingPart, message, call.span)
     given = rule_args(b, copies_only(inner.kept), call, spec, replace(inner, local={}))
     known = {k: v for k, v in bound.items() if v is not None}
-    child = Builder(spec, b.library, bound={**known, **dict(given)}, prefix=b.prefix, host=b.host, into=b)
+    child = Builder(spec, b.library, bound={**known, **dict(given)}, prefix=b.prefix, host=b.host, into=b, asked=call)
     return child.expr(spec.outputs[0].value, inner)
 
 
@@ -473,7 +473,8 @@ def _rule(b: Builder, learner: Learner, write: language.Write, context: Context,
     name = context.owner
     if write.rule is not None:
         spec = b.used("optimizers", write.rule.function, write.rule.span)
-        return Rule(write.rule, spec, rule_args(b, learner, write.rule, spec, replace(context, owner=f"{name}.rule")))
+        here = replace(context, owner=f"{name}.rule", host=learner.id if learner.selector is not None else context.host)
+        return Rule(write.rule, spec, rule_args(b, learner, write.rule, spec, here))
     gradient = gradient_of(b, learner, write.span)
     here = replace(context, host=learner.id)
     if len(learner.writes) == 1 and write.rate is None:

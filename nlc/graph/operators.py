@@ -145,10 +145,13 @@ def new(b: Builder, expr: Call, context: Context, name: str | None) -> str:
 
 
 def age(b: Builder, expr: Call, context: Context, name: str | None) -> str:
-    """`age(m)`: how many updates a learner has made, the one of this tick included."""
-    learner = _named_learner(b, expr)
-    if b.host is None:
-        b.fail(codes.NotCompiledYet, "`age` outside a rule is not compiled yet", expr.span)
+    """`age(m)`: how many updates a learner has made, the one of this tick included. `age(self)`: those of the tensors that a rule moves."""
+    host = b.host.id if b.host is not None else context.self_id if context.host == context.self_id else None
+    if host is None:
+        help = "`age(self)` in the rule of a learner with `owns`, as `rate: cosine(age(self), 1000)`"
+        b.fail(codes.NotCompiledYet, "`age` outside a rule is not compiled yet", expr.span, help)
+    own = len(expr.args) == 1 and expr.args[0] == Name("self", expr.args[0].span)
+    learner = host if own else _named_learner(b, expr)
     return b.node("age", [], expr.span, context, name, (), learner=learner)
 
 
@@ -187,15 +190,19 @@ def newton_schulz(b: Builder, expr: Call, context: Context, name: str | None) ->
     """`newton_schulz(x, steps)`: near the orthogonal factor of the matrix on the last two axes, by a polynomial of odd degree 5.
 
     One step is X <- a X + (b A + c A^2) X with A = X X^T, from X = x / |x|. `a`, `b`, `c` default to those of Muon (Jordan et al. 2024).
+    `dtype`, a precision: what the steps are computed in; by default that of x.
     """
-    b.arguments(expr, "a matrix", "the number of steps", options=("a", "b", "c"))
+    b.arguments(expr, "a matrix", "the number of steps", options=("a", "b", "c", "dtype"))
     steps = b.number(expr.args[1])
     if not isinstance(steps, int) or steps < 1:
         b.fail(codes.BadSize, f"the number of steps is {steps}; it must be a whole number of at least 1", expr.args[1].span)
-    given = {key: float(b.number(value)) for key, value in expr.kwargs}
+    asked = dict(expr.kwargs)
+    word = b.word(asked.pop("dtype")) if "dtype" in asked else "same"
+    given = {key: float(b.number(value)) for key, value in asked.items()}
     coefficients = tuple(given.get(key, value) for key, value in zip("abc", QUINTIC, strict=True))
     x = b.expr(expr.args[0], context)
-    return b.node("newton_schulz", [x], expr.span, context, name, steps=steps, coefficients=coefficients)
+    dtype = None if word == "same" else word
+    return b.node("newton_schulz", [x], expr.span, context, name, steps=steps, coefficients=coefficients, dtype=dtype)
 
 
 def inverse_root(b: Builder, expr: Call, context: Context, name: str | None) -> str:
@@ -251,7 +258,7 @@ def _apply(b: Builder, use: str, args: tuple[Expr, ...], expr: Call, context: Co
 
     flows = b.all(context, *args)
     settings = {key: b.number(value) for key, value in expr.kwargs}
-    function, rename = instantiate(b, use, flows, settings, expr.span)
+    function, rename = instantiate(b, use, flows, settings, expr)
     graph = b.functions[function]
     out = graph.flows[graph.outputs[0][1]]
     axes = tuple(rename.get(axis, axis) for axis in out.axes)

@@ -135,6 +135,7 @@ OPS: dict[str, Op] = {
         Op("due", 0, _scalar),
         # made by the compiler
         Op("number", 0, _scalar, callable=False),
+        Op("word", 0, _scalar, callable=False),
         Op("input", 0, _scalar, callable=False),
         Op("position", None, _scalar, callable=False),
         Op("recall", None, _scalar, callable=False),

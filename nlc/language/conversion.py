@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.language.expression import Expr, Lambda, ListOf, Name, Number
 from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, unknown_word
-from nlc.language.schema import BACKPROP, FOLDS, INPUT_WORDS, STATES
+from nlc.language.schema import BACKPROP, DTYPES, FOLDS, INPUT_WORDS, STATES
 from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Reset, Sequences, Spec, Store, Use, Write
 from nlc.language.templates import Templates, is_inline
 from nlc.language.values import Problems, axes, axis_names, call, check_name, expression, function, period, size
@@ -119,7 +119,10 @@ class _Conversion:
         self.sources |= {file: text for use in uses for file, text in use.spec.sources.items()}
         doc, spans = self.doc(), _spans(root)
         parts = (dims, params, inputs, uses, flows, levels, outputs, loss)
-        return Spec(self.file, name, doc, *parts, root.span, spans, self.sources, sequence)
+        return Spec(self.file, name, doc, *parts, root.span, spans, self.sources, sequence, self.require(root.get("require")))
+
+    def require(self, node: Node | None) -> tuple[Expr, ...]:
+        return tuple(expression(item, self.problems) for item in node.items) if isinstance(node, Sequence) else ()
 
     def sequence(self, entry: Entry | None) -> Sequences | None:
         if entry is None or not isinstance(entry.value, Mapping) or "starts" not in entry.value.entries:
@@ -165,9 +168,10 @@ class _Conversion:
         if isinstance(node, Sequence):
             return ListOf(axes(node, "a tensor", self.problems), node.span)
         expr = expression(node, self.problems)
-        if not isinstance(expr, Number) and len(self.problems) == before:
+        word = isinstance(expr, Name) and expr.name in DTYPES
+        if not isinstance(expr, Number) and not word and len(self.problems) == before:
             help = "computed values stand in `flows`"
-            self.problems.append(WrongKind("a param is a number, or the list of axes of a tensor", node.span, help))
+            self.problems.append(WrongKind("a param is a number, a precision, or the list of axes of a tensor", node.span, help))
         return expr
 
     def input(self, entry: Entry) -> Input:

@@ -17,6 +17,8 @@ CLOCKS = ("token", "step", "sequence", "update")
 FOLDS = ("sum", "mean", "last", "each")
 STATES = ("start", "running", "decayed")
 BACKPROP = ("unrolled", "stop", "first_order")
+DTYPES = ("same", "bfloat16", "float32", "float64")
+"""What a param may be beside a number: how precisely an operator computes; `same` as what it is given."""
 INPUT_WORDS = ("gradient", "weights", "input", "error", "pred", "value", "key")
 RESERVED = frozenset(
     ("self", "pred", "key", "value", "query", "position", "age", "next", "new", "sg", "total", "training")
@@ -53,7 +55,8 @@ Gate = Annotated[object, WithJsonSchema(_one_of(_EXPRESSION, _GATES))]
 Axes = Annotated[object, WithJsonSchema(_AXES)]
 CallOnly = Annotated[object, WithJsonSchema(_NAMED_CALL)]
 Size = Annotated[object, WithJsonSchema({"type": ["integer", "string"], "minimum": 1})]
-ParamValue = Annotated[object, WithJsonSchema(_one_of({"type": "number"}, _AXES))]
+ParamValue = Annotated[object, WithJsonSchema(_one_of({"type": "number"}, _words(DTYPES), _AXES))]
+Requirements = Annotated[list[object], WithJsonSchema({"type": "array", "items": {"type": "string"}})]
 Period = Annotated[object, WithJsonSchema(_PERIOD)]
 State = Annotated[object, WithJsonSchema(_one_of(_words(STATES), {"type": "string", "pattern": "->"}))]
 _FOLD_MAP: JsonSchemaValue = {"type": "object", "additionalProperties": _words(FOLDS), "minProperties": 1}
@@ -187,7 +190,10 @@ class SpecForm(_Strict):
     name: str = Field(description="The name of this spec, as in messages and generated code.", json_schema_extra={"pattern": _NAME})
     doc: str = Field("", description="What it is and where it comes from.")
     dims: dict[str, Size] = _names("Named sizes: whole numbers, or expressions of other dims.")
-    params: dict[str, ParamValue] = _names("Numbers that a caller may replace; in a store, tensors as lists of axes.")
+    params: dict[str, ParamValue] = _names(
+        "Numbers that a caller may replace, or a precision (same, bfloat16, float32, float64); in a store, tensors as lists of axes."
+    )
+    require: Requirements = Field([], description="What must hold of dims and params: [lr >= 0, b1 < 1].")
     inputs: dict[str, InputForm] = _names(
         "What comes in, one row a token; batch and time are implied. Axes [H, K]; {index: vocab} for whole numbers; "
         "in a rule gradient, weights or input; in an objective pred and value."
@@ -231,5 +237,5 @@ def json_schema() -> dict[str, object]:
 
 def _without_noise(form: JsonSchemaValue) -> JsonSchemaValue:
     """Without generated titles and empty defaults, which editors would show and insert."""
-    kept = {k: v for k, v in form.items() if not (k == "default" and v in (None, "", {})) and not (k == "title" and isinstance(v, str))}
+    kept = {k: v for k, v in form.items() if not (k == "default" and v in (None, "", {}, [])) and not (k == "title" and isinstance(v, str))}
     return {k: _without_noise(v) if isinstance(v, dict) else v for k, v in kept.items()}

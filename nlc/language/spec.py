@@ -22,7 +22,7 @@ class Dim:
 
 @dataclass(frozen=True)
 class Param:
-    """A number that callers may replace, or a tensor: a list of axes (stores)."""
+    """A number that callers may replace, a precision (a name of `schema.DTYPES`), or a tensor: a list of axes (stores)."""
 
     name: str
     value: Expr
@@ -168,6 +168,13 @@ class Spec:
     spans: dict[str, Span] = field(default_factory=dict, compare=False)
     sources: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
     sequence: Sequences | None = None
+    require: tuple[Expr, ...] = ()
+    """What must hold of dims and params."""
+
+    @property
+    def is_function(self) -> bool:
+        """Is it an expression of its inputs, of any axes, that is written out where it is called?"""
+        return bool(self.inputs) and all(item.kind == "value" and item.axes is None for item in self.inputs)
 
     @property
     def learners(self) -> tuple[Learner, ...]:

@@ -283,7 +283,8 @@ class Tick:
                 start, size = flow.attr("start"), flow.attr("size")
                 return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
             case "newton_schulz":
-                return newton_schulz(args[0], flow.attr("steps"), flow.attr("coefficients"))
+                dtype = getattr(torch, flow.attr("dtype")) if flow.attr("dtype") else args[0].dtype
+                return newton_schulz(args[0], flow.attr("steps"), flow.attr("coefficients"), dtype)
             case "T":
                 return args[0].mT
             case "inverse_root":

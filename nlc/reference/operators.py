@@ -80,14 +80,15 @@ def elementwise(op: str, args: list[Any], axes: list[Axes], out: Axes) -> Any:
     return ELEMENTWISE[op](*args)
 
 
-def newton_schulz(x: Tensor, steps: int, coefficients: tuple[float, float, float]) -> Tensor:
-    """X <- a X + (b A + c A^2) X with A = X X^T, for the matrix on the last two axes, from X = x / |x|."""
+def newton_schulz(x: Tensor, steps: int, coefficients: tuple[float, float, float], dtype: torch.dtype) -> Tensor:
+    """X <- a X + (b A + c A^2) X with A = X X^T, for the matrix on the last two axes, from X = x / |x|; each rounded to `dtype`."""
     a, b, c = coefficients
+    given, x = x.dtype, x.to(dtype)
     X = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
     for _ in range(steps):
         A = X @ X.mT
         X = a * X + (b * A + c * A @ A) @ X
-    return X
+    return X.to(given)
 
 
 def inverse_root(x: Tensor, power: float, eps: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from nlc.backends.torch_module.outer import OuterUpdate
 from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.build import build
+from nlc.graph.builder import Value
 from nlc.graph.ir import ANY, Axes, LevelGraph
 from nlc.graph.outer import Outer
 from nlc.language.library import Library
@@ -117,7 +118,7 @@ class CompiledRule:
         return [batch.weights, batch.gradients, *(batch.states[self._name(key)] for key in keys)]
 
 
-def compile_rule(spec: Spec, constants: Mapping[str, float], backend: str, library: Library | None = None) -> CompiledRule:
+def compile_rule(spec: Spec, constants: Mapping[str, Value], backend: str, library: Library | None = None) -> CompiledRule:
     """Raises SpecError for mistakes in the rule. constants: values of params that must be known when compiling."""
     graph, _ = PassManager().run(build(spec, library, params=constants))
     generated = generate_rule(graph)

@@ -208,9 +208,11 @@ def test_matrices_of_convolutions_have_their_first_axis_as_rows() -> None:
 @pytest.mark.parametrize(
     ("rule", "values", "message"),
     [
-        ("adamw", {"lr": -1.0}, "a rate is at least 0"),
-        ("momentum", {"lr": -1.0}, "a rate is at least 0"),
+        ("adamw", {"lr": -1.0}, "requires `lr >= 0`"),
+        ("momentum", {"lr": -1.0}, "requires `rate >= 0`; `rate` is -1.0"),
         ("adamw", {"lr": float("nan")}, "a finite number"),
+        ("adam", {"b2": 1.0}, "requires `b2 >= 0 and b2 < 1`; `b2` is 1.0"),
+        ("muon", {"ns_dtype": "float16"}, "it is `same`, `bfloat16`, `float32` or `float64`"),
         ("adamw", {"weight_decay": 0.1}, "no param `weight_decay`"),
         ("adamw", {"dekay": 0.1}, "did you mean `decay`?"),
         ("muon", {}, "`bias` [4] is no matrix"),
@@ -221,6 +223,39 @@ def test_values_and_tensors_that_do_not_fit(rule: str, values: dict[str, float],
         made(rule, nn.Linear(3, 4).named_parameters(), **values)
 
     assert message in str(caught.value)
+
+
+def test_groups_with_rules_of_their_own() -> None:
+    """The usual split: matrices by one rule, the rest by another."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    alone = copy.deepcopy(model)
+    split = {"matrices": [p for p in model.parameters() if p.dim() == 2], "rest": [p for p in model.parameters() if p.dim() < 2]}
+    together = made("muon", [{"params": split["matrices"]}, {"params": split["rest"], "rule": "adamw", "lr": 0.1, "decay": 0.0}], lr=0.05)
+    muon = made("muon", [p for p in alone.parameters() if p.dim() == 2], lr=0.05)
+    adamw = torch.optim.AdamW([p for p in alone.parameters() if p.dim() < 2], lr=0.1, weight_decay=0)
+
+    for grads in gradients(list(model.parameters()), 5):
+        for p, q, g in zip(model.parameters(), alone.parameters(), grads, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        for optimizer in (together, muon, adamw):
+            optimizer.step()
+
+    assert difference([p.detach() for p in model.parameters()], [p.detach() for p in alone.parameters()]) < 1e-12
+    assert [group["rule"] for group in together.param_groups] == ["muon", "adamw"]
+    again = made("muon", [{"params": split["matrices"]}, {"params": split["rest"], "rule": "adamw"}])
+    again.load_state_dict(together.state_dict())
+    assert again.param_groups[1]["lr"] == 0.1
+    assert torch.equal(again.state[split["rest"][0]]["s"], together.state[split["rest"][0]]["s"])
+
+
+@pytest.mark.parametrize("group", [{"lr": -0.1}, {"momentum": 0.9}, {"rule": "adamx"}, {"rule": "ops/delta_rule"}])
+def test_a_group_whose_rule_does_not_allow_it(group: dict[str, Any]) -> None:
+    optimizer = made("muon", [nn.Parameter(torch.ones(2, 2))])
+
+    with pytest.raises((nlc.UsageError, nlc.DataError)):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))], "rule": "adamw", **group})
+
+    assert len(optimizer.param_groups) == 1
 
 
 def test_a_group_that_does_not_fit_is_not_added() -> None:

@@ -189,6 +189,22 @@ def test_rule_is_its_equations(case: str) -> None:
     assert difference(found, wanted) < 1e-11
 
 
+def test_hypergradient_is_its_equations() -> None:
+    """The rate is moved by Adam along the product of this gradient and the last, over all tensors."""
+    params = weights()
+    wanted, last = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params]
+    rate, m, s = 0.01, 0.0, 0.0
+    for t, grads in enumerate(gradients(params, 30), 1):
+        h = -sum(float((g * before).sum()) for g, before in zip(grads, last, strict=True))
+        m, s, last = 0.9 * m + 0.1 * h, 0.999 * s + 0.001 * h * h, grads
+        rate -= 1e-3 * (m / (1 - 0.9**t)) / (math.sqrt(s / (1 - 0.999**t)) + 1e-8)
+        wanted = [w - rate * g for w, g in zip(wanted, grads, strict=True)]
+
+    found = run(lambda p: nlc.optimizer("hypergradient", p, backend="eager", lr=0.01, hyper=1e-3), steps=30)
+
+    assert difference(found, wanted) < 1e-11
+
+
 @pytest.mark.inductor
 def test_matrices_compile() -> None:
     found = run(lambda p: nlc.optimizer("m3", p, period=2, eps=1e-2), steps=4, shapes=MATRICES)

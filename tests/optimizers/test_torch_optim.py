@@ -72,6 +72,17 @@ def test_same_as_torch_in_float32(rule: str) -> None:
     assert difference(ours, theirs) < 1e-6
 
 
+def test_muon_with_its_steps_in_bfloat16() -> None:
+    shapes = ((4, 5), (30, 20), (20, 30), (64, 64), (1, 6))
+
+    ours = run(lambda p: nlc.optimizer("muon", p, backend="eager", ns_dtype="bfloat16"), shapes=shapes, dtype=torch.float32)
+    exact = run(lambda p: nlc.optimizer("muon", p, backend="eager"), shapes=shapes, dtype=torch.float32)
+    theirs = run(lambda p: optim.Muon(p, lr=0.02, momentum=0.95, nesterov=False, weight_decay=0), shapes=shapes, dtype=torch.float32)
+
+    assert difference(ours, theirs) < 2e-2
+    assert difference(ours, exact) > 1e-4
+
+
 @pytest.mark.inductor
 @pytest.mark.parametrize("rule", ["momentum", "adamw"])
 def test_compiled_is_the_same(rule: str) -> None:
