@@ -38,7 +38,7 @@ def live(graph: LevelGraph) -> tuple[set[str], set[str]]:
     learners: set[str] = set()
     todo = list(graph.roots())
     for owner in graph.learners.values():
-        if owner.selector is not None:
+        if owner.selector is not None or owner.like_weights:
             learners.add(owner.id)
             todo.extend(_reads(graph, owner))
     while todo:

@@ -11,7 +11,7 @@ from nlc.graph import codes
 from nlc.graph.alone import unsized
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.erase import Term, input_rows, number_and_terms, with_erases
-from nlc.graph.ir import Attribute, Axes, Axis, Flow, Learner, LevelGraph, Solve, StoreTensor, show_axes
+from nlc.graph.ir import ANY, Attribute, Axes, Axis, Flow, Learner, LevelGraph, Solve, StoreTensor, root_of, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
 from nlc.graph.owners import assign_owners
@@ -131,8 +131,10 @@ def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]
         out_axes=_rename(learner.store.out_axes, rename),
     )
     moved = rewire(learner, ids)
+    restart = None if moved.restart is None else replace(moved.restart, state=own(moved.restart.state))
     return replace(
         moved,
+        restart=restart,
         id=own(learner.id),
         solve=None if moved.solve is None else _rename_solve(moved.solve, rename),
         store=store,
@@ -149,7 +151,8 @@ def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]
 def _expand_rules(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
     """Expand until no rule is a call: the learner of a rule may have a rule itself."""
     while any(learner.rule.call is not None and not learner.rule.expanded for learner in graph.learners.values()):
-        for learner in graph.learners.values():
+        for id in sorted(graph.learners, key=lambda id: graph.learners[id].selector is None):  # what is like weights has their axes
+            learner = graph.learners[id]
             if learner.rule.call is not None and not learner.rule.expanded:
                 graph = _expand_rule(graph, learner, diagnostics)
                 if diagnostics:
@@ -172,6 +175,19 @@ def _sizes(spec: Spec, learner: Learner, span: Span) -> tuple[dict[str, int | fl
     return {name: axis.size for name, axis in zip(named.axes, axes, strict=True)}, None
 
 
+def _as_matrices(graph: LevelGraph, owner: Learner) -> LevelGraph:
+    """What is like the weights of an outer level has their axes, once its rule says which."""
+    like = {m.id for m in graph.learners.values() if m.host is not None and root_of(graph.learners, m.id) == owner.id}
+    if owner.axes == (ANY,) or not like:
+        return graph
+    learners = {
+        id: replace(m, store=replace(m.store, tensors=owner.store.tensors)) if id in like and m.axes else m
+        for id, m in graph.learners.items()
+    }
+    flows = {id: replace(f, axes=owner.axes) if f.host in like and f.axes == (ANY,) else f for id, f in graph.flows.items()}
+    return graph.with_(learners=learners, flows=flows)
+
+
 def _with_place(problem: Diagnostic, span: Span) -> Diagnostic:
     """A mistake in a rule, and where the rule is used."""
     return problem if (problem.span.file, problem.span.line) == (span.file, span.line) else problem.noted("used here", span)
@@ -190,6 +206,9 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
     if learner.selector is not None:  # weights of any size
         axes = unsized(spec)
         learner = replace(learner, store=replace(learner.store, tensors=(StoreTensor("owned", axes),)))
+        graph = _as_matrices(graph, learner)
+    elif learner.like_weights and ANY not in learner.axes:
+        axes, sizes = learner.axes, {}
     bound = dict(learner.rule.args)
     builder = Builder(spec, graph.library, sizes, bound, prefix, learner, suffix=suffix, unsized=axes, known=graph, asked=learner.rule.call)
     kept = learner.copies

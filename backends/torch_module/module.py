@@ -67,6 +67,7 @@ LOCALS = (
     "names",
     "values",
     "first",
+    "wanted",
 )
 """Variables of the methods of a generated class."""
 
@@ -406,6 +407,9 @@ class _Writer:
         for each in outer:
             lines += self._first_states(each.outer)
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
+        lines += [line for owner in owners for line in self._restart(owner)]
+        lines += ["        loss, _, _ = self.loss(inputs)", *self._gradients(outer), "        with torch.no_grad():"]
+        lines.append('            age = optimizer["step"].add_(1).to(torch.float64)')
         for each in outer:
             lines += self._outer_update(each)
         lines.append("        return loss.detach(), optimizer")
@@ -415,9 +419,11 @@ class _Writer:
     def _first_states(self, outer: Outer) -> list[str]:
         """The first values of the states: in a loop over the weights where they are all alike."""
         states = list(states_of(outer))
-        alike = {state.key.removesuffix(f".{state.parameter}"): state.init.number for state in states if state.like}
+        alike = {state.key.removesuffix(f".{state.parameter}"): state.init for state in states if state.like}
         lines = [f"        for name in self.OWNED[{_quoted(outer.owner.id)}]:"] if alike else []
-        lines += [f'            optimizer[f"{key}.{{name}}"] = torch.full_like(p[name], {number})' for key, number in alike.items()]
+        for key, init in alike.items():
+            first = "p[name].detach().clone()" if init.distribution == "weights" else f"torch.full_like(p[name], {init.number})"
+            lines.append(f'            optimizer[f"{key}.{{name}}"] = {first}')
         for state in (each for each in states if not each.like):
             like = f'p["{state.parameter}"]'
             of = f", dtype={like}.dtype, device={like}.device" if state.parameter else ", dtype=torch.float64"
@@ -438,14 +444,58 @@ class _Writer:
         table = [f"        {_quoted(name)}: {seen}," for name, seen in found.items()]
         return ["    MATRICES = {", *table, "    }"] if found else []
 
+    def _restart(self, owner: Learner) -> list[str]:
+        """Weights that begin anew at the first step of a new period."""
+        if owner.restart is None:
+            return []
+        return [
+            f'        if optimizer["step"] > 0 and optimizer["step"] % {owner.restart.every} == 0:',
+            "            with torch.no_grad():",
+            f"                for name in self.OWNED[{_quoted(owner.id)}]:",
+            f'                    p[name].copy_(optimizer[f"{owner.restart.state}.{{name}}"])',
+        ]
+
+    def _gradients(self, outer: list[OuterUpdate]) -> list[str]:
+        """The gradients of the weights that something is made of at this step."""
+        if all(each.outer.steps == 1 or each.outer.accumulates for each in outer):
+            grads = "torch.autograd.grad(loss, list(p.values()), materialize_grads=True)"
+            return [f"        gradient = dict(zip(p, {grads}, strict=True))"]
+        lines = ['        count = int(optimizer["step"]) + 1', "        wanted: list[str] = []"]
+        for each in (each.outer for each in outer):
+            add = f"wanted += self.OWNED[{_quoted(each.owner.id)}]"
+            always = each.steps == 1 or each.accumulates
+            lines += [f"        {add}"] if always else [f"        if count % {each.steps} == 0:", f"            {add}"]
+        grads = "torch.autograd.grad(loss, [p[name] for name in wanted], materialize_grads=True)"
+        return [*lines, f"        gradient = dict(zip(wanted, {grads} if wanted else (), strict=True))"]
+
     def _outer_update(self, each: OuterUpdate) -> list[str]:
+        """The update of the weights of a level, at the steps at which it is due."""
+        if each.outer.steps == 1:
+            return self._due_update(each, 'int(optimizer["step"])')
+        steps = each.outer.steps
+        due = [f"    {line}" for line in self._due_update(each, f'int(optimizer["step"]) // {steps}')]
+        due.insert(0, f'                age = torch.floor(optimizer["step"].to(torch.float64) / {steps})')
+        test = f'optimizer["step"] % {steps}'
+        if not each.outer.accumulates:
+            return [f"            if {test} == 0:", *due, '            age = optimizer["step"].to(torch.float64)']
+        key = f'optimizer[f"{each.outer.owner.id}.accumulated.{{name}}"]'
+        lines = [f"            for name in self.OWNED[{_quoted(each.outer.owner.id)}]:", f"                {key}.add_(gradient[name])"]
+        mean = f" / {steps}" if each.outer.accumulates == "mean" else ""
+        take = [
+            f"                for name in self.OWNED[{_quoted(each.outer.owner.id)}]:",
+            f"                    gradient[name] = {key}{mean}",
+        ]
+        end = [f"                for name in self.OWNED[{_quoted(each.outer.owner.id)}]:", f"                    {key}.zero_()"]
+        return [*lines, f"            if {test} == 0:", *take, *due, *end, '            age = optimizer["step"].to(torch.float64)']
+
+    def _due_update(self, each: OuterUpdate, count: str) -> list[str]:
         lines = [f"            names = self.OWNED[{_quoted(each.outer.owner.id)}]"]
         seen = "{}" if ANY in each.outer.owner.axes else "matrix({}, *self.MATRICES[name])"
         lines.append(f"            weights = [{seen.format('p[name]')} for name in names]")
         lines.append(f"            gradients = [{seen.format('gradient[name]')} for name in names]")
         if not each.outer.periods:
             return [*lines, *self._apply(each, each.variants[0], seen, "            ")]
-        lines.append('            count = int(optimizer["step"])')
+        lines.append(f"            count = {count}")
         word = "if"
         for variant in sorted(each.variants, key=lambda v: -len(v.due)):
             ends = " and ".join(f"count % {period} == 0" for period in variant.due)
@@ -521,8 +571,4 @@ TRAIN_STEP = '''\
     def train_step(self, inputs: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of the outer levels: loss, gradients, and their rules. Parameters and `optimizer` are updated in place."""
         optimizer = self.initial_optimizer() if optimizer is None else optimizer
-        loss, _, _ = self.loss(inputs)
-        p = dict(self.named_parameters())
-        gradient = dict(zip(p, torch.autograd.grad(loss, list(p.values()), materialize_grads=True), strict=True))
-        with torch.no_grad():
-            age = optimizer["step"].add_(1).to(torch.float64)'''
+        p = dict(self.named_parameters())'''

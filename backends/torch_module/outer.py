@@ -140,6 +140,15 @@ class _Writer(Expressions):
             self.lines.append(f"    {self.new[learner.id]} = {value}  # {learner.span.file}:{learner.span.line + 1}")
         return self.new[learner.id]
 
+    def moved(self) -> str:
+        """The variable of the new weights."""
+        id = self.outer.owner.id
+        if id not in self.new:
+            value = self.advanced(self.outer.owner, "w")
+            self.new[id] = self.name(f"{id}:new")
+            self.lines.append(f"    {self.new[id]} = {value}")
+        return self.new[id]
+
     def advanced(self, learner: Learner, old: str) -> str:
         """keep * old + step."""
         assert learner.rule.step is not None
@@ -158,6 +167,8 @@ class _Writer(Expressions):
             self.value(arg)
         if flow.op == "recall" and flow.attr("state") == "after":
             self.updated(self.graph.learners[flow.attr("learner")])
+        if flow.op == "weights" and flow.attr("state") == "after":
+            self.moved()
         plain = flow.op in ("gradient", "weights", "recall", "age", "size")
         if not self.constant(id) and (len(self.graph.readers.get(id, ())) > 1 or ":" not in id) and not plain:
             text = self.operator(flow).text
@@ -224,7 +235,7 @@ class _Writer(Expressions):
         return Code("g")
 
     def _weights(self, flow: Flow, args: list[Code]) -> Code:
-        return Code("w")
+        return Code(self.moved() if flow.attr("state") == "after" else "w")
 
     def _age(self, flow: Flow, args: list[Code]) -> Code:
         period = self.outer.period(self.graph.learners[flow.attr("learner")])
@@ -241,7 +252,7 @@ class _Update(_Writer):
 
     def write(self) -> None:
         """The lines of the function; what it needs is known then."""
-        ends = [f"    w.copy_({self.advanced(self.outer.owner, 'w')})"]
+        ends = [f"    w.copy_({self.moved() if self._seen_after() else self.advanced(self.outer.owner, 'w')})"]
         for m in self.outer.of_tensors:
             if self.outer.is_due(m, self.due):
                 new = self.updated(m)
@@ -253,6 +264,12 @@ class _Update(_Writer):
                 else:
                     ends.append(f"    {self.old(key)}.add_({self.value(flow.args[0]).text})")
         self.lines += ends
+
+    def _seen_after(self) -> bool:
+        """Does a learner that is due learn from the new weights?"""
+        due = [m for m in self.outer.of_tensors if self.outer.is_due(m, self.due) or self.outer.gathered(m)]
+        needed = self.graph.upstream(*(id for m in due for _, id in self.graph.needs_of(m)))
+        return any(f.op == "weights" and f.attr("state") == "after" for f in map(self.graph.flows.__getitem__, needed))
 
     def function(self, name: str, states: tuple[str, ...]) -> str:
         arguments = ["w", "g", *map(self.name, states), *map(self.name, self.numbers)]

@@ -11,12 +11,12 @@ from nlc.backends.torch_module.memories import MemoryFunction, MemoryWriter, arg
 from nlc.backends.torch_module.periods import Gates, PeriodWriter, is_one_chunk
 from nlc.diagnostics import BackendError
 from nlc.graph.codes import CannotLower
-from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, size_of
+from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, root_of, size_of
 from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.order import Node
 from nlc.graph.sequences import own_operands
 from nlc.graph.solved import softmax_scale
-from nlc.graph.state import context_keys, needs_position, root_of, sample_axes, state_tensors
+from nlc.graph.state import context_keys, needs_position, sample_axes, state_tensors
 from nlc.program.program import Program, Region, Sweep
 
 QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
@@ -97,7 +97,7 @@ class RegionWriter:
         ids = self.region.loop.learners if self.region.loop is not None else ()
         first: dict[str, list[str]] = {}
         for item in state_tensors(self.graph):
-            root = root_of(self.graph, item.learner) if item.learner is not None else ""
+            root = root_of(self.graph.learners, item.learner) if item.learner is not None else ""
             reset = self.graph.learners[root].reset if root in ids else None
             if item.learner is not None and reset is not None:
                 key = local(item.key, self.region.scope)

@@ -105,6 +105,9 @@ def sample(
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0 takes the likeliest byte.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Only the k likeliest bytes; 0: all.")] = 0,
     seed: SeedOption = 0,
+    read: Annotated[
+        str | None, typer.Option("--read", metavar="LEARNER", help="Take weights as a learner over them holds them.", show_default=False)
+    ] = None,
     backend: BackendOption = Backend.eager,
     color: ColorOption = Color.auto,
     debug: DebugOption = False,
@@ -118,7 +121,7 @@ def sample(
         from nlc.runtime.sampling import stream
 
         prompt = prompt or "\n"
-        written = stream(run, prompt, tokens, temperature, top_k, seed, str(backend))
+        written = stream(run, prompt, tokens, temperature, top_k, seed, str(backend), read)
         sys.stdout.flush()
         for piece in chain([prompt.encode(errors="replace")], written, [b"\n"]):
             sys.stdout.buffer.write(piece)

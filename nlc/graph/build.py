@@ -77,17 +77,24 @@ def _fill(b: Builder) -> LevelGraph:
     spec = b.spec
     for item in spec.inputs:
         b.attempt(partial(_input, b, item), item.name)
+    over = {learner.name: host for learner in spec.learners if (host := _weights_like(spec, learner)) is not None}
     for level in spec.levels:
         for learner in level.learners:
-            b.attempt(partial(declare, b, level, learner))
+            if learner.name not in over:
+                b.attempt(partial(declare, b, level, learner))
+    owners = {name: b.over(b.learners[b.id_of(name)]) for name in over.values() if b.id_of(name) in b.learners}
+    builders = {learner: owners[owner] for learner, owner in over.items() if owner in owners}
+    for level in spec.levels:
+        for learner in level.learners:
+            if learner.name in builders:
+                b.attempt(partial(declare, builders[learner.name], level, learner))
     for flow in spec.flows:
         b.attempt(partial(b.named, flow.name, flow.span))
     for learner in spec.learners:
         if b.id_of(learner.name) in b.learners or b.id_of(learner.name) in b.written_out:
-            b.attempt(partial(attach, b, learner))
-    for level in spec.levels:
-        for learner in level.learners:
-            b.attempt(partial(attach_reset, b, learner))
+            b.attempt(partial(attach, builders.get(learner.name, b), learner))
+    for learner in spec.learners:
+        b.attempt(partial(attach_reset, builders.get(learner.name, b), learner))
     starts = sequence_starts(b)
     for learner in filter(is_solved, spec.learners):
         if b.id_of(learner.name) in b.learners:
@@ -117,6 +124,14 @@ def _fill(b: Builder) -> LevelGraph:
         library=b.library,
         span=spec.span,
     )
+
+
+def _weights_like(spec: Spec, learner: language.Learner) -> str | None:
+    """The outer level whose weights a learner is like, `store: {like: matrices}`."""
+    use = learner.store.use if learner.store is not None else None
+    named = use.args[0] if use is not None and use.function == "like" and use.args else None
+    owners = {each.name for each in spec.learners if each.owns is not None}
+    return named.name if isinstance(named, Name) and named.name in owners else None
 
 
 def _output(b: Builder, output: language.Flow, outputs: list[tuple[str, str]]) -> None:

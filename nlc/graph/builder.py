@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nlc.diagnostics import Diagnostic, Span
 from nlc.graph import codes
 from nlc.graph.constants import NUMERIC, number_of
-from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, show_axes
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, root_of, show_axes
 from nlc.graph.ops import BINARY, CALLABLE, OPS, ShapeError, is_any
 from nlc.graph.requirements import broken, values_in
 from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, ListOf, Name, Number, Text, Unary, parts_of, to_text
@@ -96,8 +96,15 @@ class Builder:
         self.numbers: dict[str, Number_] = {name: value for name, value in (numbers or {}).items() if not isinstance(value, str)}
         self.words: dict[str, str] = {name: value for name, value in (numbers or {}).items() if isinstance(value, str)}
         self.unsized = {axis.name: axis for axis in unsized}
+        self.over_weights = False
         self._dims_and_params()
         self._requirements(asked)
+
+    def over(self, owner: Learner) -> Builder:
+        """A builder of learners that are like the weights of an outer level."""
+        made = Builder(self.spec, self.library, {**self.numbers, **self.words}, prefix=self.prefix, host=owner, into=self)
+        made.over_weights, made._exprs = True, {}
+        return made
 
     # -- errors -----------------------------------------------------------------------------------------------------
 
@@ -227,6 +234,11 @@ class Builder:
     # -- flows ------------------------------------------------------------------------------------------------------
 
     @property
+    def host_id(self) -> str | None:
+        """The learner that this is the rule of."""
+        return self.host.id if self.host is not None else None
+
+    @property
     def moves_weights(self) -> bool:
         """Is this the rule of an outer level?"""
         return self.host is not None and self.host.sharing == "shared"
@@ -285,8 +297,8 @@ class Builder:
                         )
             axes = self._infer(op, flows, span)
         id = name or self.fresh(self.flows, f"{self.prefix}{context.owner}:{label or op}")
-        host = context.host or (self.host.id if self.host else None)
-        return self.add(Flow(id, op, tuple(args), {k: v for k, v in attrs.items() if v is not None}, axes, dtype, host=host, span=span))
+        given = {key: value for key, value in attrs.items() if value is not None}
+        return self.add(Flow(id, op, tuple(args), given, axes, dtype, host=context.host or self.host_id, span=span))
 
     def without_ones(self, id: str, axes: Axes) -> str:
         """A flow without its axes that are written as the number 1, unless `axes` has them: they fit everything."""
@@ -406,8 +418,7 @@ class Builder:
         if name in self._exprs:
             return self.named(name, expr.span)
         if name in self.unsized:
-            host = self.host.id if self.host is not None else None
-            return self.add(Flow(f"{self.prefix}{name}", "size", attrs={"axis": name}, host=host, span=expr.span))
+            return self.add(Flow(f"{self.prefix}{name}", "size", attrs={"axis": name}, host=self.host_id, span=expr.span))
         if name in self.broken:
             raise Rejected
         if name in DTYPES:
@@ -502,8 +513,16 @@ class Builder:
         if learner_id in self.written_out:
             return ask_function(self, expr, context, name, self.written_out[learner_id], state)
         learner = self.learners[learner_id]
+        if self.over_weights and root_of(self.learners, learner_id) != self.host_id:
+            help = "it asks for the weights, for learners like them, and for numbers"
+            self.fail(codes.NotCompiledYet, f"a learner over weights that calls `{expr.function}` is not compiled yet", expr.span, help)
+        if self.over_weights and learner_id == self.host_id:
+            self.arguments(expr, options=("state",))
+            after = {"state": "after"} if state == "after" else {}
+            return self.node("weights", [], expr.span, context, name, learner.axes, expr.function, learner=learner_id, **after)
         if learner.selector is not None:
-            self.fail(codes.NotAValue, f"`{expr.function}` owns other learners' tensors; it cannot be called", expr.span)
+            help = "a learner with `store: {like: .. }` of it may ask for its weights"
+            self.fail(codes.NotAValue, f"`{expr.function}` owns other learners' tensors; it cannot be called", expr.span, help)
         each = learner.samples is not None and (state == "at" or learner.host is not None)  # asked between the samples of a token
         copies = (learner.samples, *learner.per) if learner.samples is not None and each else learner.per
         if learner.store.form != "map":

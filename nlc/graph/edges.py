@@ -9,7 +9,7 @@ pred, gradient, age  from a learner into a flow of an update: recalled value, sl
 key, value, objective, keep, rate, step, gradient
                      into a learner: what its write reads; `gradient` is the leaf from which the rule starts
 rule                 into a learner: a flow bound to a param of its rule, before the rule is expanded
-reset                into a learner: where it begins anew
+reset                into a learner: where it begins anew; from a learner to weights that begin anew as what it holds
 form                 into a learner: a flow that its derived recurrence reads (`role`: key, probe, target, F 0 0, ..)
 initial state        from a parameter into the memory that starts with it
 owns, host           from an outer learner to a tensor it updates; from the learner of a rule to its host
@@ -131,6 +131,8 @@ def _between_learners(graph: LevelGraph, learner: Learner) -> Iterator[Edge]:
         yield Edge(here, ("learner", id) if owned.is_parameter else ("parameter", graph.parameter_name(owned)), "owns")
     if learner.host is not None:
         yield Edge(here, ("learner", learner.host), "host")
+    if learner.restart is not None:
+        yield Edge(("learner", learner.restart.state), here, "reset", {"every": learner.restart.every})
 
 
 def rate_of(graph: LevelGraph, learner: Learner) -> str | None:

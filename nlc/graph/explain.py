@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from nlc.graph.as_json import span_json
@@ -73,6 +74,7 @@ def _learners(graph: LevelGraph, library: Library) -> list[Json]:
                     "equivalents": same.get(learner.id, []),
                     "owner": owner.get(learner.id),
                     "host": learner.host,
+                    "like_weights": learner.like_weights,
                     "period": _period(learner),
                     "backprop": _backprop(learner),
                     **_owned(graph, learner),
@@ -147,7 +149,8 @@ def _owned(graph: LevelGraph, learner: Learner) -> Json:
     rule = expression_text(learner.rule.call) if learner.rule.call is not None else "gradient step"
     source = place(learner.rule.spec.span) if learner.rule.spec is not None else None
     owns = {"selector": expression_text(learner.selector), "tensors": len(sizes), "numbers": sum(sizes)}
-    return {"rule": rule, "rule_spec": source, "fold": dict(learner.fold), "owns": owns}
+    restart = asdict(learner.restart) if learner.restart is not None else None
+    return {"rule": rule, "rule_spec": source, "fold": dict(learner.fold), "restart": restart, "owns": owns}
 
 
 def _totals(graph: LevelGraph) -> Json:
@@ -259,6 +262,8 @@ def _outer(m: Json) -> Iterator[str]:
     source = f" ({m['rule_spec']})" if m["rule_spec"] else ""
     yield _row("rule", f"{m['rule']}{source}")
     yield _row("fold", ", ".join(f"{word} over {axis}s" for axis, word in m["fold"].items()))
+    if m["restart"] is not None:
+        yield _row("reset", f"every {m['restart']['every']} steps to what `{m['restart']['state']}` holds")
     yield _row("owns", f"{m['owns']['selector']}: {m['owns']['tensors']} tensors, {m['owns']['numbers']:,} numbers")
 
 
@@ -269,11 +274,12 @@ def _common(m: Json) -> Iterator[str]:
     if m["state_bytes_per_sequence"]:
         yield _row("state", f"{bytes_text(m['state_bytes_per_sequence'])} a sequence")
     if m["optimizer_state_bytes"]:
-        yield _row("state", f"{bytes_text(m['optimizer_state_bytes'])} over all tensors of `{m['host']}`")
+        of = f"all tensors of `{m['host']}`" if m["host"] else "all its tensors, gradients of a period"
+        yield _row("state", f"{bytes_text(m['optimizer_state_bytes'])} over {of}")
     if m["parameters"]:
         yield _row("parameters", f"{m['parameters']:,}")
     if m["host"]:
-        yield _row("host", f"{m['host']} (part of its rule)")
+        yield _row("host", f"{m['host']} ({'like its weights' if m['like_weights'] else 'part of its rule'})")
     if m["owner"]:
         yield _row("owner", m["owner"])
     if m["defaults"]:

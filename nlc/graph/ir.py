@@ -220,6 +220,14 @@ class Backprop:
 
 
 @dataclass(frozen=True)
+class Restart:
+    """Weights of an outer level begin anew every so many steps, as what the learner `state` holds of them."""
+
+    every: int
+    state: str
+
+
+@dataclass(frozen=True)
 class Learner:
     """An associative memory: tensors, a context, an objective, a rule, retention, a clock, an initial state, a recall."""
 
@@ -248,6 +256,10 @@ class Learner:
     host: str | None = None
     reset: str | None = None
     """A number a token; where it is not 0 the learner and those of its rule begin anew."""
+    restart: Restart | None = None
+    """For an outer level."""
+    like_weights: bool = False
+    """It holds a tensor for each weight of an outer level, its host, as an average of them does; no part of the rule."""
     scope: str = ""
     span: Span = NOWHERE
     defaults: tuple[tuple[str, str], ...] = ()
@@ -298,6 +310,13 @@ class Learner:
     def copies(self) -> Axes:
         """What counts the keys and values of a token: samples, then copies."""
         return (*self.of_a_token, *self.per)
+
+
+def root_of(learners: Mapping[str, Learner], id: str) -> str:
+    """The learner at the end of the chain of hosts."""
+    while (host := learners[id].host) is not None:
+        id = host
+    return id
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ AT = ("start", "running", "decayed")
 def declare(b: Builder, level: language.Level, learner: language.Learner) -> None:
     """Enter a learner without its context, so that flows may call it."""
     id = b.id_of(learner.name)
-    clock = _clock(b, level)
+    clock = _clock(b, level, learner)
     per = tuple(b.axis(axis) for axis in learner.per)
     if b.host is not None:
         per = b.host.per + per
@@ -110,6 +110,7 @@ def _declare(
         span=learner.span,
         backprop=_backprop(b, learner, defaults),
         defaults=tuple(defaults),
+        like_weights=b.over_weights,
     )
 
 
@@ -143,7 +144,7 @@ def _default(defaults: list[tuple[str, str]], key: str, value: str) -> str:
     return value
 
 
-def _clock(b: Builder, level: language.Level) -> Clock | None:
+def _clock(b: Builder, level: language.Level, learner: language.Learner) -> Clock | None:
     if level.every is None:
         return None
     every = level.every
@@ -155,6 +156,8 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
             every.span,
             f"for example `every: 16 {every.clock}s`",
         )
+    if b.over_weights:
+        return _clock_over_weights(b, every, int(count))
     wanted = ("update",) if b.host is not None else ("token", "step")
     if every.clock not in wanted:
         place = "inside a rule" if b.host else "outside a rule"
@@ -164,16 +167,31 @@ def _clock(b: Builder, level: language.Level) -> Clock | None:
             every.span,
             f"{place} the clock is {' or '.join(wanted)}",
         )
-    if every.clock != "token" and count != 1 and not b.moves_weights:
+    if every.clock != "token" and count != 1 and not b.moves_weights and learner.owns is None:
         b.fail(codes.NotCompiledYet, f"a period of {count} {every.clock}s is not compiled yet", every.span)
     return Clock(every.clock, int(count))
+
+
+def _clock_over_weights(b: Builder, every: language.Period, count: int) -> Clock:
+    """The clock of a learner that is like weights, in updates of these."""
+    assert b.host is not None and b.host.clock is not None
+    period = b.host.clock.period
+    if every.clock != "step":
+        b.fail(codes.MixedLevel, f"a learner like the weights of `{b.host.id}` ticks on the clock `step`", every.span, "`every: 100 steps`")
+    if count % period:
+        text = f"the period is {count} steps; it must be a multiple of that of `{b.host.id}`, {period} steps"
+        b.fail(codes.BadPeriod, text, every.span, f"such as `every: {4 * period} steps`")
+    return Clock("update", count // period)
 
 
 def _store(b: Builder, id: str, store: language.Store, view: Expr | None) -> Store | Function:
     if store.use is not None and store.use.function == "like":
         like = store.use.args[0] if store.use.args else None
+        if b.over_weights and b.host is not None:
+            return Store(b.host.store.tensors, "any")
         if not isinstance(like, Name) or like.name not in b.bound:
-            b.fail(codes.NotCompiledYet, "`like` takes an input of the rule in this version", store.span)
+            help = "in a model, a learner with `owns`"
+            b.fail(codes.NotCompiledYet, "`like` takes an input of the rule in this version", store.span, help)
         copies = b.host.copies if b.host else ()
         axes = tuple(axis for axis in b.flows[b.bound[like.name]].axes if axis not in copies)
         return Store((StoreTensor("like", axes),), "any")
@@ -225,6 +243,8 @@ def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str, view: Lambda
     return None
 
 
+WEIGHTS = "weights"
+"""The first state of a learner like weights that begins as they are."""
 DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
 
 
@@ -235,6 +255,8 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
             _default(defaults, "init", "zeros")
         return Init("zeros")
     match expr:
+        case Call(args=(), kwargs=()) if b.over_weights and b.id_of(expr.function) == b.host_id:
+            return Init(WEIGHTS)
         case Name(name="learned"):
             if store.in_axes:
                 return Init("normal", (size_of(store.in_axes) ** -0.5,), learned=True)
@@ -596,13 +618,13 @@ def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language
     if learner.read != "start":
         b.fail(codes.TickCycle, "the loss would need the weights that its own gradient makes", spec.span, "add `read: start`")
     fold = write.fold if isinstance(write.fold, dict) else {}
-    if set(fold) != {"row", "token"} or not set(fold.values()) <= {"sum", "mean"}:
-        b.fail(
-            codes.MissingPart,
-            "a shared learner must say how rows and tokens are folded",
-            write.spans.get("fold", write.span),
-            "`fold: {row: mean, token: mean}`",
-        )
+    words: dict[str, tuple[str, ...]] = {"row": ("sum", "mean"), "token": ("sum", "mean")}
+    if learner.clock.period > 1:
+        words["step"] = ("sum", "mean", "last")
+    if set(fold) != set(words) or any(fold[axis] not in known for axis, known in words.items()):
+        help = f"`fold: {{{', '.join(f'{axis}: mean' for axis in words)}}}`"
+        what = "rows, tokens and steps" if "step" in words else "rows and tokens"
+        b.fail(codes.MissingPart, f"a shared learner must say how {what} are folded", write.spans.get("fold", write.span), help)
     if learner.sharing != "shared":
         b.fail(codes.BadChoice, "weights are shared by all rows", spec.span, "add `scope: shared`")
     context = Context(spec.name, self_id=learner.id)

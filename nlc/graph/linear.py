@@ -21,10 +21,10 @@ from nlc.diagnostics import Span
 from nlc.graph.begun import begun_anew
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
 from nlc.graph.inverse import inverses
-from nlc.graph.ir import Attribute, Axis, Flow, Learner, LevelGraph, Write
+from nlc.graph.ir import Attribute, Axis, Flow, Learner, LevelGraph, Write, root_of
 from nlc.graph.proximal import curvature
 from nlc.graph.sequences import POSITION, position
-from nlc.graph.state import needs_anchor, needs_kept, root_of
+from nlc.graph.state import needs_anchor, needs_kept
 from nlc.graph.transposed import sees_its_tensor, transposed_write
 
 
@@ -141,7 +141,7 @@ class Derivation:
         self.copies = {*learner.per, *([learner.samples] if learner.samples is not None else [])}
         self.channels = set(learner.store.in_axes) - set(learner.store.out_axes)
         self.values = set(learner.store.out_axes) - set(learner.store.in_axes) if learner.store.form in ("map", "value") else set()
-        self.inner = [m for m in graph.learners.values() if root_of(graph, m.id) == learner.id and m.id != learner.id]
+        self.inner = [m for m in graph.learners.values() if root_of(graph.learners, m.id) == learner.id and m.id != learner.id]
         self.inner_ids = {m.id for m in self.inner}
         self.new: dict[str, Affine] = {}
         self.moving: dict[str, bool] = {}

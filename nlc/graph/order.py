@@ -62,7 +62,7 @@ def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
     learner = graph.learners.get(str(flow.attr("learner")))
     if learner is None or not learner.writes:
         return
-    if flow.op in ("recall", "tensor") and flow.attr("state") == "after":
+    if flow.op in ("recall", "tensor", "weights") and flow.attr("state") == "after":
         yield "update", learner.id
     elif flow.op == "erase" or (flow.op in ("recall", "tensor") and flow.attr("state") == "at" and learner.at == "decayed"):
         if learner.keep is not None:

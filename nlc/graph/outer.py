@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from nlc.graph.ir import ANY, Flow, Init, Learner, LevelGraph, size_of
+from nlc.graph.ir import ANY, Flow, Init, Learner, LevelGraph, root_of, size_of
 from nlc.graph.order import effective_clock
-from nlc.graph.state import ZEROS, root_of
+from nlc.graph.state import ZEROS
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Outer:
     def inner(self) -> tuple[Learner, ...]:
         """The learners of the rule, those of their rules too."""
         found = self.graph.learners.values()
-        return tuple(m for m in found if m.host is not None and m.writes and root_of(self.graph, m.id) == self.owner.id)
+        return tuple(m for m in found if m.host is not None and m.writes and root_of(self.graph.learners, m.id) == self.owner.id)
 
     @cached_property
     def shared(self) -> tuple[Learner, ...]:
@@ -70,9 +70,9 @@ class Outer:
 
     def period(self, learner: Learner) -> int:
         """Updates of the owner between two updates of a learner of its rule."""
-        mine, owners = effective_clock(self.graph, learner), self.owner.clock
-        assert mine is not None and owners is not None
-        return mine.period // owners.period
+        mine = effective_clock(self.graph, learner)
+        assert mine is not None
+        return mine.period // self.steps
 
     @cached_property
     def periods(self) -> tuple[int, ...]:
@@ -112,6 +112,22 @@ class Outer:
             return tuple(seen)
         sizes = {} if ANY in self.owner.axes else dict(zip((axis.name for axis in self.owner.axes), seen, strict=True))
         return tuple(sizes.get(axis.name, axis.size) for axis in learner.axes)
+
+    @property
+    def steps(self) -> int:
+        """The period of the weights, in steps."""
+        assert self.owner.clock is not None
+        return self.owner.clock.period
+
+    @property
+    def accumulates(self) -> str | None:
+        """`sum` or `mean`, where the gradients of several steps make one update."""
+        word = self.owner.fold.get("step")
+        return word if word in ("sum", "mean") else None
+
+    def accumulated(self, parameter: str) -> str:
+        """The key of the gradients of a parameter that have been added up."""
+        return f"{self.owner.id}.accumulated.{parameter}"
 
     def totals(self, *roots: str) -> tuple[Flow, ...]:
         """The sums over all tensors that these flows are made of, in order."""
@@ -162,6 +178,9 @@ def outer_states(graph: LevelGraph) -> tuple[OuterState, ...]:
 def states_of(outer: Outer) -> Iterator[OuterState]:
     """The states of one outer level."""
     graph = outer.graph
+    for parameter in (graph.learners[id] for id in outer.owner.owns if outer.accumulates):
+        name, shape = graph.parameter_name(parameter), tuple(axis.size for axis in parameter.axes)
+        yield OuterState(outer.accumulated(name), outer.owner.id, name, shape, True, ZEROS)
     for m in outer.shared:
         yield OuterState(m.id, m.id, None, (), False, m.init)
     for key in outer.keys:
@@ -171,6 +190,11 @@ def states_of(outer: Outer) -> Iterator[OuterState]:
             like = m.axes == outer.owner.axes
             shape = tuple(axis.size for axis in parameter.axes) if like else _own_shape(outer, m, parameter)
             yield OuterState(f"{key}.{name}", m.id, name, shape, like, m.init if key == m.id else ZEROS)
+
+
+def held_by(graph: LevelGraph, learner: str) -> dict[str, str]:
+    """What a learner over weights holds: the key of its state for each parameter."""
+    return {str(each.parameter): each.key for each in outer_states(graph) if each.key == f"{learner}.{each.parameter}"}
 
 
 def _own_shape(outer: Outer, learner: Learner, parameter: Learner) -> tuple[int, ...]:

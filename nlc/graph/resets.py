@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context, Rejected
-from nlc.graph.ir import Flow, Learner
+from nlc.graph.ir import Flow, Learner, Restart
 from nlc.graph.solved import is_whole
 from nlc.language import spec as language
-from nlc.language.expression import Expr, Name
+from nlc.language.expression import Call, Expr, Name
 
 TRUTHS = ("new", "lt", "le", "gt", "ge", "eq", "ne")
 """Operators whose value is 1 or 0."""
@@ -39,7 +39,10 @@ def attach_reset(b: Builder, learner: language.Learner) -> None:
         b.fail(codes.MissingPart, f"`{learner.name}` has a `reset`, but does not learn: it never leaves its first state", reset.span, help)
     if b.host is not None:
         b.fail(codes.NotCompiledYet, "a learner of a rule begins anew with its host", reset.span, "leave `reset` out, reset the host")
-    if learner.owns is not None or members[0].clock is None or members[0].clock.unit != "token":
+    if learner.owns is not None:
+        b.learners[id] = replace(members[0], restart=_restart(b, members[0], reset))
+        return
+    if members[0].clock is None or members[0].clock.unit != "token":
         b.fail(codes.NotCompiledYet, "a reset on another clock than `token` is not compiled yet", reset.span)
     if reset.to is not None and not (isinstance(reset.to, Name) and reset.to.name == "init"):
         b.fail(codes.NotCompiledYet, "a reset to another value than `init` is not compiled yet", reset.spans["to"], "`to: init`")
@@ -50,6 +53,25 @@ def attach_reset(b: Builder, learner: language.Learner) -> None:
     flow = _when(b, learner.name, members[0], reset)
     for member in members:
         b.learners[member.id] = replace(b.learners[member.id], reset=flow)
+
+
+def _restart(b: Builder, owner: Learner, reset: language.Reset) -> Restart:
+    """Weights that begin anew as what a learner holds of them: `reset: {every: 50 steps, to: S()}`."""
+    assert owner.clock is not None
+    state = b.id_of(reset.to.function) if isinstance(reset.to, Call) and not reset.to.args and not reset.to.kwargs else ""
+    like = b.learners.get(state)
+    if like is None or like.host != owner.id:
+        span = reset.spans["to"] if reset.to is not None else reset.span
+        help = f"`to: S()`, for a learner S with `store: {{like: {owner.id}}}`"
+        b.fail(codes.NotCompiledYet, f"a reset of the weights of `{owner.id}` to another value is not compiled yet", span, help)
+    if reset.every is None or reset.every.clock != "step":
+        span = reset.span if reset.every is None else reset.every.span
+        b.fail(codes.NotCompiledYet, "weights begin anew on the clock `step`", span, "`every: 50 steps`")
+    count, period = b.number(reset.every.count), owner.clock.period
+    if not isinstance(count, int) or count < 1 or count % period:
+        text = f"`{owner.id}` is reset every {count} steps; it must be a multiple of its period, {period} steps"
+        b.fail(codes.BadPeriod, text, reset.every.span, f"such as `every: {50 * period} steps`")
+    return Restart(count, state)
 
 
 def _when(b: Builder, name: str, learner: Learner, reset: language.Reset) -> str:

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 from nlc.diagnostics import Diagnostic
 from nlc.graph import codes
-from nlc.graph.ir import Flow, Learner, LevelGraph
-from nlc.graph.state import root_of
+from nlc.graph.ir import Flow, Learner, LevelGraph, root_of
 
 POSITION = "position"
 
@@ -37,7 +36,7 @@ def obey_sequences(graph: LevelGraph) -> LevelGraph:
 def counted_resets(graph: LevelGraph) -> Iterator[Diagnostic]:
     """Rules that ask how many updates their learner has made, where it has a reset of its own: only sequences restart the count."""
     for flow in graph.flows.values():
-        host = graph.learners[root_of(graph, str(flow.attr("learner")))] if flow.op == "age" else None
+        host = graph.learners[root_of(graph.learners, str(flow.attr("learner")))] if flow.op == "age" else None
         if host is not None and host.reset not in (None, graph.starts):
             text = f"the rule of `{host.base}` asks for `age`, which a `reset` of the learner does not restart in this version"
             yield codes.NotCompiledYet(text, host.span, "leave `reset` out, or take a rule without `age`")

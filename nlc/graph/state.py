@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve
+from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, root_of
 
 ZEROS = Init("zeros")
 BEFORE = Init("constant", (-1.0,))
@@ -38,16 +38,9 @@ def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
     return reads or learner.at == "start"
 
 
-def root_of(graph: LevelGraph, id: str) -> str:
-    """The learner at the end of the chain of hosts."""
-    while (host := graph.learners[id].host) is not None:
-        id = host
-    return id
-
-
 def folding(graph: LevelGraph, learner: Learner) -> Learner | None:
     """The memory at whose period's end a learner, it or one of its rule, is updated; None where that is every token."""
-    memory = graph.learners[root_of(graph, learner.id)]
+    memory = graph.learners[root_of(graph.learners, learner.id)]
     return memory if memory.folds else None
 
 

@@ -154,7 +154,8 @@ def _where(learner: Learner) -> str:
     parts += [f"group {learner.level}"] if learner.level else []
     parts += [f"part of {learner.group}"] if learner.group is not None else []
     parts += [f"in {learner.scope}"] if learner.scope else []
-    parts += [f"host {learner.host}"] if learner.host is not None else []
+    host = "like the weights of" if learner.like_weights else "host"
+    parts += [f"{host} {learner.host}"] if learner.host is not None or learner.like_weights else []
     return "".join(f" {part}" for part in parts)
 
 
@@ -193,6 +194,8 @@ def _details(learner: Learner, depth: int) -> Iterator[Line]:
             yield Line(depth, f"reset every {learner.solve.every} tokens")
     if learner.reset is not None:
         yield Line(depth, f"reset where {learner.reset}")
+    if learner.restart is not None:
+        yield Line(depth, f"reset every {learner.restart.every} steps to {learner.restart.state}")
     if learner.writes:
         at = f"at {learner.at}{_by_default(given, 'at', learner.at)}"
         keep = f"keep {learner.keep or '1'}{' (by default)' if 'keep' in given else ''}"

@@ -154,23 +154,53 @@ class Reference:
         """(loss, new parameters, new states of the outer levels); `optimizer` is {} before the first step."""
         from nlc.reference.outer import OuterUpdate
 
-        names = list(self.parameters)
-        leaves = {name: p.detach().requires_grad_() for name, p in self.parameters.items()}
+        state = {"step": torch.zeros((), dtype=torch.int64), **self._first_states(), **optimizer}
+        begun = self._restarted(state)
+        names = list(begun)
+        leaves = {name: p.detach().requires_grad_() for name, p in begun.items()}
         machine = Reference(self.graph, leaves, self.dtype)
         loss = machine.fold(machine.run(inputs)[0])
         gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
-        first = {each.key: draw(each.init, each.shape, None, self.dtype) for each in outer_states(self.graph) if each.key not in optimizer}
-        state = {"step": torch.zeros((), dtype=torch.int64), **first, **optimizer}
-        new, params = {"step": state["step"] + 1}, dict(self.parameters)
+        new, params = {**state, "step": state["step"] + 1}, dict(begun)
         tensors = {self.graph.parameter_name(m): m for m in self.graph.parameters}
         for outer in owners(self.graph):
             mine = [self.graph.parameter_name(self.graph.learners[id]) for id in outer.owner.owns]
             seen = {name: None if ANY in outer.owner.axes else matrix_of(tensors[name]) for name in mine}
-            weights = {name: self.parameters[name] for name in mine}
-            update = OuterUpdate(self, outer, weights, gradients, state, seen)
+            weights = {name: begun[name] for name in mine}
+            given = {name: gradients[name] for name in mine}
+            is_due = int(new["step"]) % outer.steps == 0
+            if outer.accumulates:
+                given = {name: state[outer.accumulated(name)] + x for name, x in given.items()}
+                new |= {outer.accumulated(name): torch.zeros_like(x) if is_due else x for name, x in given.items()}
+            if not is_due:
+                continue
+            if outer.accumulates == "mean":
+                given = {name: x / outer.steps for name, x in given.items()}
+            update = OuterUpdate(self, outer, weights, given, state, seen)
             params.update(update.weights(weights))
             new.update(update.states())
         return loss.detach(), params, new
+
+    def _first_states(self) -> Tensors:
+        """The states of the outer levels before the first step."""
+        found = {}
+        for each in outer_states(self.graph):
+            if each.init.distribution == "weights":
+                found[each.key] = self.parameters[str(each.parameter)]
+            else:
+                found[each.key] = draw(each.init, each.shape, None, self.dtype)
+        return found
+
+    def _restarted(self, state: Tensors) -> Tensors:
+        """The parameters, those that begin anew at this step as what a learner holds of them."""
+        params = dict(self.parameters)
+        for outer in owners(self.graph):
+            restart = outer.owner.restart
+            if restart is not None and state["step"] > 0 and state["step"] % restart.every == 0:
+                for id in outer.owner.owns:
+                    name = self.graph.parameter_name(self.graph.learners[id])
+                    params[name] = state[f"{restart.state}.{name}"]
+        return params
 
 
 class Tick:

@@ -25,7 +25,7 @@ class OuterUpdate(Tick):
     def __init__(
         self, machine: Reference, outer: Outer, weights: Tensors, gradients: Tensors, state: Tensors, seen: Mapping[str, Matrix | None]
     ) -> None:
-        self.outer, self.owner, self.seen, self.step = outer, outer.owner, seen, state["step"]
+        self.outer, self.owner, self.seen, self.step = outer, outer.owner, seen, state["step"] // outer.steps
         self.names, self.kept, self.sums = list(weights), state, dict[str, Any]()
         old: dict[str, Any] = {m.id: state[m.id].reshape(1) for m in outer.shared}
         for m in outer.of_tensors:
@@ -61,7 +61,7 @@ class OuterUpdate(Tick):
             ends = int(self.step + 1) % self.outer.period(self.graph.learners[flow.attr("learner")]) == 0
             return torch.full((1,), float(ends), dtype=self.machine.dtype)
         if flow.op == "weights":
-            return self.old[self.owner.id]
+            return self._advanced(self.owner) if flow.attr("state") == "after" else self.old[self.owner.id]
         if flow.op == "size":
             place = [axis.name for axis in self.owner.axes].index(flow.attr("axis")) - len(self.owner.axes)
             return {name: torch.tensor(float(x.shape[place]), dtype=x.dtype) for name, x in self.old[self.owner.id].items()}

@@ -108,11 +108,14 @@ def load(run: Path, spec: str | None = None) -> Checkpoint:
     return Checkpoint(meta["step"], meta["spec"], parameters, optimizer, meta["seconds"], meta["settings"], meta["versions"])
 
 
-def load_parameters(module: nn.Module, run: Path, spec: str) -> int:
-    """Give a module the parameters of the latest checkpoint of a run; the step they are of. Raises DataError like `load`."""
+def load_parameters(module: nn.Module, run: Path, spec: str, held: Mapping[str, str] | None = None) -> int:
+    """Give a module the parameters of the latest checkpoint of a run; the step they are of. Raises DataError like `load`.
+
+    held: for some parameters the key of a state to take instead, such as an average of them.
+    """
     saved = load(run, spec)
     check_names(saved, dict(module.named_parameters()), saved.optimizer, run)
-    module.load_state_dict(saved.parameters)
+    module.load_state_dict({**saved.parameters, **{name: saved.optimizer[key] for name, key in (held or {}).items()}})
     return saved.step
 
 

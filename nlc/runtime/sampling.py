@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nlc.api import compile as compile_spec
 from nlc.diagnostics import NOWHERE, DataError, UsageError
+from nlc.graph.outer import held_by
 from nlc.runtime import checkpoint, codes
 from nlc.runtime.byte_model import BYTES, byte_model
 from nlc.runtime.compiled import CompiledSpec
@@ -20,12 +21,19 @@ from nlc.runtime.random import uniform
 from nlc.runtime.run_folder import source_of
 
 
-def load_run(run: str | Path, backend: str = "eager") -> CompiledSpec:
-    """The spec of a run with the parameters of its latest checkpoint. Raises DataError (NLC72x)."""
+def load_run(run: str | Path, backend: str = "eager", read: str | None = None) -> CompiledSpec:
+    """The spec of a run with the parameters of its latest checkpoint. Raises DataError (NLC72x).
+
+    read: a learner over weights; these are taken as it holds them.
+    """
     folder = Path(run)
     source = source_of(folder)
     compiled = compile_spec(source.spec, source.dims, source.params, backend, library=source.library)
-    checkpoint.load_parameters(compiled, folder, source.meaning)
+    over = [m.id for m in compiled.graph.learners.values() if m.like_weights]
+    if read is not None and read not in over:
+        known = f"; there are: {', '.join(over)}" if over else ": the spec has none"
+        raise UsageError(f"`{read}` is no learner over weights{known}")
+    checkpoint.load_parameters(compiled, folder, source.meaning, held_by(compiled.graph, read) if read is not None else None)
     return compiled
 
 
@@ -50,18 +58,20 @@ def stream(
     top_k: int = 0,
     seed: int = 0,
     backend: str = "eager",
+    read: str | None = None,
 ) -> Iterator[bytes]:
     """The bytes that follow the prompt, one by one.
 
     temperature: 0 takes the likeliest byte. top_k: only the k likeliest bytes, 0 for all. Byte i depends on the seed and
-    on what came before it. Raises DataError for a run that cannot be read, or a prompt that the model cannot read.
+    on what came before it. read: a learner over weights, such as an average, of whose tensors a run is sampled. Raises
+    DataError for a run that cannot be read, or a prompt that the model cannot read.
     """
     data = prompt.encode() if isinstance(prompt, str) else prompt
     if not temperature >= 0 or temperature == float("inf") or tokens < 0 or top_k < 0:
         raise UsageError("temperature, tokens and top_k are at least 0")
     if not data:
         raise UsageError("the prompt is empty; a line break (`\\n`) begins a text")
-    compiled = run if isinstance(run, CompiledSpec) else load_run(run, backend)
+    compiled = run if isinstance(run, CompiledSpec) else load_run(run, backend, read)
     model = byte_model(compiled.graph)
     if max(data) >= model.vocabulary:
         message = f"the prompt has the byte {max(data)}; the model's vocabulary ends at {model.vocabulary - 1}"

@@ -32,7 +32,22 @@ def test_form_of_the_json_stays(built: Build) -> None:
     assert set(data["flows"][0]) == {"id", "op", "args", "attrs", "axes", "dtype", "scope", "host", "span"}
     assert set(data["learners"][0]) == {
         *("id", "group", "store", "per", "every", "init", "read", "scope", "backprop", "block", "host", "owns", "selector", "writes"),
-        *("at", "fold", "part_of", "samples", "keep", "reset", "rule", "solve", "linear", "execution", "defaults", "span"),
+        *(
+            "at",
+            "fold",
+            "part_of",
+            "samples",
+            "keep",
+            "reset",
+            "restart",
+            "like_weights",
+            "rule",
+            "solve",
+            "linear",
+            "execution",
+            "defaults",
+            "span",
+        ),
     }
 
 

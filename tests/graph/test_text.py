@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import nlc
-from nlc.graph.ir import Axis, Backprop, Bucket, Clock, Init, Learner, LevelGraph, Rule, Solve, Store, StoreTensor, Write
+from nlc.graph.ir import Axis, Backprop, Bucket, Clock, Init, Learner, LevelGraph, Restart, Rule, Solve, Store, StoreTensor, Write
 from nlc.graph.linear import LinearForm
 from nlc.graph.text import to_text
 from nlc.language.parser import parse
@@ -62,6 +62,8 @@ OTHER: dict[str, object] = {
     "samples": K,
     "keep": "beta",
     "reset": "beta",
+    "restart": Restart(50, "S"),
+    "like_weights": True,
     "rule": Rule(step="v"),
     "solve": Solve("k", "v", "beta", "q", "k", 3),
     "selector": parse("rest"),

@@ -145,7 +145,7 @@ def test_long_repetitions_give_one_message(unit: str) -> None:
 
 
 names = st.from_regex(re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,5}", re.ASCII), fullmatch=True).filter(lambda n: n not in KEYWORDS | CONSTANTS)
-numbers = st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
+numbers = st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 signs = st.sampled_from(["+", "-", "*", "/", "^", "@", "<", "<=", ">", ">=", "==", "!=", "and", "or"])
 
