@@ -209,6 +209,12 @@ def inverse_root(x: Tensor, power: float, eps: float) -> Tensor:
     return (vectors * (values.clamp(min=0) + eps).pow(-1 / power).unsqueeze(-2)) @ vectors.mT
 
 
+def gram(x: Tensor, share: Tensor) -> Tensor:
+    """The sum over tokens of share x x^T, no matter how the gradient flows: x [B, T, ..], share [B, T] -> [I, I], the axes of x joined."""
+    rows = x.detach().flatten(0, 1).flatten(1)
+    return rows.mT @ (rows * share.detach().reshape(-1, 1))
+
+
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Depthwise convolution over time. x [B, T, ...], the rows before it tail [B, width - 1, ...], weight [width, ...].
 

@@ -9,11 +9,12 @@ from typing import ClassVar
 from nlc.diagnostics import BackendError
 from nlc.graph import codes
 from nlc.graph.anchored import anchored_forms, written_out
-from nlc.graph.calculus import Algebra, NotDifferentiable, derivative
+from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
 from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, linear_form
 from nlc.graph.order import ordered
 from nlc.graph.rewrite import substitute
+from nlc.graph.slopes import slopes
 from nlc.passmanager import Numerics, Pass
 
 
@@ -73,22 +74,30 @@ def in_optimizer(learner: Learner) -> bool:
     return learner.host is not None and learner.sharing == "shared"
 
 
+def _slope(algebra: Algebra, loss: str, pred: str) -> Coefficient:
+    """Element by element where the objective is; else by the chain rule through products of matrices and all that is between."""
+    try:
+        return derivative(algebra, loss, pred)
+    except NotDifferentiable:
+        return slopes(algebra, loss, (pred,))[pred]
+
+
 def _explicit_gradient(graph: LevelGraph, learner: Learner) -> LevelGraph:
     (write,) = learner.writes
     assert write.pred is not None and learner.rule.gradient is not None
     algebra = Algebra(graph, learner)
     try:
-        slope = algebra.flow(derivative(algebra, write.loss, write.pred))
+        slope = algebra.flow(_slope(algebra, write.loss, write.pred))
     except NotDifferentiable as problem:
         raise BackendError([codes.CannotLower(f"`{learner.id}`: {problem}", problem.span)], dict(graph.sources)) from None
     state = "at" if learner.at == "decayed" else "before"
     old = Flow(f"{learner.id}:old", "recall", attrs={"learner": learner.id, "state": state}, axes=learner.axes, scope=learner.scope)
-    flows = {old.id: replace(old, host=learner.host, span=learner.span), **algebra.flows}
-    new = graph.with_(flows=flows)
-    made = {id for id in flows if id.startswith(algebra.prefix)} | {slope}
-    rewired = {
-        id: replace(flow, args=tuple(old.id if arg == write.pred else arg for arg in flow.args)) if id in made else flow
-        for id, flow in new.flows.items()
-    }
+    new = graph.with_(flows={old.id: replace(old, host=learner.host, span=learner.span), **algebra.flows})
+    used, names, flows = new.upstream(slope), {write.pred: old.id}, dict[str, Flow]()
+    for id, flow in new.flows.items():
+        flows[id] = flow
+        if id in used and names.keys() & set(flow.args):  # what the slope is made of is taken at the old state
+            names[id] = id if id.startswith(algebra.prefix) or id == slope else f"{id}:old"
+            flows[names[id]] = replace(flow, id=names[id], args=tuple(names.get(arg, arg) for arg in flow.args))
     leaf = next(flow.id for flow in graph.flows.values() if flow.op == "gradient" and flow.attr("learner") == learner.id)
-    return substitute(new.with_(flows=rewired), {leaf: slope})
+    return substitute(new.with_(flows=flows), {leaf: names.get(slope, slope)})

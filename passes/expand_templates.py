@@ -10,7 +10,7 @@ from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.graph import codes
 from nlc.graph.alone import unsized
 from nlc.graph.builder import Builder, Context, Rejected
-from nlc.graph.erase import Term, input_rows, number_and_terms, with_erases
+from nlc.graph.erase import Term, input_rows, number_and_terms, with_erases, with_rows
 from nlc.graph.ir import ANY, Attribute, Axes, Axis, Flow, Learner, LevelGraph, Solve, StoreTensor, root_of, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
 from nlc.graph.order import ordered
@@ -51,6 +51,7 @@ def expand(graph: LevelGraph) -> LevelGraph:
     if expanded is not graph or any(learner.selector is not None for learner in graph.learners.values()):
         expanded = ordered(expanded, diagnostics) if not diagnostics else expanded
         expanded = assign_owners(expanded, diagnostics)
+        expanded = with_rows(expanded, diagnostics) if not diagnostics else expanded
     if diagnostics:
         raise SpecError(diagnostics, dict(expanded.sources))
     return expanded if expanded != graph else graph
@@ -239,6 +240,8 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
         if "keep" in outputs:
             outputs["keep"], terms = number_and_terms(builder, outputs["keep"])
         ends = {name: builder.expr(value, Context(name, kept=kept), f"{learner.id}.{name}") for name, value in outputs.items()}
+        if learner.selector is not None:
+            builder.fits(ends["step"], learner.axes, outputs["step"].span, "the step")
         step = with_erases(builder, learner, terms, ends["step"])
     except Rejected:
         diagnostics.extend(_with_place(problem, span) for problem in builder.diagnostics)

@@ -14,7 +14,7 @@ from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.alone import is_alone
 from nlc.graph.equations import local
 from nlc.graph.ir import ANY, Learner
-from nlc.graph.outer import Outer, matrix_of, owners, states_of
+from nlc.graph.outer import Outer, OuterState, matrix_of, owners, states_of
 from nlc.graph.state import ZEROS, needs_anchor, needs_position, state_tensors
 from nlc.program.program import Program, Region, chains
 
@@ -68,6 +68,8 @@ LOCALS = (
     "values",
     "first",
     "wanted",
+    "grams",
+    "share",
 )
 """Variables of the methods of a generated class."""
 
@@ -225,7 +227,8 @@ class _Writer:
             if run[0].for_loss:
                 continue
             lines += [f"        {line}" for line in self._calls(run)]
-        wanted = dict.fromkeys([id for _, id in self.graph.outputs] + self._loss_inputs() + self._starts())
+        early = [id for id in self._rows() if id not in self._late()]
+        wanted = dict.fromkeys([id for _, id in self.graph.outputs] + self._loss_inputs() + self._starts() + early)
         values = ", ".join(f"{_quoted(id)}: {self._final(id)}" for id in wanted)
         lines.append(f"        return {{{values}}}, new")
         self._uses_in("\n".join(lines))
@@ -328,11 +331,19 @@ class _Writer:
     def _loss_regions(self) -> list[Region]:
         return [region for region in self.program.regions if region.for_loss]
 
+    def _rows(self) -> list[str]:
+        """What rules of weights are told of the inputs of their tensors."""
+        return list(dict.fromkeys(flow for _, flow in self.graph.rows))
+
+    def _late(self) -> set[str]:
+        """The flows that are computed with the loss."""
+        return {id for region in self._loss_regions() for id in region.outputs}
+
     def _loss_inputs(self) -> list[str]:
         """What the loss reads of the values that `run` makes."""
         if self.graph.loss is None:
             return []
-        made = {id for region in self._loss_regions() for id in region.outputs}
+        made = self._late()
         found = [id for region in self._loss_regions() for id in region.inputs if id not in made]
         if self.graph.loss not in made:
             found.append(self.graph.loss)
@@ -348,9 +359,9 @@ class _Writer:
         owner = self.program.owners[0] if self.program.owners else None
         fold = owner.fold if owner is not None else {"row": "mean", "token": "mean"}
         lines = [
-            "    def loss(",
+            "    def loss(" if not graph.rows else "    def loss_and_grams(",
             "        self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None",
-            "    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:",
+            f"    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]{', dict[str, Tensor]' if graph.rows else ''}]:",
             f'        """The loss, folded over tokens ({fold["token"]}) and rows ({fold["row"]}), the outputs and the new state.',
             "",
             "        `targets` [B, T] among the inputs are the next tokens (below 0: not scored); without them inputs are shifted",
@@ -361,6 +372,9 @@ class _Writer:
         ]
         if owner is None:
             lines[3] = lines[3].replace("The loss", "The loss (nobody learns from it)")
+        if graph.rows:
+            more = "            Last, for weights whose rule reads their inputs, x x^T of these, folded as the loss: [I, I]."
+            lines[-3:-3] = ["", more.removeprefix("    ")]
         nexts = [flow for flow in graph.flows.values() if flow.op == "next"]
         for flow in nexts:
             x = f"inputs[{_quoted(flow.args[0])}]"
@@ -389,8 +403,27 @@ class _Writer:
             ("sum", "sum"): "rows.sum()",
         }
         outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in graph.outputs)
-        lines.append(f"        return {folds[fold['token'], fold['row']]}, {{{outputs}}}, new")
+        folded = folds[fold["token"], fold["row"]]
+        if not graph.rows:
+            return [*lines, f"        return {folded}, {{{outputs}}}, new"]
+        shares = {
+            ("mean", "mean"): "scored / counts.sum()",
+            ("mean", "sum"): "scored / counts.unsqueeze(1)",
+            ("sum", "mean"): "scored / len(scored)",
+            ("sum", "sum"): "scored",
+        }
+        lines += [f"        share = {shares[fold['token'], fold['row']]}", "        grams = {"]
+        lines += [f"            {_quoted(graph.parameter_name(graph.learners[id]))}: {self._gram(id, flow)}," for id, flow in graph.rows]
+        lines += ["        }", f"        return {folded}, {{{outputs}}}, new, grams", "", *LOSS.splitlines()]
         return lines
+
+    def _gram(self, learner: str, flow: str) -> str:
+        """x x^T of the rows that a weight is multiplied with, their axes in the order of its own."""
+        self.uses.add("gram")
+        axes, wanted = self.graph.flows[flow].axes, self.graph.learners[learner].store.in_axes
+        rows = self.namer(flow) if flow in self._late() else f"values[{_quoted(flow)}]"
+        turned = "" if axes == wanted else f".permute(0, 1, {', '.join(str(2 + axes.index(axis)) for axis in wanted)})"
+        return f"gram({rows}{turned}, share)"
 
     def _train_step(self, outer: list[OuterUpdate]) -> list[str]:
         graph = self.graph
@@ -408,7 +441,8 @@ class _Writer:
             lines += self._first_states(each.outer)
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
         lines += [line for owner in owners for line in self._restart(owner)]
-        lines += ["        loss, _, _ = self.loss(inputs)", *self._gradients(outer), "        with torch.no_grad():"]
+        loss = "loss, _, _, grams = self.loss_and_grams(inputs)" if graph.rows else "loss, _, _ = self.loss(inputs)"
+        lines += [f"        {loss}", *self._gradients(outer), "        with torch.no_grad():"]
         lines.append('            age = optimizer["step"].add_(1).to(torch.float64)')
         for each in outer:
             lines += self._outer_update(each)
@@ -419,18 +453,12 @@ class _Writer:
     def _first_states(self, outer: Outer) -> list[str]:
         """The first values of the states: in a loop over the weights where they are all alike."""
         states = list(states_of(outer))
-        alike = {state.key.removesuffix(f".{state.parameter}"): state.init for state in states if state.like}
+        alike = {state.key.removesuffix(f".{state.parameter}"): state for state in states if state.like}
         lines = [f"        for name in self.OWNED[{_quoted(outer.owner.id)}]:"] if alike else []
-        for key, init in alike.items():
-            first = "p[name].detach().clone()" if init.distribution == "weights" else f"torch.full_like(p[name], {init.number})"
-            lines.append(f'            optimizer[f"{key}.{{name}}"] = {first}')
+        lines += [f'            optimizer[f"{key}.{{name}}"] = {_first_state(state, "p[name]")}' for key, state in alike.items()]
         for state in (each for each in states if not each.like):
-            like = f'p["{state.parameter}"]'
-            of = f", dtype={like}.dtype, device={like}.device" if state.parameter else ", dtype=torch.float64"
-            made = f"torch.full({state.shape}, {state.init.number}{of})"
-            if state.init.distribution == "eye":
-                made = f"torch.eye({state.shape[-1]}{of}).expand{state.shape}.clone()"
-            lines.append(f"        optimizer[{_quoted(state.key)}] = {made}")
+            like = f'p["{state.parameter}"]' if state.parameter is not None else None
+            lines.append(f"        optimizer[{_quoted(state.key)}] = {_first_state(state, like)}")
         return lines
 
     def _matrices(self, owners: list[Learner]) -> list[str]:
@@ -507,6 +535,7 @@ class _Writer:
     def _apply(self, each: OuterUpdate, variant: Variant, seen: str, indent: str) -> list[str]:
         """One update by the functions of a variant."""
         outer, columns, lines = each.outer, ["weights", "gradients"], []
+        columns += ["[grams[name] for name in names]"] if outer.reads_rows else []
         for key in variant.states:
             learner = self.graph.learners[outer.learner_of(key)]
             state = f'optimizer[f"{key}.{{name}}"]'
@@ -529,6 +558,23 @@ class _Writer:
 
 def _quoted(text: str) -> str:
     return f'"{text}"'
+
+
+def _first_state(state: OuterState, like: str | None) -> str:
+    """The first value of a state of a parameter, `like`, or of all of them."""
+    init = state.init
+    if init.distribution == "weights":
+        return f"{like}.detach().clone()"
+    if init.distribution in ("normal", "uniform"):
+        shape = f"tuple({like}.shape)" if state.like else str(state.shape)
+        generator = f"torch.Generator().manual_seed({state.seed})"
+        return f"drawn({shape}, {_quoted(init.distribution)}, {init.args}, {generator}, {like}.dtype).to({like}.device)"
+    if state.like:
+        return f"torch.full_like({like}, {init.number})"
+    of = f", dtype={like}.dtype, device={like}.device" if like is not None else ", dtype=torch.float64"
+    if init.distribution == "eye":
+        return f"torch.eye({state.shape[-1]}{of}).expand{state.shape}.clone()"
+    return f"torch.full({state.shape}, {init.number}{of})"
 
 
 def _shape(learner: Learner) -> str:
@@ -566,6 +612,13 @@ FORWARD = '''\
         """One token: inputs [B, ..] -> outputs [B, ..] and the new state."""
         outputs, new = self.forward({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
         return {name: x.squeeze(1) for name, x in outputs.items()}, new'''
+
+LOSS = '''\
+    def loss(
+        self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The loss, the outputs and the new state."""
+        return self.loss_and_grams(inputs, state)[:3]'''
 
 TRAIN_STEP = '''\
     def train_step(self, inputs: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:

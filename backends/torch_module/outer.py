@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nlc.backends.torch_module.expressions import CALLS, INLINE, PRODUCT, Code, Expressions, Namer, identifier, show
-from nlc.graph.ir import Axes, Flow, Learner
+from nlc.backends.torch_module.expressions import ATOM, CALLS, INLINE, PRODUCT, Code, Expressions, Namer, identifier, show
+from nlc.graph.ir import ANY, Axes, Flow, Learner
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Outer
 
@@ -93,7 +93,7 @@ def outer_update(outer: Outer) -> OuterUpdate:
     return OuterUpdate(outer, tuple(text), params, tuple(variants), frozenset(uses))
 
 
-WHOLE = ("gradient", "weights", "recall", "total", "age", "number", "folded")
+WHOLE = ("gradient", "weights", "rows", "recall", "total", "age", "number", "folded")
 """Operators on whole tensors that do not care where one ends."""
 
 
@@ -107,7 +107,7 @@ class _Writer(Expressions):
     def __init__(self, outer: Outer, params: tuple[str, ...], due: tuple[int, ...]) -> None:
         super().__init__(outer.graph, Namer(outer.owner.id))
         self.outer, self.params, self.due = outer, params, due
-        for word in ("w", "g", "age"):
+        for word in ("w", "g", "gram", "age"):
             self.name.names[f"reserved {word}"] = word
         self.variables.update(params)
         self.lines: list[str] = []
@@ -120,6 +120,11 @@ class _Writer(Expressions):
         """Is what it makes of a tensor made of its elements one by one?"""
         ops = {self.graph.flows[id].op for id in self.seen & self.outer.differing}
         return all(OPS[op].elementwise or op in WHOLE for op in ops)
+
+    @property
+    def given(self) -> list[str]:
+        """What all functions on a tensor begin with; `gram` [I, I] is x x^T of its inputs, folded as the loss."""
+        return ["w", "g", "gram"] if self.outer.reads_rows else ["w", "g"]
 
     def old(self, key: str) -> str:
         """The variable of a state as it was."""
@@ -169,7 +174,7 @@ class _Writer(Expressions):
             self.updated(self.graph.learners[flow.attr("learner")])
         if flow.op == "weights" and flow.attr("state") == "after":
             self.moved()
-        plain = flow.op in ("gradient", "weights", "recall", "age", "size")
+        plain = flow.op in ("gradient", "weights", "rows", "recall", "age", "size")
         if not self.constant(id) and (len(self.graph.readers.get(id, ())) > 1 or ":" not in id) and not plain:
             text = self.operator(flow).text
             self.variables.add(id)
@@ -191,8 +196,23 @@ class _Writer(Expressions):
         left = self.without_zero(self.graph.flows[id]) if id not in self.variables else None
         return super().code(id) if left is None else self.code(left)
 
+    def operand(self, id: str, target: Axes) -> Code:
+        """Aligned from the right: copies of a matrix stand before its axes. What is the same for all tensors is one number."""
+        axes = self.graph.flows[id].axes
+        if id not in self.outer.differing or ANY in target or axes == target:
+            return self.code(id)
+        return super().operand(id, target)
+
     def aligned(self, code: Code, axes: Axes, target: Axes) -> Code:
-        return code
+        text, order = code.at(ATOM), [axes.index(axis) for axis in target if axis in axes]
+        text = text if order == sorted(order) else f"{text}.mT"
+        index = ["None" if axis not in axes else ":" for axis in target]
+        return Code(f"{text}[{', '.join(['...', *index])}]" if "None" in index else text)
+
+    def _reduce(self, flow: Flow, x: Code, kind: str) -> Code:
+        if ANY in self.graph.flows[flow.args[0]].axes:
+            return Code(f"{x.at(ATOM)}.{kind}()")
+        return super()._reduce(flow, x, kind)
 
     def constant(self, id: str) -> bool:
         """A flow made of numbers and sizes: a Python number."""
@@ -234,6 +254,12 @@ class _Writer(Expressions):
     def _gradient(self, flow: Flow, args: list[Code]) -> Code:
         return Code("g")
 
+    def _erase(self, flow: Flow, args: list[Code]) -> Code:
+        return Code("w @ gram", PRODUCT)
+
+    def _rows(self, flow: Flow, args: list[Code]) -> Code:
+        return Code("gram")
+
     def _weights(self, flow: Flow, args: list[Code]) -> Code:
         return Code(self.moved() if flow.attr("state") == "after" else "w")
 
@@ -272,7 +298,7 @@ class _Update(_Writer):
         return any(f.op == "weights" and f.attr("state") == "after" for f in map(self.graph.flows.__getitem__, needed))
 
     def function(self, name: str, states: tuple[str, ...]) -> str:
-        arguments = ["w", "g", *map(self.name, states), *map(self.name, self.numbers)]
+        arguments = [*self.given, *map(self.name, states), *map(self.name, self.numbers)]
         return "\n".join([*self.head(name, arguments, "None", "One application of the rule to a tensor, in place."), *self.lines])
 
     def value(self, id: str) -> Code:
@@ -304,7 +330,7 @@ class _Totals(_Writer):
         self.lines.append(f"    return ({', '.join(results)},)")
 
     def function(self, name: str, states: tuple[str, ...]) -> str:
-        arguments = ["w", "g", *map(self.name, states), "age", *map(self.name, self.params)]
+        arguments = [*self.given, *map(self.name, states), "age", *map(self.name, self.params)]
         return "\n".join(
             [*self.head(name, arguments, "tuple[Tensor, ...]", "A tensor's part of what is summed over all tensors."), *self.lines]
         )

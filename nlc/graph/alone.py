@@ -16,6 +16,8 @@ from nlc.language.expression import Call, Expr, Name, parts_of
 from nlc.language.library import Library
 from nlc.language.spec import Spec
 
+MATRIX = ("O", "I")
+"""The axes of a matrix, values and keys, in a rule that does not name them."""
 OWNER, WEIGHTS, LOSS = "weights", "w", "loss"
 
 
@@ -86,6 +88,8 @@ def default_values(spec: Spec, library: Library) -> dict[str, Value]:
 def unsized(spec: Spec) -> Axes:
     """The axes of the tensors that a rule is for, of sizes that differ from tensor to tensor."""
     named = next((item.axes for item in spec.inputs if item.kind == "gradient" and item.axes is not None), None)
+    if named is None and any(item.kind == "input" for item in spec.inputs):
+        named = MATRIX
     return (ANY,) if named is None else tuple(Axis(name, -1) for name in named)
 
 

@@ -119,7 +119,7 @@ def _fill(b: Builder) -> LevelGraph:
         tuple(outputs),
         loss,
         starts,
-        b.functions,
+        functions=b.functions,
         sources=spec.sources,
         library=b.library,
         span=spec.span,

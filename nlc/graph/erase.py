@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nlc.diagnostics import Diagnostic
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
-from nlc.graph.ir import Learner, pred_id
+from nlc.graph.ir import Flow, Learner, LevelGraph, pred_id
 from nlc.language.expression import Binary, Call, Expr, Number, Unary, parts_of
 from nlc.language.spec import Input
 
@@ -35,9 +36,10 @@ class Operator:
 
 def input_rows(b: Builder, learner: Learner, item: Input) -> str:
     """What a rule's `input` is: the key of a matrix memory; for a matrix of a function what its product is given."""
-    if learner.selector is not None or learner.host is not None:
-        owner = "weights of an outer level" if learner.selector is not None else "a learner inside a rule"
-        b.fail(codes.NotCompiledYet, f"a rule of {owner} that reads `input` is not compiled yet", item.span)
+    if learner.host is not None:
+        b.fail(codes.NotCompiledYet, "a rule of a learner inside a rule that reads `input` is not compiled yet", item.span)
+    if learner.selector is not None:
+        return _rows_of_weights(b, learner, item)
     if item.axes is not None:
         b.fail(codes.NotCompiledYet, "axes of `input` are not compiled yet", item.span, f"write `{item.name}: input`")
     if len(learner.writes) > 1:
@@ -57,6 +59,46 @@ def input_rows(b: Builder, learner: Learner, item: Input) -> str:
         b.fail(codes.WrongType, f"the rule reads `input`, but {why}", item.span, help, [("the learner", learner.span)])
     (product,) = products
     return next(arg for arg in product.args if arg != leaf)
+
+
+def _rows_of_weights(b: Builder, owner: Learner, item: Input) -> str:
+    """A leaf for the inputs of the tensors of an outer level; which flows they are is known with its tensors (`with_rows`)."""
+    if any(flow.op == "caller" for flow in b.flows.values()):
+        help = "in a model, a learner with `owns: matrix` may have this rule"
+        b.fail(codes.NotCompiledYet, "the rule reads `input`, which weights by themselves do not have", item.span, help)
+    if owner.fold.get("step") in ("sum", "mean"):
+        b.fail(codes.NotCompiledYet, "`input` with gradients added over steps is not compiled yet", item.span, "`fold: {step: last}`")
+    return b.add(Flow(f"{owner.id}.rows", "rows", attrs={"learner": owner.id}, axes=owner.axes[-1:], host=owner.id, span=item.span))
+
+
+def with_rows(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
+    """The graph that says which flows are the inputs of the weights whose rule reads them."""
+    rows: list[tuple[str, str]] = []
+    for owner in (graph.learners[str(f.attr("learner"))] for f in graph.flows.values() if f.op == "rows"):
+        for id in owner.owns:
+            flow = _multiplied(graph, graph.learners[id])
+            if flow is None:
+                text = f"the rule of `{owner.id}` reads `input`, but `{id}` is not in one product with one vector a token"
+                diagnostics.append(codes.WrongType(text, owner.span, "give it another rule", (("declared here", graph.learners[id].span),)))
+            else:
+                rows.append((id, flow))
+    return graph.with_(rows=tuple(rows)) if rows else graph
+
+
+def _multiplied(graph: LevelGraph, weight: Learner) -> str | None:
+    """The flow that a matrix is multiplied with; None where that is not one."""
+    asked = [flow for flow in graph.flows.values() if flow.attr("learner") == weight.id]
+    if len(asked) != 1 or weight.per or weight.store.form not in ("map", "tensor"):
+        return None
+    (flow,) = asked
+    if flow.op == "recall" and len(flow.args) == 1:
+        found = flow.args[0]
+    else:
+        products = [graph.flows[id] for id in graph.readers.get(flow.id, ())]
+        if len(products) != 1 or products[0].op != "contract" or products[0].args[0 if weight.store.transposed else 1] != flow.id:
+            return None
+        found = next(arg for arg in products[0].args if arg != flow.id)
+    return found if sorted(map(str, graph.flows[found].axes)) == sorted(map(str, weight.store.in_axes)) else None
 
 
 def number_and_terms(b: Builder, keep: Expr) -> tuple[Expr, tuple[Term, ...]]:
@@ -81,7 +123,10 @@ def _erased(b: Builder, learner: Learner, term: Term, here: Context) -> str:
     call = term.gram
     b.arguments(call, "the input of the rule")
     x, copies = b.expr(call.args[0], here), learner.copies
-    _fits_input(b, learner, x, call)
+    if learner.selector is None:
+        _fits_input(b, learner, x, call)
+    elif b.flows[x].op != "rows":
+        b.fail(codes.NotCompiledYet, "`gram` of something else than the input is not compiled yet", call.span)
     part = b.node("erase", [x], call.span, here, axes=(*learner.of_a_token, *learner.axes), learner=learner.id)
     if term.factor is None:
         return part

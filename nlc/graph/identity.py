@@ -43,6 +43,7 @@ def _canonical(graph: LevelGraph) -> object:
         ("outputs", sorted((name, known[id]) for name, id in graph.outputs)),
         ("loss", None if graph.loss is None else known[graph.loss]),
         ("starts", None if graph.starts is None else known[graph.starts]),
+        ("rows", [(learner, known[id]) for learner, id in graph.rows]),
         ("functions", sorted(_digest(_canonical(function)) for function in graph.functions.values())),
         ("buckets", sorted((str(b.clock), b.learners) for b in graph.buckets)),
     )

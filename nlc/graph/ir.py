@@ -358,6 +358,8 @@ class LevelGraph:
     loss: str | None = None
     starts: str | None = None
     """A number a token, not 0 where a sequence starts inside a row."""
+    rows: tuple[tuple[str, str], ...] = ()
+    """For tensors whose rule reads its `input`: (the learner, the flow that it is multiplied with)."""
     functions: Mapping[str, LevelGraph] = field(default_factory=dict)
     buckets: tuple[Bucket, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
@@ -389,12 +391,13 @@ class LevelGraph:
         return {key: tuple(value) for key, value in found.items()}
 
     def roots(self) -> Iterator[str]:
-        """The flows whose value leaves the graph: outputs, the loss, and where sequences start."""
+        """The flows whose value leaves the graph: outputs, the loss, where sequences start, what rules of weights are told."""
         yield from (flow for _, flow in self.outputs)
         if self.loss is not None:
             yield self.loss
         if self.starts is not None:
             yield self.starts
+        yield from (flow for _, flow in self.rows)
 
     def needs_of(self, learner: Learner) -> Iterator[tuple[str, str]]:
         """(kind of edge, flow) for everything a learner's update reads."""

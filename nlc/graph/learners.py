@@ -264,7 +264,7 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
         case Call(function="learned", args=(inner,), kwargs=()):
             return replace(_distribution(b, inner, learner.init), learned=True)
     init = _distribution(b, expr, expr)
-    if init.distribution in ("normal", "uniform"):
+    if init.distribution in ("normal", "uniform") and not b.moves_weights:
         b.fail(
             codes.NotCompiledYet,
             "a random initial state that is not learned is not compiled yet",
@@ -438,10 +438,11 @@ def _write(
         b.fits(key, copies + store.in_axes, write.key.span, "`key`", store.in_axes)
     elif store.form == "map":
         b.fail(codes.MissingPart, f"`{name}` maps a key to a value, so `learn` needs a `key`", write.span, "add `key: k`")
-    if write.value is None:
+    if write.value is not None:
+        value = b.expr(write.value, replace(context, owner=f"{name}.value"))
+        b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
+    elif write.minimize is None or not b.moves_weights:
         b.fail(codes.MissingPart, f"`learn` of `{name}` needs a `value`", write.span, "add `value: v`")
-    value = b.expr(write.value, replace(context, owner=f"{name}.value"))
-    b.fits(value, out, write.value.span, "`value`", () if store.form == "any" else store.out_axes)
     pred = f"{learner.id}.pred{f'.{number + 1}' if number else ''}"
     b.node("pred", [], write.span, context, pred, out, learner=learner.id, write=number or None)
     local = _own_tensor(b, learner, write, number)
@@ -458,8 +459,9 @@ def _own_tensor(b: Builder, learner: Learner, write: language.Write, number: int
     return {name: b.add(Flow(pred_id(learner.id, number), "tensor", attrs=attrs, axes=learner.axes, span=write.minimize.span))}
 
 
-def _objective(b: Builder, write: language.Write, pred: str, value: str, context: Context, defaults: list[tuple[str, str]]) -> str:
-    inner = replace(context, owner=f"{context.owner}.objective", local={**context.local, "pred": pred, "value": value}, self_id=None)
+def _objective(b: Builder, write: language.Write, pred: str, value: str | None, context: Context, defaults: list[tuple[str, str]]) -> str:
+    local = {**context.local, "pred": pred, **({"value": value} if value is not None else {})}
+    inner = replace(context, owner=f"{context.owner}.objective", local=local, self_id=None)
     expr = write.minimize
     if expr is None:
         _default(defaults, "minimize", DEFAULT_OBJECTIVE)

@@ -143,6 +143,7 @@ OPS: dict[str, Op] = {
         Op("pred", 0, _scalar, callable=False),
         Op("gradient", 0, _scalar, callable=False),
         Op("weights", 0, _scalar, callable=False),
+        Op("rows", 0, _scalar, callable=False),
         Op("boundary", None, _scalar, callable=False),
         Op("folded", 1, _same, callable=False),
         Op("project", 1, _scalar, callable=False),

@@ -93,6 +93,10 @@ class Outer:
         """What a slow learner adds up over its period, where it does."""
         return tuple(f for f in self.graph.flows.values() if f.op == "folded" and f.attr("learner") == learner.id)
 
+    def seed(self, learner: Learner) -> int:
+        """Of the numbers that its first state is drawn with, the same for all tensors of one shape."""
+        return self.inner.index(learner)
+
     def sum_of(self, learner: str) -> str:
         """The key of what a slow learner has added up so far."""
         return f"{learner}.sum"
@@ -118,6 +122,11 @@ class Outer:
         """The period of the weights, in steps."""
         assert self.owner.clock is not None
         return self.owner.clock.period
+
+    @cached_property
+    def reads_rows(self) -> bool:
+        """Does the rule read what its tensors are multiplied with?"""
+        return any(flow.op == "rows" and flow.attr("learner") == self.owner.id for flow in self.graph.flows.values())
 
     @property
     def accumulates(self) -> str | None:
@@ -159,7 +168,8 @@ def matrix_of(learner: Learner) -> Matrix | None:
 class OuterState:
     """A tensor that an outer level keeps beside its weights: of one `parameter`, or of all (None).
 
-    `like`: it has the shape of the parameter, and is seen as it is seen. `init` is its first value.
+    `like`: it has the shape of the parameter, and is seen as it is seen. `init` is its first value, drawn
+    with `seed` where it is drawn.
     """
 
     key: str
@@ -168,6 +178,7 @@ class OuterState:
     shape: tuple[int, ...]
     like: bool
     init: Init
+    seed: int = 0
 
 
 def outer_states(graph: LevelGraph) -> tuple[OuterState, ...]:
@@ -189,7 +200,7 @@ def states_of(outer: Outer) -> Iterator[OuterState]:
             name = graph.parameter_name(parameter)
             like = m.axes == outer.owner.axes
             shape = tuple(axis.size for axis in parameter.axes) if like else _own_shape(outer, m, parameter)
-            yield OuterState(f"{key}.{name}", m.id, name, shape, like, m.init if key == m.id else ZEROS)
+            yield OuterState(f"{key}.{name}", m.id, name, shape, like, m.init if key == m.id else ZEROS, outer.seed(m))
 
 
 def held_by(graph: LevelGraph, learner: str) -> dict[str, str]:

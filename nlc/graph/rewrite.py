@@ -24,7 +24,8 @@ def substitute(graph: LevelGraph, new: Mapping[str, str]) -> LevelGraph:
     learners = {id: rewire(learner, ids) for id, learner in graph.learners.items()}
     outputs = tuple((name, ids(id)) for name, id in graph.outputs)
     loss, starts = (None if id is None else ids(id) for id in (graph.loss, graph.starts))
-    return graph.with_(flows=flows, learners=learners, outputs=outputs, loss=loss, starts=starts)
+    rows = tuple((learner, ids(id)) for learner, id in graph.rows)
+    return graph.with_(flows=flows, learners=learners, outputs=outputs, loss=loss, starts=starts, rows=rows)
 
 
 def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
@@ -88,4 +89,5 @@ def keep_only(graph: LevelGraph, flows: Iterable[str], learners: Iterable[str]) 
     return graph.with_(
         flows={id: flow for id, flow in graph.flows.items() if id in wanted},
         learners={id: learner for id, learner in graph.learners.items() if id in who},
+        rows=tuple((learner, flow) for learner, flow in graph.rows if learner in who),
     )

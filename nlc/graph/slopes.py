@@ -94,6 +94,8 @@ class _Chain:
         mine = {i: arg for i, arg in enumerate(flow.args) if arg in depends}
         if flow.op == "contract":
             return [(arg, self.of_product(flow, s, i)) for i, arg in mine.items()]
+        if flow.op == "T":
+            return [(arg, self.turned(self.whole(flow, s))) for arg in mine.values()]
         full = max((self.a.axes(arg) for arg in flow.args), key=len)  # the axes before a reduction
         return [(arg, self.fitted(self.part(flow, s, i), full, self.a.axes(arg))) for i, arg in mine.items()]
 
@@ -168,6 +170,8 @@ class _Chain:
         a, other = self.a, flow.args[1 - i]
         copies = flow.axes[: flow.attr("copies")]
         rest = flow.axes[len(copies) :]
+        if len(rest) > 1 and not copies:
+            return self.of_matrices(flow, s, i)
         if len(rest) > 1:
             raise NotDifferentiable("a matrix times a matrix", flow.span)
         mine, others = (tuple(axis for axis in a.axes(arg) if axis not in copies) for arg in (flow.args[i], other))
@@ -182,6 +186,16 @@ class _Chain:
         around = tuple(axis for axis in copies if axis in a.axes(left) or axis in a.axes(right))
         made = self.made(op, (left, right), (*around, *axes), copies=len(around))
         return self.fitted(made, (*copies, *mine), a.axes(flow.args[i]))
+
+    def of_matrices(self, flow: Flow, s: Coefficient, i: int) -> Coefficient:
+        """`A @ B`: S B^T for A and A^T S for B."""
+        whole, other = self.whole(flow, s), self.turned(flow.args[1 - i])
+        left, right = (whole, other) if i == 0 else (other, whole)
+        return self.made("contract", (left, right), (self.a.axes(left)[0], self.a.axes(right)[1]), copies=0)
+
+    def turned(self, x: str) -> str:
+        rows, columns = self.a.axes(x)
+        return self.made("T", (x,), (columns, rows))
 
     # -- axes -----------------------------------------------------------------------------------------------------------
 
@@ -198,6 +212,10 @@ class _Chain:
         if axis not in axes:
             return self.a.mul(x, axis.size)
         return self.made("sum", (self.a.flow(x),), tuple(a for a in axes if a != axis))
+
+    def whole(self, flow: Flow, s: Coefficient) -> str:
+        """A slope with all axes of its flow."""
+        return self.a.flow(s if self.a.axes(s) == flow.axes else self.a.mul(s, self.a.make("pow", flow.id, 0)))
 
     def unary(self, op: str, x: Coefficient) -> str:
         return self.made(op, (self.a.flow(x),), self.a.axes(x))

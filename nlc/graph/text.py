@@ -92,6 +92,8 @@ def _values(graph: LevelGraph, depth: int) -> Iterator[Line]:
         yield Line(depth, f"loss = {graph.loss}")
     if graph.starts is not None:
         yield Line(depth, f"a sequence starts where {graph.starts}")
+    for learner, id in graph.rows:
+        yield Line(depth, f"the rule of {learner} reads {id}")
 
 
 def _number(flow: Flow) -> str:

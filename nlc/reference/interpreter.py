@@ -120,6 +120,9 @@ class Reference:
             for name, id in self.graph.outputs:
                 value = tick.flow(id)
                 rows.setdefault(name, []).append(value.expand(batch, *value.shape[1:]))
+            for learner, id in self.graph.rows:
+                x = align(tick.flow(id), self.graph.flows[id].axes, self.graph.learners[learner].store.in_axes)
+                rows.setdefault(f"rows of {learner}", []).append(x.expand(batch, *x.shape[1:]))
             if self.graph.loss is not None:
                 scored = tick.scored(batch, tokens)
                 rows.setdefault("scored", []).append(scored)
@@ -142,13 +145,25 @@ class Reference:
 
     def fold(self, outputs: Tensors) -> Tensor:
         """The loss as one number: folded as the outer learner says, over the tokens that are scored."""
+        return (outputs["loss"] * self.shares(outputs)).sum()
+
+    def shares(self, outputs: Tensors) -> Tensor:
+        """How much each token counts in the loss."""
         owner = next((m for m in self.graph.learners.values() if m.selector is not None), None)
         fold = owner.fold if owner is not None else {"token": "mean", "row": "mean"}
-        loss, scored = outputs["loss"], outputs["scored"].to(self.dtype)
+        scored = outputs["scored"].to(self.dtype)
         if fold["token"] == fold["row"] == "mean":
-            return loss.sum() / scored.sum()
-        rows = loss.sum(1) / scored.sum(1) if fold["token"] == "mean" else loss.sum(1)
-        return rows.mean() if fold["row"] == "mean" else rows.sum()
+            return scored / scored.sum()
+        rows = scored / scored.sum(1, keepdim=True) if fold["token"] == "mean" else scored
+        return rows / len(rows) if fold["row"] == "mean" else rows
+
+    def grams(self, outputs: Tensors) -> Tensors:
+        """x x^T of the inputs of a weight, by its name, folded as the loss."""
+        found, share = {}, self.shares(outputs).reshape(-1, 1)
+        for learner, _ in self.graph.rows:
+            x = outputs[f"rows of {learner}"].detach().flatten(0, 1).flatten(1)
+            found[self.graph.parameter_name(self.graph.learners[learner])] = x.mT @ (share * x)
+        return found
 
     def train_step(self, inputs: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> tuple[Tensor, Tensors, Tensors]:
         """(loss, new parameters, new states of the outer levels); `optimizer` is {} before the first step."""
@@ -159,7 +174,8 @@ class Reference:
         names = list(begun)
         leaves = {name: p.detach().requires_grad_() for name, p in begun.items()}
         machine = Reference(self.graph, leaves, self.dtype)
-        loss = machine.fold(machine.run(inputs)[0])
+        outputs, _ = machine.run(inputs)
+        loss, grams = machine.fold(outputs), machine.grams(outputs)
         gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
         new, params = {**state, "step": state["step"] + 1}, dict(begun)
         tensors = {self.graph.parameter_name(m): m for m in self.graph.parameters}
@@ -176,7 +192,7 @@ class Reference:
                 continue
             if outer.accumulates == "mean":
                 given = {name: x / outer.steps for name, x in given.items()}
-            update = OuterUpdate(self, outer, weights, given, state, seen)
+            update = OuterUpdate(self, outer, weights, given, state, seen, grams)
             params.update(update.weights(weights))
             new.update(update.states())
         return loss.detach(), params, new
@@ -188,7 +204,8 @@ class Reference:
             if each.init.distribution == "weights":
                 found[each.key] = self.parameters[str(each.parameter)]
             else:
-                found[each.key] = draw(each.init, each.shape, None, self.dtype)
+                generator = torch.Generator().manual_seed(each.seed)
+                found[each.key] = draw(each.init, each.shape, generator, self.dtype)
         return found
 
     def _restarted(self, state: Tensors) -> Tensors:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import Flow, Learner, LevelGraph
+from nlc.graph.ir import ANY, Axes, Flow, Learner, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Matrix, Outer, owners
 from nlc.graph.state import ZEROS
@@ -20,12 +20,21 @@ class OuterUpdate(Tick):
     """One update of an outer level: the same flows, with a dict of tensors where a flow differs from weight to weight.
 
     A rule for matrices sees the weights, and states of their shape, as matrices; `state` and its keys are those of `outer_states`.
+    `grams` are x x^T of the inputs of each weight, folded as the loss, where the rule reads them.
     """
 
     def __init__(
-        self, machine: Reference, outer: Outer, weights: Tensors, gradients: Tensors, state: Tensors, seen: Mapping[str, Matrix | None]
+        self,
+        machine: Reference,
+        outer: Outer,
+        weights: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+        seen: Mapping[str, Matrix | None],
+        grams: Tensors | None = None,
     ) -> None:
         self.outer, self.owner, self.seen, self.step = outer, outer.owner, seen, state["step"] // outer.steps
+        self.grams = grams or {}
         self.names, self.kept, self.sums = list(weights), state, dict[str, Any]()
         old: dict[str, Any] = {m.id: state[m.id].reshape(1) for m in outer.shared}
         for m in outer.of_tensors:
@@ -62,6 +71,10 @@ class OuterUpdate(Tick):
             return torch.full((1,), float(ends), dtype=self.machine.dtype)
         if flow.op == "weights":
             return self._advanced(self.owner) if flow.attr("state") == "after" else self.old[self.owner.id]
+        if flow.op == "rows":
+            return self.grams
+        if flow.op == "erase":
+            return {name: w @ self.grams[name] for name, w in self.old[self.owner.id].items()}
         if flow.op == "size":
             place = [axis.name for axis in self.owner.axes].index(flow.attr("axis")) - len(self.owner.axes)
             return {name: torch.tensor(float(x.shape[place]), dtype=x.dtype) for name, x in self.old[self.owner.id].items()}
@@ -71,8 +84,17 @@ class OuterUpdate(Tick):
                 name: self._as_seen(name, self.kept[f"{learner.id}.sum.{name}"], learner) + x for name, x in args[0].items()
             }
             return self.sums[learner.id]
-        if flow.op in ("sum", "mean"):
-            return args[0] if not isinstance(args[0], dict) else {name: getattr(x, flow.op)() for name, x in args[0].items()}
+        if flow.op == "T":
+            return {name: x.mT for name, x in args[0].items()}
+        if flow.op == "contract":
+            return {name: args[0][name] @ args[1][name] for name in self.names}
+        if flow.op in ("sum", "mean") and isinstance(args[0], dict):
+            axes = self.graph.flows[flow.args[0]].axes
+            gone = None if ANY in axes else tuple(i - len(axes) for i, axis in enumerate(axes) if axis not in flow.axes)
+            return {name: x if gone == () else getattr(x, flow.op)(gone) for name, x in args[0].items()}
+        if OPS[flow.op].elementwise and ANY not in flow.axes and any(isinstance(arg, dict) for arg in args):
+            axes_of = [self.graph.flows[arg].axes for arg in flow.args]
+            args = [from_right(x, a, flow.axes) if isinstance(x, dict) else x for x, a in zip(args, axes_of, strict=True)]
         if OPS[flow.op].elementwise or not any(isinstance(arg, dict) for arg in args):
             return super().compute(flow, args)
         return {name: super(OuterUpdate, self).compute(flow, [self._row(arg, name) for arg in args]).squeeze(0) for name in self.names}
@@ -137,6 +159,17 @@ class OuterUpdate(Tick):
         return found
 
 
+def from_right(tensors: Tensors, axes: Axes, target: Axes) -> Tensors:
+    """Tensors [.., *axes] as [.., *target], with length 1 where an axis is missing; copies of a matrix stand before its axes."""
+    found = {}
+    for name, x in tensors.items():
+        whole = x if [axis for axis in target if axis in axes] == list(axes) else x.mT
+        for place, axis in reversed(list(enumerate(target))):
+            whole = whole if axis in axes else whole.unsqueeze(place - len(target))
+        found[name] = whole
+    return found
+
+
 def apply_rule(graph: LevelGraph, weights: Tensors, gradients: Tensors, state: Tensors, params: Tensors) -> tuple[Tensors, Tensors]:
     """One update by a rule by itself (`nlc.graph.alone`): (new weights, new states).
 
@@ -149,7 +182,8 @@ def apply_rule(graph: LevelGraph, weights: Tensors, gradients: Tensors, state: T
     for key in outer.keys:
         m = graph.learners[outer.learner_of(key)]
         for name, w in weights.items():
-            known[f"{key}.{name}"] = draw(m.init if key == m.id else ZEROS, outer.shape(m, w.shape), None, dtype)
+            generator = torch.Generator().manual_seed(outer.seed(m))
+            known[f"{key}.{name}"] = draw(m.init if key == m.id else ZEROS, outer.shape(m, w.shape), generator, dtype)
     known |= state
     update = OuterUpdate(Reference(graph, {}, dtype), outer, weights, gradients, known, dict.fromkeys(weights))
     update.values.update({name: torch.as_tensor(x, dtype=dtype).reshape(1) for name, x in params.items()})

@@ -9,12 +9,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from nlc.backends.layers import drawn
 from nlc.backends.torch_module.outer import OuterUpdate
 from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.build import build
 from nlc.graph.builder import Value
 from nlc.graph.ir import ANY, Axes, LevelGraph
 from nlc.graph.outer import Outer
+from nlc.graph.state import ZEROS
 from nlc.language.library import Library
 from nlc.language.spec import Spec
 from nlc.passmanager import PassManager
@@ -87,11 +89,9 @@ class CompiledRule:
         key = f"{self.outer.owner.id}.{state}"
         learner = self.graph.learners[self.outer.learner_of(key)]
         shape = self.outer.shape(learner, w.shape)
-        if key not in self.graph.learners:
-            return torch.zeros(shape, dtype=w.dtype, device=w.device)
-        if learner.init.distribution == "eye":
-            return torch.eye(*shape, dtype=w.dtype, device=w.device)
-        return torch.full(shape, learner.init.number, dtype=w.dtype, device=w.device)
+        init = learner.init if key in self.graph.learners else ZEROS
+        generator = torch.Generator().manual_seed(self.outer.seed(learner))
+        return drawn(shape, init.distribution, init.args, generator, w.dtype).to(w.device)
 
     def sums(self, batch: Batch) -> list[Tensor]:
         """The part of these tensors in what the rule sums over all tensors."""

@@ -57,8 +57,16 @@ def written(folder: Path, learners: str) -> Path:
     return file
 
 
-def test_groups_train_as_the_reference_says(tmp_path: Path) -> None:
-    compiled = nlc.compile(written(tmp_path, GROUPS), backend="eager").double()
+INPUTS = (
+    group("matrices", "matrix and not under(S)", "dgd: {rate: 0.1, keep: 0.99}")
+    + group("deep", "under(S)", "deep_momentum: {}")
+    + group("others", "rest", "hypergradient: {}")
+)
+
+
+@pytest.mark.parametrize("groups", [GROUPS, INPUTS], ids=["matrices", "inputs"])
+def test_groups_train_as_the_reference_says(groups: str, tmp_path: Path) -> None:
+    compiled = nlc.compile(written(tmp_path, groups), backend="eager").double()
     graph = compiled.stages[0].graph
     known: dict[str, Tensor] = {name: p.detach().clone() for name, p in compiled.named_parameters()}
     tokens = {"tokens": torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(0))}
@@ -75,7 +83,11 @@ def test_groups_train_as_the_reference_says(tmp_path: Path) -> None:
         for key, x in state.items():
             assert (x - wanted[key]).abs().max() < 1e-9 * max(1.0, float(wanted[key].abs().max())), key
 
+
+def test_groups_own_what_they_select(tmp_path: Path) -> None:
+    graph = nlc.compile(written(tmp_path, GROUPS), backend="eager").stages[0].graph
     owned = {m.id: m.owns for m in graph.learners.values() if m.owns}
+
     assert owned["memories"] == ("S",)
     assert set(owned["table"]) == {"x.embed", "logits.unembed"}
     assert "f" in owned["matrices"]
@@ -90,6 +102,8 @@ def test_groups_train_as_the_reference_says(tmp_path: Path) -> None:
         (group("a", "matrx", ADAMW), "`owns` is made of"),
         (group("a", "matrix", ADAMW), "nobody owns"),
         (group("a", "matrix", ADAMW) + group("b", "under(f)", ADAMW) + group("c", "rest", ADAMW), "both own `f`"),
+        (group("a", "matrix", "dgd: {}") + group("b", "rest", ADAMW), "`S` is not in one product with one vector a token"),
+        (group("a", "embedding", "dgd: {}") + group("b", "rest", ADAMW), "is not in one product"),
     ],
 )
 def test_groups_that_do_not_fit(tmp_path: Path, learners: str, message: str) -> None:

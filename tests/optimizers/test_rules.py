@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,20 @@ def lookahead(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
     return w
 
 
+def deep_momentum(w: Tensor, g: Tensor, t: int, state: dict[str, Tensor]) -> Tensor:
+    """A net of two matrices, and its slopes by autograd."""
+    u = g / g.norm()
+    if not state:
+        for seed, (name, shape) in enumerate((("A", (g.shape[1], 64)), ("B", (64, g.shape[1])))):
+            state[name] = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(g.dtype)
+    net = [state["A"].requires_grad_(), state["B"].requires_grad_()]
+    with torch.enable_grad():
+        loss = 0.5 * (torch.nn.functional.silu(u @ net[0]) @ net[1] + u).square().sum()
+    slopes = torch.autograd.grad(loss, net)
+    state["A"], state["B"] = (0.99 * x.detach() - 0.05 * s for x, s in zip(net, slopes, strict=True))
+    return w + 0.1 * g.norm() * torch.nn.functional.silu(u @ state["A"]) @ state["B"]
+
+
 WRITTEN_OUT: dict[str, tuple[str, dict[str, Any], Step]] = {
     "lion": ("lion", {"lr": 0.01, "decay": 0.1}, lion),
     "ademamix": ("ademamix", {"lr": 0.01, "decay": 0.1, "warmup": 20}, ademamix),
@@ -170,6 +184,7 @@ WRITTEN_OUT: dict[str, tuple[str, dict[str, Any], Step]] = {
     "shampoo": ("shampoo", {"eps": 1e-3, "period": 3}, shampoo),
     "soap": ("soap", {"lr": 0.01, "b1": 0.9, "b2": 0.95, "b3": 0.8, "period": 8, "eps": 1e-4, "decay": 0.1}, soap),
     "lookahead": ("lookahead", {"lr": 0.01, "decay": 0.1, "alpha": 0.3, "period": 4}, lookahead),
+    "deep_momentum": ("deep_momentum", {"decay": 0.99, "rate": 0.05}, deep_momentum),
     "delta_momentum": ("delta_momentum", {"lr": 1e-4}, delta_momentum),
     "preconditioned_momentum": ("preconditioned_momentum", {"eps": 1e-2}, preconditioned_momentum),
 }
@@ -240,23 +255,31 @@ outputs: {step: STEP}
 """
 
 
-@pytest.mark.parametrize("step", ["-lr * m() / (1 + total(long() * long()))", "-m() * due(size) / size()", "-lr * m() / (1 + size())"])
-def test_totals_and_numbers_of_slow_learners(step: str, tmp_path: Path) -> None:
-    file = tmp_path / "slow.yaml"
-    file.write_text(SLOW.replace("STEP", step))
+RULE = "nlc: 1\nname: mine\nparams: {{lr: 0.1}}\ninputs: {{g: gradient, w: weights}}\noutputs: {{step: '{step}'}}\n"
+
+
+def both(file: Path, shapes: Iterable[tuple[int, ...]], steps: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights after some steps, of the generated code and of the reference."""
     expanded = PassManager().run(nlc.build(file))[1][0].graph
-    params = weights()
+    params = weights(shapes)
     optimizer = nlc.optimizer(file, params, backend="eager")
     wanted, state = {f"t{i}": p.detach().clone() for i, p in enumerate(params)}, dict[str, Tensor]()
     numbers = {name: torch.tensor(0.1, dtype=torch.float64) for name in expanded.inputs}
-
-    for grads in gradients(params, 7):
+    for grads in gradients(params, steps):
         for p, g in zip(params, grads, strict=True):
             p.grad = g
         optimizer.step()
         wanted, state = apply_rule(expanded, wanted, {f"t{i}": g for i, g in enumerate(grads)}, state, numbers)
+    return [p.detach() for p in params], list(wanted.values())
 
-        assert difference([p.detach() for p in params], list(wanted.values())) < 1e-12
+
+@pytest.mark.parametrize("step", ["-lr * m() / (1 + total(long() * long()))", "-m() * due(size) / size()", "-lr * m() / (1 + size())"])
+def test_totals_and_numbers_of_slow_learners(step: str, tmp_path: Path) -> None:
+    file = tmp_path / "slow.yaml"
+    file.write_text(SLOW.replace("STEP", step))
+
+    for steps in range(1, 8):
+        assert difference(*both(file, SHAPES, steps)) < 1e-12
 
 
 def test_a_slow_learner_is_touched_only_when_due() -> None:
@@ -274,3 +297,47 @@ def test_a_slow_learner_is_touched_only_when_due() -> None:
     assert "m2: Tensor" not in head["weights_update"]
     assert "m2: Tensor" in head["weights_update_4"]
     assert [("m2" in c, "o2" in c) for c in changed[1:]] == [(False, False)] * 2 + [(True, True)] + [(False, False)] * 3 + [(True, True)]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "-lr * g * sum(g, O) / (1 + mean(g * g, I))",
+        "-lr * g / (1 + sum(g * g)) * softmax(g)",
+        "-lr * (sum(g, I) + sum(T(g), I)) * g / (1 + total(g * g))",
+        "-lr * (g @ (T(g) / (1 + sum(g * g, O)))) @ g",
+    ],
+)
+def test_parts_of_matrices(step: str, tmp_path: Path) -> None:
+    """Rows, columns and numbers of a matrix beside the matrix itself; a number of one matrix among several."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f'nlc: 1\nname: mine\nparams: {{lr: 0.1}}\ninputs: {{g: {{gradient: [O, I]}}}}\noutputs: {{step: "{step}"}}\n')
+
+    found, wanted = both(file, MATRICES, 5)
+
+    assert difference(found, wanted) < 1e-12
+
+
+def test_a_number_of_each_tensor(tmp_path: Path) -> None:
+    """LARS-like: the length of a tensor of any shape."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(RULE.format(step="-lr * sqrt(sum(w * w)) * g / sqrt(sum(g * g))"))
+    params = weights()
+    wanted = [p.detach().clone() for p in params]
+    for grads in gradients(params, 5):
+        wanted = [w - 0.1 * w.norm() * g / g.norm() for w, g in zip(wanted, grads, strict=True)]
+
+    found, right = both(file, SHAPES, 5)
+
+    assert difference(found, wanted) < 1e-12
+    assert difference(right, wanted) < 1e-12
+
+
+def test_a_step_that_does_not_fit(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text('nlc: 1\nname: mine\ninputs: {g: {gradient: [O, I]}}\noutputs: {step: "-0.1 * g @ T(g)"}\n')
+
+    with pytest.raises(nlc.SpecError, match=r"the step has axes \[O, O\]; \[O, I\] is needed") as caught:
+        nlc.optimizer(file, weights(MATRICES), backend="eager")
+
+    assert "mine.yaml:4:" in str(caught.value)
