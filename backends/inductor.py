@@ -63,8 +63,8 @@ class EachTensor:
 
     It is compiled for vectors of any length, once for each dtype and device, and then called without the guards of torch.compile:
     they take longer than the arithmetic of a small tensor. What the compiled function relies on is checked here instead: the tensors
-    lie in memory alike, without gaps, and have 2 to 2^31 elements; for others the function runs uncompiled. It reads memory from end
-    to end, so that nothing needs to be a vector.
+    lie in memory alike, without gaps, and have 2 to 2^31 elements; for others the function runs uncompiled. A gradient, which is only
+    read, is copied into the order of its weights first. It reads memory from end to end, so that nothing needs to be a vector.
     """
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
@@ -90,6 +90,8 @@ class EachTensor:
             plain = 2 <= count < 2**31
             for x in row:
                 plain = plain and x.is_contiguous() and x.numel() == count
+            if not plain and row[GRADIENT].shape == row[0].shape and row[GRADIENT].stride() != row[0].stride():
+                row = (*row[:GRADIENT], torch.empty_like(row[0]).copy_(row[GRADIENT]), *row[GRADIENT + 1 :])
             if not plain and not (2 <= count < 2**31 and alike(row)):
                 made.append(self.function(*row, *numbers))
             elif run is not None:
@@ -141,6 +143,8 @@ def alike(row: Sequence[Tensor]) -> bool:
 
 
 UNKNOWN = -2
+GRADIENT = 1
+"""The place of the gradient among the tensors of a rule."""
 EXAMPLE = 4099
 """The length of the vectors that a function is compiled with; no other size of a rule is likely to be the same."""
 

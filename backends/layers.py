@@ -194,13 +194,20 @@ def l2norm(x: Tensor) -> Tensor:
 def newton_schulz(x: Tensor, steps: int, a: float, b: float, c: float, dtype: torch.dtype | None = None) -> Tensor:
     """Near the orthogonal factor of x [..., K, V]: X <- a X + (b A + c A^2) X with A = X X^T, from X = x / |x|; the steps in `dtype`."""
     given = x.dtype
-    x = (x * torch.rsqrt((x * x).sum((-2, -1), keepdim=True).clamp(min=SMALLEST_NORM**2))).to(dtype or given)
+    x = rounded(x * torch.rsqrt((x * x).sum((-2, -1), keepdim=True).clamp(min=SMALLEST_NORM**2)), dtype)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(steps):
-        A = x @ x.mT
-        x = a * x + (b * A + c * (A @ A)) @ x
+        A = rounded(x @ x.mT, dtype)
+        x = rounded(a * x + rounded(rounded(b * A + c * (A @ A), dtype) @ x, dtype), dtype)
     return (x.mT if tall else x).to(given)
+
+
+def rounded(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """x no more precise than `dtype`. On a CPU its own dtype stays: products are faster in float32, and round to the same."""
+    if dtype is None:
+        return x
+    return x.to(dtype).to(x.dtype) if x.device.type == "cpu" else x.to(dtype)
 
 
 def inverse_root(x: Tensor, power: float, eps: float) -> Tensor:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,11 +17,12 @@ from torch import Tensor, nn
 import nlc
 from bench.algebra import Row, row
 from bench.memories import RESULTS, machine
+from bench.timing import Step, medians
+from bench.transformer import slow_level, train_step
 from nlc.runtime.process import set_up
 
 FILE = RESULTS / "optimizers.json"
 ROUNDS = 5
-Step = Callable[[], object]
 
 
 def weights(count: int, matrices_only: bool = False) -> list[nn.Parameter]:
@@ -34,19 +33,6 @@ def weights(count: int, matrices_only: bool = False) -> list[nn.Parameter]:
     for p in params:
         p.grad = torch.randn_like(p)
     return params
-
-
-def once(step: Step) -> float:
-    began = time.perf_counter()
-    step()
-    return time.perf_counter() - began
-
-
-def medians(steps: dict[str, Step], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the first call of each, and the median of the others, one of each in turn."""
-    first = {name: once(step) for name, step in steps.items()}
-    times = [{name: once(step) for name, step in steps.items()} for _ in range(rounds)]
-    return first, {name: statistics.median(each[name] for each in times) for name in steps}
 
 
 def adamw(count: int, rounds: int) -> Iterator[Row]:
@@ -96,6 +82,15 @@ def muon(count: int, rounds: int) -> Iterator[Row]:
     yield row("m3, period 10", "our muon", f"{count} matrices", slow["m3, 10 steps"] / 10 / slow["muon"], "<=", 1.25, **more)
 
 
+def muon_in_bfloat16(count: int, rounds: int) -> Iterator[Row]:
+    """Muon with its steps rounded to bfloat16 against that of torch, which computes them in bfloat16."""
+    theirs = torch.optim.Muon(weights(count, matrices_only=True), lr=0.02, momentum=0.95, nesterov=False, weight_decay=0)
+    ours = nlc.optimizer("muon", weights(count, matrices_only=True), ns_dtype="bfloat16")
+    first, seconds = medians({"ours": ours.step, "theirs": theirs.step}, rounds)
+    ratio, more = seconds["theirs"] / seconds["ours"], shown(seconds, first)
+    yield row("muon, bfloat16 Newton-Schulz", "torch.optim.Muon", f"{count} matrices", ratio, ">=", 1.0, **more)
+
+
 @torch.no_grad()
 def muon_by_hand(params: list[nn.Parameter], buffers: list[Tensor]) -> None:
     for p, m in zip(params, buffers, strict=True):
@@ -123,7 +118,8 @@ def main() -> None:
     quick = parser.parse_args().quick
     set_up()
     count, rounds = (3, 1) if quick else (100, ROUNDS)
-    rows = [*adamw(count, rounds), *muon(count, rounds)]
+    rows = [*adamw(count, rounds), *muon(count, rounds), *muon_in_bfloat16(min(count, 4), rounds)]
+    rows += [*train_step(1, 16, 1), *slow_level(2, 1)] if quick else [*train_step(8, 256, rounds), *slow_level(500, 3)]
     report = {"machine": machine(), "tensors": {"matrices": [512, 488], "vectors": [512], "dtype": "float32"}, "rows": rows}
     text = json.dumps(report, indent=1) + "\n"
     print(text)

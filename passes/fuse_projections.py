@@ -14,7 +14,8 @@ class FuseProjections(Pass):
     """Make one product of all projections of the same flow.
 
     Before: several `recall` flows of slow matrices with one query (`linear(u, ..)` for keys, values, gates).
-    After: one `project` flow over the joined matrices, and a `part` flow for each; parameters keep their names.
+    After: one `project` flow over the joined matrices, and a `part` flow for each; parameters keep their names. Matrices of more than
+    `most` numbers stay as they are: their products take as long together as one by one, and joining them copies them.
     """
 
     name: ClassVar[str] = "fuse-projections"
@@ -22,13 +23,15 @@ class FuseProjections(Pass):
     bound: ClassVar[float] = 1e-12
 
     least: int = 2
+    most: int = 1 << 15
 
     def run(self, graph: LevelGraph) -> LevelGraph:
         groups: dict[object, list[Flow]] = {}
         for flow in graph.flows.values():
             if flow.op == "recall" and flow.args:
                 learner = graph.learners[flow.attr("learner")]
-                if learner.is_parameter and not learner.per and graph.flows[flow.args[0]].axes == learner.store.in_axes:
+                small = size_of(learner.axes) <= self.most
+                if learner.is_parameter and small and not learner.per and graph.flows[flow.args[0]].axes == learner.store.in_axes:
                     groups.setdefault((flow.args[0], flow.scope), []).append(flow)
         flows = dict(graph.flows)
         for members in groups.values():

@@ -6,6 +6,7 @@ import builtins
 import keyword
 import re
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from nlc.backends.torch_module import quarry
 from nlc.graph.ir import Axes, Flow, LevelGraph, size_of
@@ -81,6 +82,8 @@ class Expressions:
         self.graph, self.name = graph, namer
         self.variables: set[str] = set()
         self.used: set[str] = set()
+        self.split: set[str] = set()
+        """Joined products whose variable is a tuple of their parts: the slope of a split is one product, those of slices are a sum."""
 
     def constant(self, id: str) -> bool:
         """True for a flow made of numbers only: a Python number or a tensor without axes."""
@@ -286,9 +289,16 @@ class Expressions:
         joined = ", ".join(self.matrix(id) for id in flow.attr("learners"))
         return Code(f"{text} @ torch.cat([{joined}], 1)", PRODUCT)
 
+    def part_sizes(self, project: Flow) -> tuple[int, ...]:
+        """The sizes of the products that are one."""
+        return tuple(size_of(self.graph.learners[id].store.out_axes) for id in project.attr("learners"))
+
     def _part(self, flow: Flow, args: list[Code]) -> Code:
         start, size = flow.attr("start"), flow.attr("size")
         part = Code(f"{args[0].at(ATOM)}[..., {start}:{start + size}]")
+        if flow.args[0] in self.split:
+            starts = accumulate(self.part_sizes(self.graph.flows[flow.args[0]]), initial=0)
+            part = Code(f"{args[0].at(ATOM)}[{list(starts).index(start)}]")
         return part if len(flow.axes) == 1 else self._unflat(part, flow.axes)
 
     def _unflat(self, x: Code, axes: Axes) -> Code:

@@ -159,6 +159,9 @@ class RegionWriter:
             self._conv(flow)
         elif flow.op == "delay":
             self._delay(flow)
+        elif flow.op == "project" and id not in self.region.outputs:
+            self.expressions.split.add(id)
+            self._assign(flow, f"({self.expressions.operator(flow).text}).split({self.expressions.part_sizes(flow)}, -1)")
         elif flow.op == "attend":
             self._attend(flow)
         elif flow.op == "first" and self.expressions.constant(flow.args[0]):

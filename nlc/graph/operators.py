@@ -148,7 +148,7 @@ def age(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`age(m)`: how many updates a learner has made, the one of this tick included. `age(self)`: those of the tensors that a rule moves."""
     host = b.host.id if b.host is not None else context.self_id if context.host == context.self_id else None
     if host is None:
-        help = "`age(self)` in the rule of a learner with `owns`, as `rate: cosine(age(self), 1000)`"
+        help = "`age(self)` stands in the rule of a learner with `owns`"
         b.fail(codes.NotCompiledYet, "`age` outside a rule is not compiled yet", expr.span, help)
     own = len(expr.args) == 1 and expr.args[0] == Name("self", expr.args[0].span)
     learner = host if own else _named_learner(b, expr)

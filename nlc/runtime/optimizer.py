@@ -164,7 +164,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             if not p.is_floating_point():
                 raise UsageError(f"{what} is {p.dtype}; a rule is for real numbers")
             if matrices and p.dim() < 2:
-                help = f'put it into a group with a rule for tensors of any shape, `{{"params": .., "{RULE}": "adamw"}}`'
+                help = f'put it into a group with a rule for tensors of any shape, `{{"params": .., "{RULE}": ..}}`'
                 raise UsageError(f"{what} is no matrix; the rule `{group[RULE]}` is for matrices: {help}")
 
     def _rule(self, group: dict[str, Any]) -> CompiledRule:

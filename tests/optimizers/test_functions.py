@@ -40,7 +40,7 @@ def test_a_rate_by_schedule(schedule: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("norm", [True, False])
 def test_clipping(norm: bool, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(RULE.format(step=f"-lr * {'clip_norm' if norm else 'clip'}(g, 0.7)"))
+    file.write_text(RULE.format(step=f"-lr * {'clip_norm' if norm else 'clip_value'}(g, 0.7)"))
 
     def theirs(p: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(p, 0.1)

@@ -15,10 +15,10 @@ LINEAR, NETWORK = 5e-3, 2e-2
 """The losses to come below: least squares of a matrix, from 9.4, and a net of two matrices and a tanh, from 0.85."""
 RATES: dict[str, tuple[float, float]] = {
     "adagrad": (1.0, 0.3), "adam": (0.3, 0.1), "adamw": (1.0, 0.03), "adamw_clipped": (0.1, 0.1), "ademamix": (1.0, 0.03),
-    "deep_momentum": (0.3, 0.3), "delta_momentum": (1.0, 0.3), "feature_momentum": (0.3, 0.3), "gd": (1.0, 1.0), "hypergradient": (0.1, 0.1), "lion": (0.03, 0.003),
-    "lookahead": (1.0, 0.1),
-    "m3": (0.03, 0.01), "momentum": (0.3, 0.3), "muon": (0.03, 0.01), "nadam": (0.03, 0.01), "nesterov": (1.0, 0.3),
-    "preconditioned_momentum": (0.03, 0.01), "rmsprop": (0.03, 0.01), "sgd": (1.0, 1.0), "shampoo": (1.0, 0.3), "soap": (0.1, 0.03),
+    "deep_momentum": (0.3, 0.3), "delta_momentum": (1.0, 0.3), "feature_momentum": (0.3, 0.3), "gd": (1.0, 1.0),
+    "hypergradient": (0.1, 0.1), "lion": (0.03, 0.003), "lookahead": (1.0, 0.1), "m3": (0.03, 0.01), "momentum": (0.3, 0.3),
+    "muon": (0.03, 0.01), "nadam": (0.03, 0.01), "nesterov": (1.0, 0.3), "preconditioned_momentum": (0.03, 0.01),
+    "rmsprop": (0.03, 0.01), "sgd": (1.0, 1.0), "shampoo": (1.0, 0.3), "soap": (0.1, 0.03),
 }  # fmt: skip
 MORE: dict[str, dict[str, Any]] = {"m3": {"eps": 1.0, "keep": 0.9}, "hypergradient": {"hyper": 0.01}}
 """As printed, with sums that forget nothing, the steps of m3 shrink before it is there."""
