@@ -119,7 +119,7 @@ def main() -> None:
     set_up()
     count, rounds = (3, 1) if quick else (100, ROUNDS)
     rows = [*adamw(count, rounds), *muon(count, rounds), *muon_in_bfloat16(min(count, 4), rounds)]
-    rows += [*train_step(1, 16, 1), *slow_level(2, 1)] if quick else [*train_step(8, 256, rounds), *slow_level(500, 3)]
+    rows += [*train_step(1, 16, 1), *slow_level(2)] if quick else [*train_step(8, 256, rounds), *slow_level(1000)]
     report = {"machine": machine(), "tensors": {"matrices": [512, 488], "vectors": [512], "dtype": "float32"}, "rows": rows}
     text = json.dumps(report, indent=1) + "\n"
     print(text)
