@@ -15,6 +15,8 @@ from nlc.cli.explaining import CODE_MODULES
 from nlc.diagnostics import CODES
 from nlc.graph.operators import OPERATORS
 from nlc.graph.ops import OPS
+from nlc.language.expression import to_text
+from nlc.language.library import Library
 from nlc.language.schema import NOT_YET, json_schema
 from nlc.passmanager import DEFAULT, find_pass
 
@@ -52,6 +54,16 @@ def language() -> str:
     for name, op in OPS.items():
         if op.callable:
             parts.append(f"| `{name}` | {_cell(_operator(name))} |\n")
+    parts.append(
+        "\n## Functions of the library\n\nFiles of specs/functions, written out where they are called: first their inputs, then their params, "
+    )
+    parts.append("also by name. A folder `functions` beside a spec, or `uses`, brings others.\n\n| call | what |\n|---|---|\n")
+    library = Library()
+    for name in library.names("functions"):
+        spec = library.find("functions", name)
+        assert spec is not None
+        params = [f"{param.name}={to_text(param.value)}" for param in spec.params]
+        parts.append(f"| `{name}({', '.join([*(item.name for item in spec.inputs), *params])})` | {_cell(spec.doc)} |\n")
     return "".join(parts)
 
 

@@ -33,7 +33,14 @@ def run(rule: str, rate: float, seed: int, steps: int, backend: str) -> list[flo
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "compared.yaml"
         spec.write_text((HERE / "model.yaml").read_text().replace("RULE", RULES[rule][0]))
-        options: dict[str, Any] = {"batch": 8, "length": 128, "eval_every": EVERY, "eval_bytes": 1 << 14, "log_every": EVERY, "save_every": 0}
+        options: dict[str, Any] = {
+            "batch": 8,
+            "length": 128,
+            "eval_every": EVERY,
+            "eval_bytes": 1 << 14,
+            "log_every": EVERY,
+            "save_every": 0,
+        }
         done = train(spec, steps=steps, out=Path(folder) / "run", seed=seed, params={"lr": rate}, backend=backend, **options)
         return [record["validation_bits_per_byte"] for record in done.metrics if "validation_bits_per_byte" in record]
 

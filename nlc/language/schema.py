@@ -89,7 +89,9 @@ class WriteForm(_Strict):
     minimize: Expression = _optional(
         "The objective: a file of specs/objectives, a scalar flow such as `loss`, or an expression of `pred` and `value`."
     )
-    fold: Fold = _optional("How the samples of a period are taken: sum (default), mean, last or each; or one of these for each axis.")
+    fold: Fold = _optional(
+        "How the samples of a period are taken: sum (default), mean, last or each; or one of these for each axis, row, token or step."
+    )
     at: State = _optional(
         "The state the gradient is taken at: start of the period (default), running (before this sample), decayed (running, after keep)."
     )
@@ -139,7 +141,9 @@ class ResetForm(_Strict):
 
     every: Period = _optional("The period of the reset, a multiple of the period of the level: `512 tokens`.")
     when: Expression = _optional("A number a token; where it is not 0 the learner begins anew: new(task).")
-    to: Expression = _optional("What it begins with: `init`, its first state (default).")
+    to: Expression = _optional(
+        "What it begins with: `init`, its first state (default); for weights, what a learner over them holds, `S()`."
+    )
 
 
 class SequenceForm(_Strict):
@@ -153,8 +157,8 @@ class LearnerForm(_Strict):
 
     use: str = _optional("A template that this map is laid over: maps merge, lists and single values are replaced.")
     store: StoreForm = _optional(
-        "The tensors and how they are read: a call of a file of specs/stores, {matrix: [K, V]}; {like: name}, the tensors of another; "
-        "or params and call."
+        "The tensors and how they are read: a call of a file of specs/stores, {matrix: [K, V]}; {like: name}, a tensor for each "
+        "of another; or params and call."
     )
     owns: Expression = _optional("Instead of a store, the tensors declared elsewhere that it moves: rest, matrix, under(name).")
     per: Axes = _optional("The axes of independent copies: [H].")
