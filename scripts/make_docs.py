@@ -54,10 +54,9 @@ def language() -> str:
     for name, op in OPS.items():
         if op.callable:
             parts.append(f"| `{name}` | {_cell(_operator(name))} |\n")
-    parts.append(
-        "\n## Functions of the library\n\nFiles of specs/functions, written out where they are called: first their inputs, then their params, "
-    )
-    parts.append("also by name. A folder `functions` beside a spec, or `uses`, brings others.\n\n| call | what |\n|---|---|\n")
+    parts.append("\n## Functions of the library\n\nFiles of specs/functions, written out where they are called: first their inputs, ")
+    parts.append("then their params, also by name. A folder `functions` of the search path, or `uses`, brings others.\n\n")
+    parts.append("| call | what |\n|---|---|\n")
     library = Library()
     for name in library.names("functions"):
         spec = library.find("functions", name)

@@ -12,6 +12,7 @@ import typer
 from nlc.cli.compiling import Backend
 from nlc.cli.session import INTERRUPTED, Color, ColorOption, DebugOption, JsonOption, Session, session
 from nlc.cli.specs import SetOption, SpecArgument, open_spec
+from nlc.diagnostics import UsageError
 
 if TYPE_CHECKING:
     from nlc.runtime.training import TrainResult
@@ -32,6 +33,13 @@ def train(
     seed: SeedOption = 0,
     backend: BackendOption = Backend.inductor,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run, as if it had not stopped.")] = False,
+    begin: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Begin with the weights and states of another run.", show_default=False)
+    ] = None,
+    states: Annotated[
+        list[str] | None,
+        typer.Option("--state", metavar="OLD=NEW", help="With --from: what a learner of its rules goes on as; OLD= gives it up."),
+    ] = None,
     settings: SetOption = None,
     log_every: Annotated[int, typer.Option("--log-every", min=1, help="Steps between lines of metrics.jsonl.")] = 10,
     eval_every: Annotated[int, typer.Option("--eval-every", min=0, help="Steps between validations; 0: at the end.")] = 100,
@@ -49,6 +57,7 @@ def train(
     \b
     Example: nlc train models/gated_delta_lm --steps 200 -o run
              nlc train models/gated_delta_lm --steps 400 -o run --resume
+             nlc train other.yaml --steps 100 -o run2 --from run --state weights.s=
     """
     with session(color, debug, as_json) as out:
         chosen = open_spec(spec, settings)
@@ -68,6 +77,8 @@ def train(
                 seed=seed,
                 backend=str(backend),
                 resume=resume,
+                begin=begin,
+                names=_names(states or []),
                 dims=chosen.dims,
                 params=chosen.params,
                 log_every=log_every,
@@ -79,6 +90,17 @@ def train(
                 library=chosen.library,
             )
         _report(out, result)
+
+
+def _names(states: list[str]) -> dict[str, list[str] | None]:
+    """`OLD=NEW` for each state; several for one learner go on as each of them."""
+    found: dict[str, list[str] | None] = {}
+    for text in states:
+        old, equals, new = text.partition("=")
+        if not equals or not old:
+            raise UsageError(f"`--state {text}` is no `OLD=NEW`, such as `--state weights.m=matrices.m1` or `--state weights.s=`")
+        found[old] = [*(found.get(old) or []), new] if new else None
+    return found
 
 
 MEASURED = ("loss", "bits_per_byte", "validation_bits_per_byte", "tokens_per_second")

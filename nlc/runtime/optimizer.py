@@ -22,6 +22,7 @@ from nlc.language.schema import DTYPES
 from nlc.language.spec import Spec
 from nlc.language.wording import did_you_mean, listed
 from nlc.runtime import codes
+from nlc.runtime.continuity import Change, Names
 from nlc.runtime.rule import Batch, CompiledRule, compile_rule
 
 BACKENDS = ("inductor", "eager")
@@ -246,8 +247,15 @@ class RuleOptimizer(torch.optim.Optimizer):
                 tensors, gradients = [_seen(rule, p) for p in tensors], [_seen(rule, g) for g in gradients]
             yield Batch(tensors, gradients, states, age, numbers, known)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of torch. Raises DataError (NLC732) for states that are not those of this rule; nothing is taken over then."""
+    def load_state_dict(self, state_dict: dict[str, Any], names: Names | None = None) -> None:
+        """As of torch. Raises DataError (NLC732) for states that are not those of this rule; nothing is taken over then.
+
+        names: the states are of another rule, and this is what each of its learners goes on as here; None gives it up. Those that
+        are not named keep their names. Hyper-parameters stay those of this optimiser, and its states of all tensors begin anew.
+        """
+        if names is not None:
+            super().load_state_dict(self._renamed(state_dict, names))
+            return
         problems = []
         groups = zip(self.param_groups, state_dict.get("param_groups", []), strict=False)
         for mine, theirs in groups:
@@ -259,6 +267,25 @@ class RuleOptimizer(torch.optim.Optimizer):
         if problems:
             raise DataError(problems)
         super().load_state_dict(state_dict)
+
+    def _renamed(self, state_dict: Mapping[str, Any], names: Names) -> dict[str, Any]:
+        """A state of this rule, with what goes on of a state of another one."""
+        mine, theirs = self.state_dict(), state_dict.get("param_groups", [])
+        if [len(group["params"]) for group in mine["param_groups"]] != [len(group["params"]) for group in theirs]:
+            raise DataError([codes.StateMisfit("the state is of other groups of parameters", NOWHERE, "make the same groups first")])
+        states: dict[Any, Any] = {}
+        for group, own, other in zip(self.param_groups, mine["param_groups"], theirs, strict=True):
+            rule = self._rule(group)
+            for name, p, id, old in zip(_names(group), group["params"], own["params"], other["params"], strict=True):
+                saved = state_dict["state"].get(old)
+                if saved:
+                    like = _seen(rule, p)
+                    kept = {(key, name): x.reshape(like.shape) if x.numel() == p.numel() else x for key, x in saved.items() if key != COUNT}
+                    first = {(key, name): rule.begin(key, _seen(rule, p)) for key in rule.states}
+                    change = Change(names, kept, first, rule.aged)
+                    taken = {key: x for (key, _), x in change.taken_over().items()}
+                    states[id] = {COUNT: saved[COUNT] if change.goes_on else 0, **taken}
+        return {**mine, "state": states}
 
     def _misfits(self, rule: CompiledRule, name: str, p: Tensor, saved: Mapping[str, Any]) -> Iterator[Diagnostic]:
         wanted: dict[str, list[int] | None] = {"step": None}

@@ -72,6 +72,12 @@ class CompiledRule:
         return {self._name(m.id): m.init.number for m in self.outer.shared}
 
     @property
+    def aged(self) -> frozenset[str]:
+        """The learners whose age the rule asks for."""
+        ages = (f.attr("learner") for f in self.graph.flows.values() if f.op == "age")
+        return frozenset(self._name(id) for id in ages if id != self.outer.owner.id)
+
+    @property
     def axes(self) -> Axes:
         """The axes of its tensors: rows and columns, or any."""
         return self.outer.owner.axes

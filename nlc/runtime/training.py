@@ -28,6 +28,7 @@ from nlc.runtime import boards, checkpoint, codes, run_folder
 from nlc.runtime.byte_model import ByteModel, byte_model
 from nlc.runtime.checkpoint import Checkpoint
 from nlc.runtime.compiled import CompiledSpec
+from nlc.runtime.continuity import Names, of_model
 from nlc.runtime.determinism import default_threads, deterministic
 from nlc.runtime.evaluate import LIMIT, bits_per_byte
 from nlc.runtime.packages import require
@@ -81,6 +82,8 @@ def train(
     seed: int = 0,
     backend: str = "inductor",
     resume: bool = False,
+    begin: str | Path | None = None,
+    names: Names | None = None,
     dims: Mapping[str, int] | None = None,
     params: Mapping[str, float] | None = None,
     log_every: int = 10,
@@ -95,14 +98,18 @@ def train(
     """Train a spec on a text and leave a run in the folder `out`.
 
     batch, length: rows a step and bytes a row. resume: go on with the run in `out` up to `steps`; bit for bit the same as
-    not having stopped. eval_every, save_every: 0 for only at the end. threads: of torch, by default as they are; recorded,
-    and a resumed run takes the recorded number. tensorboard: write the logged records to `out`/tensorboard too.
+    not having stopped. begin: a run of another spec with the same parameters, with whose latest weights and states of rules this
+    one begins; names: what each learner of these rules goes on as (`nlc.runtime.continuity`). eval_every, save_every: 0 for
+    only at the end. threads: of torch, by default as they are; recorded, and a resumed run takes the recorded number.
+    tensorboard: write the logged records to `out`/tensorboard too.
     Ctrl-C saves a checkpoint after the step that runs and returns; a second one stops at once.
     Raises DataError for texts, folders, checkpoints (NLC71x, NLC72x) and a loss that is not finite (NLC730).
     """
     _check_numbers(steps=steps, batch=batch, length=length, log_every=log_every)
     if backend not in TRAINING:
         raise UsageError(f"`{backend}` cannot train; backends: {', '.join(TRAINING)}")
+    if resume and begin is not None:
+        raise UsageError("a run that goes on does not begin with another: give `resume` or `begin`")
     run = Path(out)
     if tensorboard:
         require("tensorboard")
@@ -118,10 +125,13 @@ def train(
         run_folder.check_new(run)
     with deterministic(settings.threads):
         compiled = compile_spec(source.spec, dims, params, backend, seed=seed, library=source.library)
+        given = _begun_with(Path(begin), compiled, names or {}) if begin is not None else None
         if not resume:
             about = {"settings": asdict(settings), "deterministic": True, "text": _about(corpus), "versions": run_folder.versions()}
             run_folder.begin(run, source, about)
         trainer = _Trainer(run, source, corpus, settings, model, compiled, progress or (lambda record: None), eval_bytes)
+        if given is not None:
+            trainer.take(*given)
         trainer.start(saved)
         with boards.writing(run, trainer.step) if tensorboard else contextlib.nullcontext(lambda record: None) as trainer.log:
             interrupted = trainer.train(steps, log_every, eval_every, save_every)
@@ -157,6 +167,13 @@ def _saved(run: Path, source: Source, corpus: Corpus, settings: Settings, thread
     return saved, Settings(**given), notes
 
 
+def _begun_with(run: Path, compiled: CompiledSpec, names: Names) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The latest weights and states of a run of another spec. Raises DataError (NLC72x, NLC732)."""
+    saved = checkpoint.load(run)
+    checkpoint.check_names(saved, dict(compiled.named_parameters()), saved.optimizer, run)
+    return saved.parameters, of_model(compiled.graph, saved.optimizer, compiled.initial_optimizer(), names)
+
+
 class _Trainer:
     def __init__(
         self,
@@ -184,13 +201,17 @@ class _Trainer:
             self.save()
             return
         checkpoint.check_names(saved, self.parameters, self.optimizer, self.run)
-        with torch.no_grad():
-            for name, x in self.parameters.items():
-                x.copy_(saved.parameters[name])
-            for name, x in self.optimizer.items():
-                x.copy_(saved.optimizer[name])
+        self.take(saved.parameters, saved.optimizer)
         self.step, self.saved_at, self.seconds = saved.step, saved.step, saved.seconds
         self.metrics = run_folder.rewind(self.run, self.step)
+
+    def take(self, parameters: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
+        """Set the weights and the states of the outer levels."""
+        with torch.no_grad():
+            for name, x in self.parameters.items():
+                x.copy_(parameters[name])
+            for name, x in self.optimizer.items():
+                x.copy_(optimizer[name])
 
     def train(self, steps: int, log_every: int, eval_every: int, save_every: int) -> bool:
         """Make steps up to `steps`; True if Ctrl-C stopped them."""

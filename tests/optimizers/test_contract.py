@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import nlc
+from nlc.runtime.optimizer import RuleOptimizer
 from tests.optimizers.running import difference, gradients, run, weights
 
 RULES = ("adamw", "nadam", "lion", "adamw_clipped")
@@ -311,3 +312,63 @@ def test_mistakes_in_a_rule_have_a_place(tmp_path: Path) -> None:
 
     with pytest.raises(nlc.SpecError, match=r"mine\.yaml:5"):
         made(str(file), weights())
+
+
+# -- another rule in the middle of a run ------------------------------------------------------------------------------------
+
+
+def test_a_rule_changed_in_the_middle() -> None:
+    """AdamW goes on as M3: its moments are named, those of M3 that have no source begin anew."""
+    params = weights(MATRICES)
+    first = made("adamw", params, lr=0.01)
+    train(first, params, gradients(params, 3))
+    second = made("m3", params, eps=1e-2, period=4)
+
+    assert isinstance(second, RuleOptimizer)
+    second.load_state_dict(first.state_dict(), names={"m": "m1"})
+
+    for mine, source in (("m1", "m"), ("s", "s")):
+        assert all(torch.equal(second.state[p][mine].flatten(), first.state[p][source].flatten()) for p in params)
+    assert all(not second.state[p]["m2"].any() and second.state[p]["step"] == 3 for p in params)
+    train(second, params, gradients(params, 5))
+    assert all(second.state[p]["m2"].any() for p in params)
+
+
+def test_a_rule_changed_with_all_that_it_has_kept_given_up() -> None:
+    params = weights()
+    first = made("momentum", params)
+    train(first, params, gradients(params, 3))
+    alone = copy.deepcopy(params)
+
+    second, fresh = made("adam", params), made("adam", alone)
+    assert isinstance(second, RuleOptimizer)
+    second.load_state_dict(first.state_dict(), names={"momentum": None})
+    train(second, params, gradients(params, 3))
+    train(fresh, alone, gradients(params, 3))
+
+    assert difference([p.detach() for p in params], [p.detach() for p in alone]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "names", "message"),
+    [
+        ("lion", {}, "the saved state of `s`, of number 0, would go on as `s`, of which there is none"),
+        ("lion", {"v": None}, "there is no saved state of `v`"),
+        ("lion", {"s": "m"}, "`m` and `s` would both go on as `m`"),
+        ("adam", {"m": None}, "`m` would begin anew; its age"),
+        ("shampoo", {"m": "L", "s": None}, "has shape [4, 5]; [4, 4] is needed for `L`"),
+    ],
+)
+def test_changes_of_a_rule_that_lose_something(rule: str, names: dict[str, str | None], message: str) -> None:
+    params = weights(MATRICES)
+    first = made("adamw", params)
+    train(first, params, gradients(params, 1))
+    second = made(rule, params)
+
+    assert isinstance(second, RuleOptimizer)
+
+    with pytest.raises(nlc.DataError) as caught:
+        second.load_state_dict(first.state_dict(), names=names)
+
+    assert message in str(caught.value)
+    assert not second.state
