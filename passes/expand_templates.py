@@ -181,11 +181,12 @@ def _as_matrices(graph: LevelGraph, owner: Learner) -> LevelGraph:
     like = {m.id for m in graph.learners.values() if m.host is not None and root_of(graph.learners, m.id) == owner.id}
     if owner.axes == (ANY,) or not like:
         return graph
+    hosts = {owner.id, *like}
     learners = {
         id: replace(m, store=replace(m.store, tensors=owner.store.tensors)) if id in like and m.axes else m
         for id, m in graph.learners.items()
     }
-    flows = {id: replace(f, axes=owner.axes) if f.host in like and f.axes == (ANY,) else f for id, f in graph.flows.items()}
+    flows = {id: replace(f, axes=owner.axes) if f.host in hosts and f.axes == (ANY,) else f for id, f in graph.flows.items()}
     return graph.with_(learners=learners, flows=flows)
 
 
