@@ -1,14 +1,14 @@
 """Rules of weights against their peers of torch, on weights alone: `nlc.optimizer` and the same steps by others. Written to bench/results.
 
 25 million parameters in 200 tensors, matrices [512, 488] and vectors of 512; gradients are given. Each figure is a median over rounds in
-which each side takes its turn. Run: python -m bench.optimizers [--quick]
+which each side takes its turn. Run: python -m bench.optimizers [SECTION ..] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -112,18 +112,32 @@ def shown(seconds: dict[str, float], first: dict[str, float]) -> dict[str, Any]:
     }
 
 
+SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "adamw": lambda quick: adamw(3 if quick else 100, 1 if quick else ROUNDS),
+    "muon": lambda quick: muon(3 if quick else 100, 1 if quick else ROUNDS),
+    "bfloat16": lambda quick: muon_in_bfloat16(3 if quick else 4, 1 if quick else ROUNDS),
+    "train-step": lambda quick: train_step(*((1, 16, 1) if quick else (8, 256, ROUNDS))),
+    "slow-level": lambda quick: slow_level(2 if quick else 1000),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "sections", nargs="*", choices=[*SECTIONS, []], help="only these; other rows of the file stay, if the machine is the same"
+    )
     parser.add_argument("--quick", action="store_true", help="few small steps: does it run?")
-    quick = parser.parse_args().quick
+    options = parser.parse_args()
     set_up()
-    count, rounds = (3, 1) if quick else (100, ROUNDS)
-    rows = [*adamw(count, rounds), *muon(count, rounds), *muon_in_bfloat16(min(count, 4), rounds)]
-    rows += [*train_step(1, 16, 1), *slow_level(2)] if quick else [*train_step(8, 256, rounds), *slow_level(1000)]
+    rows = [each for name in options.sections or SECTIONS for each in SECTIONS[name](options.quick)]
     report = {"machine": machine(), "tensors": {"matrices": [512, 488], "vectors": [512], "dtype": "float32"}, "rows": rows}
+    before = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    if before.get("machine") == report["machine"]:
+        made = {(row["what"], row["peer"]) for row in rows}
+        report["rows"] = [row for row in before["rows"] if (row["what"], row["peer"]) not in made] + rows
     text = json.dumps(report, indent=1) + "\n"
     print(text)
-    if not quick:
+    if not options.quick:
         FILE.write_text(text, encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ def load(path: str | Path, library: Library | None = None) -> Spec:
 def build(
     spec: str | Path | Spec,
     dims: Mapping[str, int] | None = None,
-    params: Mapping[str, float] | None = None,
+    params: Mapping[str, float | str] | None = None,
     library: Library | None = None,
 ) -> LevelGraph:
     """The level graph of a spec, before any pass."""
@@ -40,7 +40,7 @@ def build(
 def compile(
     spec: str | Path | Spec,
     dims: Mapping[str, int] | None = None,
-    params: Mapping[str, float] | None = None,
+    params: Mapping[str, float | str] | None = None,
     backend: str = "inductor",
     form: str = "auto",
     *,

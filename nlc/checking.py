@@ -53,7 +53,7 @@ class Report:
         return self.error.exit_code if self.error is not None else 0
 
 
-def check(spec: Spec, library: Library, dims: Mapping[str, int] | None = None, params: Mapping[str, float] | None = None) -> Report:
+def check(spec: Spec, library: Library, dims: Mapping[str, int] | None = None, params: Mapping[str, float | str] | None = None) -> Report:
     """All mistakes of a spec. A rule, an objective or a store is checked inside a small spec that uses it."""
     role = role_of(spec)
     if role != "model" and (dims or params):

@@ -38,3 +38,10 @@ def test_own_block_learns(steps: int) -> None:
     losses = [float(line.split()[-1]) for line in out.splitlines() if line.startswith("step")]
     assert losses[0] > 4
     assert losses[-1] < 0.5
+
+
+def test_rules_are_compared() -> None:
+    out = run("optimizers_compare", "--quick")
+
+    assert "| rule of the matrices | rate |" in out
+    assert all(f"| {rule} |" in out for rule in ("AdamW", "Muon", "M3, sums as printed", "M3, averages"))

@@ -40,7 +40,8 @@ SetOption = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Another value for a dim or a param; may be repeated.", show_default=False),
 ]
 
-Number = int | float
+Value = int | float | str
+"""A number, or a precision such as bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Chosen:
     spec: Spec
     library: Library
     dims: dict[str, int]
-    params: dict[str, Number]
+    params: dict[str, Value]
 
 
 def open_spec(name: str, settings: Iterable[str] | None = None) -> Chosen:
@@ -59,8 +60,8 @@ def open_spec(name: str, settings: Iterable[str] | None = None) -> Chosen:
 
     library = Library()
     spec = library.open(library.locate(name))
-    dims: dict[str, Number] = {}
-    params: dict[str, Number] = {}
+    dims: dict[str, Value] = {}
+    params: dict[str, Value] = {}
     declared = {param.name for param in spec.params}
     for key, value in map(_setting, settings or ()):
         if key in declared:
@@ -70,15 +71,19 @@ def open_spec(name: str, settings: Iterable[str] | None = None) -> Chosen:
     return Chosen(spec, library, cast("dict[str, int]", dims), params)
 
 
-def _setting(text: str) -> tuple[str, Number]:
-    name, equals, value = text.partition("=")
-    number = _number(value)
-    if not equals or not name.strip() or number is None:
+def _setting(text: str) -> tuple[str, Value]:
+    name, equals, given = text.partition("=")
+    value = _value(given)
+    if not equals or not name.strip() or value is None:
         raise UsageError(f"`--set {text}` is not of the form NAME=NUMBER, for example `--set H=8`")
-    return name.strip(), number
+    return name.strip(), value
 
 
-def _number(text: str) -> Number | None:
+def _value(text: str) -> Value | None:
+    from nlc.language.schema import DTYPES
+
+    if text.strip() in DTYPES:
+        return text.strip()
     for kind in (int, float):
         try:
             return kind(text)

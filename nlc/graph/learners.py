@@ -276,8 +276,8 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
 
 def _distribution(b: Builder, expr: Expr, whole: Expr | None) -> Init:
     name, args = (expr.name, ()) if isinstance(expr, Name) else (expr.function, expr.args) if isinstance(expr, Call) else ("", ())
-    known = name not in DISTRIBUTIONS and (name in b.numbers or name in b.bound)
-    if isinstance(expr, Number) or (isinstance(expr, Name) and known):
+    named = name not in DISTRIBUTIONS and (name in b.numbers or name in b.bound)
+    if isinstance(expr, Number) or (isinstance(expr, Name) and named):
         return Init("constant", (float(b.number(expr)),))
     if DISTRIBUTIONS.get(name) != len(args):
         span = whole.span if whole is not None else expr.span

@@ -38,7 +38,7 @@ class Source:
     spec: Spec
     library: Library
     dims: dict[str, int] = field(default_factory=dict)
-    params: dict[str, float] = field(default_factory=dict)
+    params: dict[str, float | str] = field(default_factory=dict)
     graph: LevelGraph = field(default_factory=lambda: LevelGraph(""))
     meaning: str = ""
 
@@ -46,7 +46,7 @@ class Source:
 def open_source(
     spec: str | Path | Spec,
     dims: Mapping[str, int] | None = None,
-    params: Mapping[str, float] | None = None,
+    params: Mapping[str, float | str] | None = None,
     library: Library | None = None,
 ) -> Source:
     """Load and build a spec. Raises SpecError, or DataError where there is no such file."""

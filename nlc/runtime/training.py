@@ -85,7 +85,7 @@ def train(
     begin: str | Path | None = None,
     names: Names | None = None,
     dims: Mapping[str, int] | None = None,
-    params: Mapping[str, float] | None = None,
+    params: Mapping[str, float | str] | None = None,
     log_every: int = 10,
     eval_every: int = 100,
     eval_bytes: int = LIMIT,
