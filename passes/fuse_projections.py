@@ -23,7 +23,7 @@ class FuseProjections(Pass):
     bound: ClassVar[float] = 1e-12
 
     least: int = 2
-    most: int = 1 << 15
+    most: int = 1 << 17
 
     def run(self, graph: LevelGraph) -> LevelGraph:
         groups: dict[object, list[Flow]] = {}
