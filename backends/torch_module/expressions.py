@@ -295,10 +295,11 @@ class Expressions:
 
     def _part(self, flow: Flow, args: list[Code]) -> Code:
         start, size = flow.attr("start"), flow.attr("size")
-        part = Code(f"{args[0].at(ATOM)}[..., {start}:{start + size}]")
         if flow.args[0] in self.split:
             starts = accumulate(self.part_sizes(self.graph.flows[flow.args[0]]), initial=0)
             part = Code(f"{args[0].at(ATOM)}[{list(starts).index(start)}]")
+        else:
+            part = Code(f"{args[0].at(ATOM)}[..., {start}:{start + size}]")
         return part if len(flow.axes) == 1 else self._unflat(part, flow.axes)
 
     def _unflat(self, x: Code, axes: Axes) -> Code:

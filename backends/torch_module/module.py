@@ -485,13 +485,13 @@ class _Writer:
 
     def _gradients(self, outer: list[OuterUpdate]) -> list[str]:
         """The gradients of the weights that something is made of at this step."""
-        if all(each.outer.steps == 1 or each.outer.accumulates for each in outer):
+        if all(each.outer.steps == 1 or each.outer.owner.accumulates for each in outer):
             grads = "torch.autograd.grad(loss, list(p.values()), materialize_grads=True)"
             return [f"        gradient = dict(zip(p, {grads}, strict=True))"]
         lines = ['        count = int(optimizer["step"]) + 1', "        wanted: list[str] = []"]
         for each in (each.outer for each in outer):
             add = f"wanted += self.OWNED[{_quoted(each.owner.id)}]"
-            always = each.steps == 1 or each.accumulates
+            always = each.steps == 1 or each.owner.accumulates
             lines += [f"        {add}"] if always else [f"        if count % {each.steps} == 0:", f"            {add}"]
         grads = "torch.autograd.grad(loss, [p[name] for name in wanted], materialize_grads=True)"
         return [*lines, f"        gradient = dict(zip(wanted, {grads} if wanted else (), strict=True))"]
@@ -504,11 +504,11 @@ class _Writer:
         due = [f"    {line}" for line in self._due_update(each, f'int(optimizer["step"]) // {steps}')]
         due.insert(0, f'                age = torch.floor(optimizer["step"].to(torch.float64) / {steps})')
         test = f'optimizer["step"] % {steps}'
-        if not each.outer.accumulates:
+        if not each.outer.owner.accumulates:
             return [f"            if {test} == 0:", *due, '            age = optimizer["step"].to(torch.float64)']
         key = f'optimizer[f"{each.outer.owner.id}.accumulated.{{name}}"]'
         lines = [f"            for name in self.OWNED[{_quoted(each.outer.owner.id)}]:", f"                {key}.add_(gradient[name])"]
-        mean = f" / {steps}" if each.outer.accumulates == "mean" else ""
+        mean = f" / {steps}" if each.outer.owner.accumulates == "mean" else ""
         take = [
             f"                for name in self.OWNED[{_quoted(each.outer.owner.id)}]:",
             f"                    gradient[name] = {key}{mean}",
@@ -563,7 +563,7 @@ def _quoted(text: str) -> str:
 def _first_state(state: OuterState, like: str | None) -> str:
     """The first value of a state of a parameter, `like`, or of all of them."""
     init = state.init
-    if init.distribution == "weights":
+    if init.as_weights:
         return f"{like}.detach().clone()"
     if init.distribution in ("normal", "uniform"):
         shape = f"tuple({like}.shape)" if state.like else str(state.shape)

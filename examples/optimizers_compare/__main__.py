@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from nlc.diagnostics import DataError
 from nlc.runtime.process import set_up
 from nlc.runtime.training import train
 
@@ -49,9 +50,9 @@ def compare(rules: list[str], steps: int, backend: str, grid: int, seeds: tuple[
     found: dict[str, Any] = {}
     for rule in rules:
         rates = RULES[rule][1]
-        tried = {rate: finished(run, rule, rate, TUNING, steps, backend) for rate in rates[:grid]}
+        tried = {rate: finished(rule, rate, TUNING, steps, backend) for rate in rates[:grid]}
         best = min(tried, key=lambda rate: tried[rate][-1])
-        curves = [finished(run, rule, best, seed, steps, backend) for seed in seeds]
+        curves = [finished(rule, best, seed, steps, backend) for seed in seeds]
         ends = [curve[-1] for curve in curves]
         spread = statistics.stdev(ends) if len(ends) > 1 else 0.0
         grid_ends = {f"{rate:g}": curve[-1] for rate, curve in tried.items()}
@@ -60,13 +61,10 @@ def compare(rules: list[str], steps: int, backend: str, grid: int, seeds: tuple[
     return found
 
 
-def finished(make: Any, rule: str, rate: float, seed: int, steps: int, backend: str) -> list[float]:
+def finished(rule: str, rate: float, seed: int, steps: int, backend: str) -> list[float]:
     """A run; infinity at all points where its loss is not finite."""
-    from nlc.diagnostics import DataError
-
     try:
-        curve: list[float] = make(rule, rate, seed, steps, backend)
-        return curve
+        return run(rule, rate, seed, steps, backend)
     except DataError:
         return [float("inf")] * -(-steps // EVERY)
 

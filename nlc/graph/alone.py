@@ -26,7 +26,7 @@ def is_rule(spec: Spec) -> bool:
     return any(item.kind == "gradient" for item in spec.inputs)
 
 
-def is_alone(graph: LevelGraph) -> bool:
+def is_alone(graph: LevelGraph | Builder) -> bool:
     """Is a graph that of a rule by itself?"""
     return any(flow.op == "caller" for flow in graph.flows.values())
 

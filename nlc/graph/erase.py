@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from nlc.diagnostics import Diagnostic
 from nlc.graph import codes
+from nlc.graph.alone import is_alone
 from nlc.graph.builder import Builder, Context
 from nlc.graph.ir import Flow, Learner, LevelGraph, pred_id
 from nlc.language.expression import Binary, Call, Expr, Number, Unary, parts_of
@@ -63,10 +64,10 @@ def input_rows(b: Builder, learner: Learner, item: Input) -> str:
 
 def _rows_of_weights(b: Builder, owner: Learner, item: Input) -> str:
     """A leaf for the inputs of the tensors of an outer level; which flows they are is known with its tensors (`with_rows`)."""
-    if any(flow.op == "caller" for flow in b.flows.values()):
+    if is_alone(b):
         help = "in a model, a learner with `owns: matrix` may have this rule"
         b.fail(codes.NotCompiledYet, "the rule reads `input`, which weights by themselves do not have", item.span, help)
-    if owner.fold.get("step") in ("sum", "mean"):
+    if owner.accumulates:
         b.fail(codes.NotCompiledYet, "`input` with gradients added over steps is not compiled yet", item.span, "`fold: {step: last}`")
     return b.add(Flow(f"{owner.id}.rows", "rows", attrs={"learner": owner.id}, axes=owner.axes[-1:], host=owner.id, span=item.span))
 

@@ -107,6 +107,11 @@ class Init:
     learned: bool = False
 
     @property
+    def as_weights(self) -> bool:
+        """Of a learner like weights: it begins as they are."""
+        return self == AS_WEIGHTS
+
+    @property
     def number(self) -> float:
         """The one number that a constant state is filled with."""
         return {"zeros": 0.0, "ones": 1.0}.get(self.distribution, self.args[0] if self.args else 0.0)
@@ -114,6 +119,9 @@ class Init:
     def __str__(self) -> str:
         inner = f"{self.distribution}({', '.join(map(repr, self.args))})" if self.args else self.distribution
         return f"learned({inner})" if self.learned else inner
+
+
+AS_WEIGHTS = Init("weights")
 
 
 def pred_id(learner: str, number: int) -> str:
@@ -289,6 +297,12 @@ class Learner:
     def adds_up(self) -> str | None:
         """`sum` or `mean`, where the gradients of a period are added up."""
         word = self.folds or self.folds_updates
+        return word if word in ("sum", "mean") else None
+
+    @property
+    def accumulates(self) -> str | None:
+        """`sum` or `mean`, of an outer level where the gradients of several steps make one update."""
+        word = self.fold.get("step")
         return word if word in ("sum", "mean") else None
 
     @property

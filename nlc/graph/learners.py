@@ -10,6 +10,7 @@ from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
 from nlc.graph.ir import (
     ANY,
+    AS_WEIGHTS,
     STEPS,
     Attribute,
     Axes,
@@ -243,8 +244,6 @@ def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str, view: Lambda
     return None
 
 
-WEIGHTS = "weights"
-"""The first state of a learner like weights that begins as they are."""
 DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
 
 
@@ -256,7 +255,7 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
         return Init("zeros")
     match expr:
         case Call(args=(), kwargs=()) if b.over_weights and b.id_of(expr.function) == b.host_id:
-            return Init(WEIGHTS)
+            return AS_WEIGHTS
         case Name(name="learned"):
             if store.in_axes:
                 return Init("normal", (size_of(store.in_axes) ** -0.5,), learned=True)

@@ -128,12 +128,6 @@ class Outer:
         """Does the rule read what its tensors are multiplied with?"""
         return any(flow.op == "rows" and flow.attr("learner") == self.owner.id for flow in self.graph.flows.values())
 
-    @property
-    def accumulates(self) -> str | None:
-        """`sum` or `mean`, where the gradients of several steps make one update."""
-        word = self.owner.fold.get("step")
-        return word if word in ("sum", "mean") else None
-
     def accumulated(self, parameter: str) -> str:
         """The key of the gradients of a parameter that have been added up."""
         return f"{self.owner.id}.accumulated.{parameter}"
@@ -189,7 +183,7 @@ def outer_states(graph: LevelGraph) -> tuple[OuterState, ...]:
 def states_of(outer: Outer) -> Iterator[OuterState]:
     """The states of one outer level."""
     graph = outer.graph
-    for parameter in (graph.learners[id] for id in outer.owner.owns if outer.accumulates):
+    for parameter in (graph.learners[id] for id in outer.owner.owns if outer.owner.accumulates):
         name, shape = graph.parameter_name(parameter), tuple(axis.size for axis in parameter.axes)
         yield OuterState(outer.accumulated(name), outer.owner.id, name, shape, True, ZEROS)
     for m in outer.shared:
@@ -201,6 +195,12 @@ def states_of(outer: Outer) -> Iterator[OuterState]:
             like = m.axes == outer.owner.axes
             shape = tuple(axis.size for axis in parameter.axes) if like else _own_shape(outer, m, parameter)
             yield OuterState(f"{key}.{name}", m.id, name, shape, like, m.init if key == m.id else ZEROS, outer.seed(m))
+
+
+def aged(graph: LevelGraph) -> frozenset[str]:
+    """The learners of rules whose age is asked."""
+    asked = {str(flow.attr("learner")) for flow in graph.flows.values() if flow.op == "age"}
+    return frozenset(id for id in asked if graph.learners[id].host is not None)
 
 
 def held_by(graph: LevelGraph, learner: str) -> dict[str, str]:

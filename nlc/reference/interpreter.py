@@ -185,12 +185,12 @@ class Reference:
             weights = {name: begun[name] for name in mine}
             given = {name: gradients[name] for name in mine}
             is_due = int(new["step"]) % outer.steps == 0
-            if outer.accumulates:
+            if outer.owner.accumulates:
                 given = {name: state[outer.accumulated(name)] + x for name, x in given.items()}
                 new |= {outer.accumulated(name): torch.zeros_like(x) if is_due else x for name, x in given.items()}
             if not is_due:
                 continue
-            if outer.accumulates == "mean":
+            if outer.owner.accumulates == "mean":
                 given = {name: x / outer.steps for name, x in given.items()}
             update = OuterUpdate(self, outer, weights, given, state, seen, grams)
             params.update(update.weights(weights))
@@ -201,7 +201,7 @@ class Reference:
         """The states of the outer levels before the first step."""
         found = {}
         for each in outer_states(self.graph):
-            if each.init.distribution == "weights":
+            if each.init.as_weights:
                 found[each.key] = self.parameters[str(each.parameter)]
             else:
                 generator = torch.Generator().manual_seed(each.seed)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nlc.diagnostics import NOWHERE, DataError, Diagnostic
 from nlc.graph.ir import LevelGraph
+from nlc.graph.outer import aged
 from nlc.language.wording import did_you_mean, listed
 from nlc.runtime import codes
 
@@ -98,10 +99,9 @@ def of_model(graph: LevelGraph, saved: Mapping[str, Tensor], first: Mapping[str,
         tensor = next((name for name in parameters if key.endswith(f".{name}")), "")
         return (key.removesuffix(f".{tensor}") if tensor else key), f"`{tensor}`" if tensor else "all tensors"
 
-    aged = {str(f.attr("learner")) for f in graph.flows.values() if f.op == "age" and graph.learners[str(f.attr("learner"))].host}
     keys = {split(key): key for key in first if key != STEP}
     kept = {split(key): x for key, x in saved.items() if key != STEP}
-    change = Change(names, kept, {split: first[key] for split, key in keys.items()}, aged)
+    change = Change(names, kept, {place: first[key] for place, key in keys.items()}, aged(graph))
     found = change.taken_over()
     step = saved[STEP] if change.goes_on else torch.zeros_like(saved[STEP])
-    return {STEP: step, **{keys[split]: x for split, x in found.items()}}
+    return {STEP: step, **{keys[place]: x for place, x in found.items()}}

@@ -15,7 +15,7 @@ from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.build import build
 from nlc.graph.builder import Value
 from nlc.graph.ir import ANY, Axes, LevelGraph
-from nlc.graph.outer import Outer
+from nlc.graph.outer import Outer, aged
 from nlc.graph.state import ZEROS
 from nlc.language.library import Library
 from nlc.language.spec import Spec
@@ -74,8 +74,7 @@ class CompiledRule:
     @property
     def aged(self) -> frozenset[str]:
         """The learners whose age the rule asks for."""
-        ages = (f.attr("learner") for f in self.graph.flows.values() if f.op == "age")
-        return frozenset(self._name(id) for id in ages if id != self.outer.owner.id)
+        return frozenset(map(self._name, aged(self.graph)))
 
     @property
     def axes(self) -> Axes:
