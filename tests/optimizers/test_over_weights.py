@@ -85,7 +85,6 @@ def like(name: str, learn: str, init: str = "weights()", of: str = "weights") ->
 
 AVERAGE = like("average", "value: weights(state=after), rate: 0.1")
 ANEW = ", reset: {every: 3 steps, to: slow()}"
-NESTEROV = "rule: {nesterov: {rate: 0.7, decay: 0.9}}"
 SYSTEMS = {
     "average": (f"{weights()}\n{AVERAGE}", ""),
     "averages of matrices that Muon moves, and of the rest": (
@@ -94,7 +93,6 @@ SYSTEMS = {
         "",
     ),
     "lookahead": (weights(more=ANEW), every(3, like("slow", "value: weights(state=after), fold: last, rate: 0.5"))),
-    "diloco": (weights(more=ANEW), every(3, like("slow", f"value: weights(state=after), fold: last, {NESTEROV}"))),
     "a rule for matrices over weights that Muon moves": (
         f"{weights(MATRICES, '{muon: {}}')}\nothers: {{use: outer, owns: rest, learn: {{rule: {{sgd: {{}}}}}}}}",
         every(2, like("slow", "value: weights(state=after), rule: {muon: {rate: 0.1}}")),
@@ -110,14 +108,26 @@ SYSTEMS = {
 }
 
 
+def library_model(name: str, **params: float) -> CompiledSpec:
+    return nlc.compile(f"models/{name}", dims={"vocab": 11, "d": 8, "layers": 1}, params=params, backend="eager").double()
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_as_the_reference_says(system: str) -> None:
-    learners, slow = SYSTEMS[system]
-    compiled = made(learners, slow)
+    as_the_reference_says(made(*SYSTEMS[system]))
+
+
+@pytest.mark.parametrize(("name", "params"), [("averaged_lm", {"keep": 0.9}), ("diloco_lm", {"period": 3})])
+def test_models_of_the_library(name: str, params: dict[str, float]) -> None:
+    as_the_reference_says(library_model(name, **params), steps=4)
+
+
+def as_the_reference_says(compiled: CompiledSpec, steps: int = 8) -> None:
+    """The losses, weights and states of every step."""
     known, state, wanted = parameters(compiled), None, dict[str, Tensor]()
     graph = compiled.stages[0].graph
 
-    for batch in batches(8):
+    for batch in batches(steps):
         loss, state = compiled.train_step(batch, state)
         right, known, wanted = Reference(graph, known).train_step(batch, wanted)
 
@@ -127,21 +137,20 @@ def test_as_the_reference_says(system: str) -> None:
         assert all(near(x, wanted[key]) for key, x in state.items())
 
 
-def test_an_average_of_weights() -> None:
-    learners, _ = SYSTEMS["average"]
-    found = trained(made(learners), 6)
+def test_averages_of_weights() -> None:
+    found = trained(library_model("averaged_lm", keep=0.9), 6)
 
-    wanted = found[0][0]
-    for parameters, state in found[1:]:
-        wanted = {name: 0.9 * x + 0.1 * parameters[name] for name, x in wanted.items()}
-        assert all(near(state[f"average.{name}"], x) for name, x in wanted.items())
+    moving = found[0][0]
+    for k, (parameters, state) in enumerate(found[1:], 1):
+        moving = {name: 0.9 * x + 0.1 * parameters[name] for name, x in moving.items()}
+        mean = {name: torch.stack([found[i][0][name] for i in range(1, k + 1)]).mean(0) for name in moving}
+        assert all(near(state[f"moving.{name}"], x) for name, x in moving.items())
+        assert all(near(state[f"mean.{name}"], x) for name, x in mean.items())
 
 
 def test_diloco_is_nesterov_on_what_the_weights_moved() -> None:
     """One worker (Douillard et al. 2023, algorithm 1): every 3 steps, of torch's SGD with Nesterov's momentum."""
-    learners, slow = SYSTEMS["diloco"]
-    compiled = made(learners, slow)
-    found = trained(compiled, 9)
+    found = trained(library_model("diloco_lm", period=3), 9)
 
     outer = [torch.nn.Parameter(x.clone()) for x in found[0][0].values()]
     optimizer = torch.optim.SGD(outer, 0.7, momentum=0.9, nesterov=True)
