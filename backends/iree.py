@@ -128,7 +128,7 @@ class IreeModule(CompiledSpec):
         results = iter(self._run(batch, tokens, {key: state[key] for key in keys})(arguments))
         return {name: next(results) for name, _ in self.graph.outputs}, {key: next(results) for key in keys}
 
-    def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
+    def loss(self, inputs: Tensors, state: Tensors | None = None, carry: bool = True) -> tuple[Tensor, Tensors, Tensors]:
         raise UsageError("the backend `iree` has `forward` and `step`; `loss` and `train_step` are those of `inductor` and `eager`")
 
     def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:

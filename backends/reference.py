@@ -41,10 +41,10 @@ class ReferenceModule(nn.Module):
         outputs, new = self.forward({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
         return {name: x.squeeze(1) for name, x in outputs.items()}, new
 
-    def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
+    def loss(self, inputs: Tensors, state: Tensors | None = None, carry: bool = True) -> tuple[Tensor, Tensors, Tensors]:
         machine = self._machine(inputs)
         outputs, new = machine.run(inputs, state)
-        return machine.fold(outputs), {name: outputs[name] for name, _ in self.graph.outputs}, new
+        return machine.fold(outputs), {name: outputs[name] for name, _ in self.graph.outputs}, new if carry else {}
 
     def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
         loss, parameters, new = self._machine(inputs).train_step(inputs, optimizer or {})

@@ -15,7 +15,8 @@ class FuseProjections(Pass):
 
     Before: several `recall` flows of slow matrices with one query (`linear(u, ..)` for keys, values, gates).
     After: one `project` flow over the joined matrices, and a `part` flow for each; parameters keep their names. Matrices of more than
-    `most` numbers stay as they are: their products take as long together as one by one, and joining them copies them.
+    `most` numbers stay as they are: their products take as long together as one by one, and joining them copies them. So do those
+    whose parts an attention would read as they are, strided.
     """
 
     name: ClassVar[str] = "fuse-projections"
@@ -27,8 +28,9 @@ class FuseProjections(Pass):
 
     def run(self, graph: LevelGraph) -> LevelGraph:
         groups: dict[object, list[Flow]] = {}
+        attended = {id for flow in graph.flows.values() if flow.op == "attend" for id in flow.args}
         for flow in graph.flows.values():
-            if flow.op == "recall" and flow.args:
+            if flow.op == "recall" and flow.args and flow.id not in attended:
                 learner = graph.learners[flow.attr("learner")]
                 small = size_of(learner.axes) <= self.most
                 if learner.is_parameter and small and not learner.per and graph.flows[flow.args[0]].axes == learner.store.in_axes:

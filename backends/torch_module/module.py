@@ -70,6 +70,7 @@ LOCALS = (
     "wanted",
     "grams",
     "share",
+    "carry",
 )
 """Variables of the methods of a generated class."""
 
@@ -214,8 +215,7 @@ class _Writer:
 
     def _run(self) -> list[str]:
         """The regions in order: one call each, a loop for the copies of a repeated block."""
-        lines = ["    def run(self, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:"]
-        lines += ['        """All values that outputs and loss need, by flow, and the new state. Changes no argument."""']
+        lines = RUN.splitlines()
         lines += ["        p = dict(self.named_parameters())", "        new: dict[str, Tensor] = {}"]
         lines += [f"        {self.namer(name)} = inputs[{_quoted(name)}]" for name in self.graph.inputs]
         if any(function.ticks for function in self.named.values()) or needs_position(self.graph):
@@ -271,7 +271,7 @@ class _Writer:
             carried = self.namer(last.outputs[0])
             stem = first.scope.rpartition(".")[0]
             start = int(first.scope.rpartition(".")[2])
-            others = [self.namer(id) for id in first.inputs[1:]] + (tick_arguments(self.graph) if function.ticks else [])
+            others = [self.namer(id) for id in first.inputs[1:]] + self._last_arguments(function)
             path = f'f"{stem}.{{i}}"'
             begin = [f"{carried} = {self.namer(first.inputs[0])}"] if carried != self.namer(first.inputs[0]) else []
             return [
@@ -284,7 +284,7 @@ class _Writer:
 
     def _call(self, region: Region, state: str) -> list[str]:
         function = self.named[region]
-        args = [self.namer(id) for id in region.inputs] + (tick_arguments(self.graph) if function.ticks else [])
+        args = [self.namer(id) for id in region.inputs] + self._last_arguments(function)
         outs = [self.namer(id) for id in region.outputs]
         if region.loop is not None:
             return self._loop(region, function, outs, args)
@@ -293,6 +293,10 @@ class _Writer:
         path = _quoted(region.scope)
         call = f"{function.name}({', '.join([f'under(p, {path})', f'under({state}, {path})', *args])})"
         return [f"{', '.join([*outs, 'made'])}{'' if outs else ','} = {call}", f"new |= prefixed(made, {path})"]
+
+    def _last_arguments(self, function: RegionFunction) -> list[str]:
+        """What a region is told beside its flows."""
+        return (tick_arguments(self.graph) if function.ticks else []) + (["carry"] if function.carries else [])
 
     def _loop(self, region: Region, function: RegionFunction, outs: list[str], args: list[str]) -> list[str]:
         """A region that runs period by period."""
@@ -360,15 +364,15 @@ class _Writer:
         fold = owner.fold if owner is not None else {"row": "mean", "token": "mean"}
         lines = [
             "    def loss(" if not graph.rows else "    def loss_and_grams(",
-            "        self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None",
+            "        self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None, carry: bool = True",
             f"    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]{', dict[str, Tensor]' if graph.rows else ''}]:",
             f'        """The loss, folded over tokens ({fold["token"]}) and rows ({fold["row"]}), the outputs and the new state.',
             "",
             "        `targets` [B, T] among the inputs are the next tokens (below 0: not scored); without them inputs are shifted",
-            "        inside the call, and the last token of a row is not scored.",
+            "        inside the call, and the last token of a row is not scored. Without `carry` states of memories are left out.",
             '        """',
             "        state = self.initial_state(next(iter(inputs.values())).shape[0], inputs) if state is None else state",
-            "        values, new = self.run(inputs, state)",
+            "        values, new = self.run(inputs, state, carry)",
         ]
         if owner is None:
             lines[3] = lines[3].replace("The loss", "The loss (nobody learns from it)")
@@ -441,7 +445,9 @@ class _Writer:
             lines += self._first_states(each.outer)
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
         lines += [line for owner in owners for line in self._restart(owner)]
-        loss = "loss, _, _, grams = self.loss_and_grams(inputs)" if graph.rows else "loss, _, _ = self.loss(inputs)"
+        loss = (
+            "loss, _, _, grams = self.loss_and_grams(inputs, carry=False)" if graph.rows else "loss, _, _ = self.loss(inputs, carry=False)"
+        )
         lines += [f"        {loss}", *self._gradients(outer), "        with torch.no_grad():"]
         lines.append('            age = optimizer["step"].add_(1).to(torch.float64)')
         for each in outer:
@@ -601,6 +607,12 @@ INITIAL = '''\
             state[key] = value.to(device, dtype).expand(batch, *shape).contiguous()
         return state'''
 
+RUN = '''\
+    def run(
+        self, inputs: dict[str, Tensor], state: dict[str, Tensor], carry: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All values that outputs and loss need, by flow, and, with `carry`, the new state. Changes no argument."""'''
+
 FORWARD = '''\
     def forward(self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Inputs [B, T, ..] -> outputs [B, T, ..] and the new state. Changes no argument."""
@@ -615,10 +627,10 @@ FORWARD = '''\
 
 LOSS = '''\
     def loss(
-        self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None
+        self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None, carry: bool = True
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """The loss, the outputs and the new state."""
-        return self.loss_and_grams(inputs, state)[:3]'''
+        return self.loss_and_grams(inputs, state, carry)[:3]'''
 
 TRAIN_STEP = '''\
     def train_step(self, inputs: dict[str, Tensor], optimizer: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,13 +35,15 @@ class RegionFunction:
     ticks: bool = False
     gates: list[Gates] = field(default_factory=list)
     """Functions of gates that run before the loop of this region."""
+    carries: bool = False
+    """Has it states, which it leaves out where they are not wanted?"""
 
 
 class RegionWriter:
     def __init__(self, program: Program, region: Region, full: set[str]) -> None:
         self.program, self.graph, self.region = program, program.graph, region
         self.namer = Namer(region.scope)
-        for word in ("B", "T", "ticks", "dtype", "gates"):
+        for word in ("B", "T", "ticks", "dtype", "gates", "carry"):
             self.namer.names[f"reserved {word}"] = word
         if region.scope:
             for id in region.inputs:  # copies of a block must read alike, whatever feeds them
@@ -67,11 +69,14 @@ class RegionWriter:
         if ticks:
             arguments_ += tick_arguments(self.graph)
         arguments_ += ["gates"] if self.gates else []
+        carries = bool(self.states) and self.region.loop is None
+        arguments_ += ["carry"] if carries else []
         head = [f"def {name}(p: dict[str, Tensor], z: dict[str, Tensor], {', '.join(f'{a}: Tensor' for a in arguments_)}):"]
         head[0] = (
             head[0]
             .replace("dtype: Tensor", "dtype: torch.dtype")
             .replace("gates: Tensor", "gates: list[tuple[Tensor, ...]]")
+            .replace("carry: Tensor", "carry: bool")
             .replace(", ):", "):")
             .replace("):", ") -> tuple[Tensor | dict[str, Tensor], ...]:")
         )
@@ -80,8 +85,9 @@ class RegionWriter:
             source = next((self.namer(id) for id in self.region.inputs if id in self.full), None)
             head.append(f"    B, T = {source or arguments_[0]}.shape[:2]")
         states = ", ".join(f'"{local(key, self.region.scope)}": {value}' for key, value in self.states.items())
-        tail = f"    return {', '.join([*outputs, f'{{{states}}}'])}" + ("" if outputs else ",")
-        return RegionFunction(name, "\n".join([*head, *self.lines, tail]), self.memories, uses, ticks, self.gates)
+        made = f"{{{states}}} if carry else {{}}" if carries else f"{{{states}}}"
+        tail = f"    return {', '.join([*outputs, made])}" + ("" if outputs else ",")
+        return RegionFunction(name, "\n".join([*head, *self.lines, tail]), self.memories, uses, ticks, self.gates, carries)
 
     def _output(self, id: str) -> str:
         """A flow that leaves the region; one that is the same at all tokens of a period, at all of them."""

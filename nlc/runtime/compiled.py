@@ -44,7 +44,7 @@ class CompiledSpec(nn.Module):
         def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
             """One token: inputs [B, *axes] -> outputs [B, *axes], the new state."""
 
-        def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
+        def loss(self, inputs: Tensors, state: Tensors | None = None, carry: bool = True) -> tuple[Tensor, Tensors, Tensors]:
             """The folded loss, the outputs and the new state; only of specs with a `loss`."""
 
         def initial_optimizer(self) -> Tensors:
@@ -194,13 +194,16 @@ class Checked(CompiledSpec):
             self._accepted.clear()
         self._accepted.add(signature)
 
-    def loss(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensor, Tensors, Tensors]:
-        """loss, outputs, state = compiled.loss(inputs, state): differentiable; `targets` [B, T] may be among the inputs."""
+    def loss(self, inputs: Tensors, state: Tensors | None = None, carry: bool = True) -> tuple[Tensor, Tensors, Tensors]:
+        """loss, outputs, state = compiled.loss(inputs, state): differentiable; `targets` [B, T] may be among the inputs.
+
+        carry: where the new state is not wanted, as in most training, False spares it; it is incomplete then.
+        """
         if self.graph.loss is None:
             raise UsageError(f"the spec `{self.graph.name}` has no loss")
         self._check(inputs, state)
         self._check_next(inputs)
-        return super().loss(inputs, state)
+        return super().loss(inputs, state, carry)
 
     def train_step(self, inputs: Tensors, optimizer: Tensors | None = None) -> tuple[Tensor, Tensors]:
         """loss, optimizer = compiled.train_step(inputs, optimizer): one update of the weights, in place."""

@@ -49,6 +49,20 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert result.last("validation_bits_per_byte") is not None
 
 
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_a_loss_without_new_states_has_the_same_gradients(backend: str) -> None:
+    compiled = nlc.compile(MODEL, dims=DIMS, backend=backend)
+    tokens = {"tokens": torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))}
+
+    (loss, _, states), (short, _, none) = compiled.loss(tokens), compiled.loss(tokens, carry=False)
+
+    assert loss == short
+    assert any(key.endswith(".S") for key in states)
+    assert not any(key.endswith(".S") for key in none)
+    for left, right in zip(*(torch.autograd.grad(x, list(compiled.parameters())) for x in (loss, short)), strict=True):
+        assert torch.equal(left, right)
+
+
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(tmp_path: Path, stop: int) -> None:
     whole = _tiny(tmp_path / "whole", 6, log_every=1)
