@@ -219,15 +219,16 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
             if item.kind == "input":
                 builder.bound[item.name] = input_rows(builder, learner, item)
                 continue
-            if item.kind == "weights" and learner.sharing == "shared":
+            if item.kind == "weights":  # of a memory: the state at which its gradient stands
                 attrs: dict[str, Attribute] = {"learner": learner.id}
-                op = "weights" if learner.selector is not None else "recall"
-                attrs |= {"state": "before"} if op == "recall" else {}
+                shared = "weights" if learner.selector is not None else "recall"
+                op = shared if learner.sharing == "shared" else "tensor"
+                attrs |= {"recall": {"state": "before"}, "tensor": {"state": "at"}}.get(op, {})
                 flow = Flow(f"{learner.id}.weights", op, attrs=attrs, axes=learner.axes, host=learner.id, span=item.span)
                 builder.bound[item.name] = builder.add(flow)
                 continue
             if item.kind != "gradient":
-                builder.fail(codes.NotCompiledYet, f"a rule that reads `{item.kind}` is not compiled yet", item.span)
+                builder.fail(codes.NotCompiledYet, f"a rule that reads `{item.name}`, a flow of the model, is not compiled yet", item.span)
             builder.bound[item.name] = gradient_of(builder, learner, span)
         for level in spec.levels:
             for inner in level.learners:

@@ -43,7 +43,7 @@ class RegionWriter:
     def __init__(self, program: Program, region: Region, full: set[str]) -> None:
         self.program, self.graph, self.region = program, program.graph, region
         self.namer = Namer(region.scope)
-        for word in ("B", "T", "ticks", "dtype", "gates", "carry"):
+        for word in ("B", "T", "ticks", "dtype", "gates", "like", "carry"):
             self.namer.names[f"reserved {word}"] = word
         if region.scope:
             for id in region.inputs:  # copies of a block must read alike, whatever feeds them
@@ -82,8 +82,10 @@ class RegionWriter:
         )
         head.append(f'    """{self._doc()}"""')
         if self.needs_size:
-            source = next((self.namer(id) for id in self.region.inputs if id in self.full), None)
-            head.append(f"    B, T = {source or arguments_[0]}.shape[:2]")
+            source = next((self.namer(id) for id in self.region.inputs if id in self.full), arguments_[0])
+            alone = source == "ticks" and self.states  # it counts tokens and sees nothing of them
+            rows = f'z["{local(next(iter(self.states)), self.region.scope)}"].shape[0]'
+            head.append(f"    B, T = {rows}, ticks.shape[0]" if alone else f"    B, T = {source}.shape[:2]")
         states = ", ".join(f'"{local(key, self.region.scope)}": {value}' for key, value in self.states.items())
         made = f"{{{states}}} if carry else {{}}" if carries else f"{{{states}}}"
         tail = f"    return {', '.join([*outputs, made])}" + ("" if outputs else ",")
@@ -408,9 +410,8 @@ class RegionWriter:
             if row and flow.attr("state") == "start":
                 seen = f"torch.lerp(straight_read({query}, {old[row]}), {seen}, {begun}.unsqueeze(-1))"
             self._line(f"{answer} = {answer} + {seen}")
-        gathered = {f"{learner.id}.sum", f"{learner.id}.kept"}
         for i, (state, name, value) in enumerate(zip(form.states, new, old, strict=True)):
-            if state in gathered:
+            if state not in self.graph.learners and state != anchor:  # what a period has gathered
                 continue
             source = f"torch.lerp({value}, {old[0]}, {begun}[:, -1, :, None, None])" if row and i == row else value
             self._line(f"{name} = straight({name}, {source})")
@@ -475,6 +476,8 @@ class RegionWriter:
         code = self.expressions.copies_of(id, per, rest) if sizes else self.expressions.code(id)
         if len(rest) > 1:
             code = Code(f"{code.at(9)}.flatten(3)")
+        elif not rest and len(sizes) > 1:  # a vector of one number
+            code = Code(f"{code.at(9)}.unsqueeze(-1)")
         if id in self.full and set(flow.axes) == set(per + rest):
             return code.text
         self.needs_size = True
@@ -499,6 +502,8 @@ class RegionWriter:
             return f"{text}.movedim({1 + len(learner.per)}, -1){copies}.unsqueeze(-1)"
         if len(learner.store.out_axes) > 1:
             text += f".flatten(-{len(learner.store.out_axes)})"
+        elif not learner.store.out_axes:
+            text += ".unsqueeze(-1)"
         if not learner.store.in_axes:
             text += ".unsqueeze(-2)"
         elif learner.store.transposed:

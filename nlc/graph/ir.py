@@ -284,13 +284,20 @@ class Learner:
 
     @property
     def folds(self) -> str | None:
-        """`sum`, `mean` or `last`: its rule is applied once, at the last token of a period; None: at every token."""
-        word = self.fold.get("token")
+        """`sum`, `mean` or `last`: its rule is applied once, at the last token of a period; None: at every token.
+
+        A slow learner in the rule of a memory is one of these, its clock counts tokens.
+        """
+        inside = self.clock is not None and self.clock.unit == "token"
+        word = self.fold.get("token") or (self.folds_updates if inside else None)
         return word if word != "each" and self.selector is None else None
 
     @property
     def folds_updates(self) -> str | None:
-        """`sum`, `mean` or `last`: a slow learner of a rule, updated at the last of several updates of its host."""
+        """`sum`, `mean` or `last`: a slow learner of a rule, updated at the last of several updates of its host.
+
+        Its `keep` acts once an update, that of another memory (`folds`) at every token of a period.
+        """
         return self.fold.get("update")
 
     @property

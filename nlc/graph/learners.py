@@ -168,9 +168,22 @@ def _clock(b: Builder, level: language.Level, learner: language.Learner) -> Cloc
             every.span,
             f"{place} the clock is {' or '.join(wanted)}",
         )
-    if every.clock != "token" and count != 1 and not b.moves_weights and learner.owns is None:
-        b.fail(codes.NotCompiledYet, f"a period of {count} {every.clock}s is not compiled yet", every.span)
+    if every.clock == "step" and count != 1 and learner.owns is None:
+        b.fail(codes.NotCompiledYet, f"a period of {count} steps is not compiled yet", every.span)
+    if every.clock == "update" and count != 1 and not b.moves_weights:
+        return _slow_clock(b, every, int(count))
     return Clock(every.clock, int(count))
+
+
+def _slow_clock(b: Builder, every: language.Period, count: int) -> Clock:
+    """The clock of a slow learner in the rule of a memory, in tokens; the memory is updated at every token."""
+    host = b.host
+    assert host is not None
+    if host.folds or host.samples is not None or host.host is not None:
+        what = "of a learner in a rule" if host.host is not None else "that makes other than one update a token"
+        text = f"a period of {count} updates in the rule {what} is not compiled yet"
+        b.fail(codes.NotCompiledYet, text, every.span, "`every: 1 update`, or one update a token, `fold: each`")
+    return Clock("token", count)
 
 
 def _clock_over_weights(b: Builder, every: language.Period, count: int) -> Clock:
@@ -577,7 +590,7 @@ def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults
         return {learner.samples.name: "each"}
     span = write.spans.get("fold", write.span)
     if learner.clock is None or learner.clock.period == 1:
-        slow = isinstance(write.fold, Name) and learner.clock is not None and learner.clock.unit == "update"  # the period is a param
+        slow = isinstance(write.fold, Name) and b.host is not None  # the period is a param
         if write.fold is not None and not slow:
             b.fail(codes.NotCompiledYet, "`fold` has no effect where a period holds one sample", span, "leave it out")
         return {}
@@ -585,7 +598,7 @@ def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults
         word = write.fold["token"]
     else:
         word = write.fold.name if isinstance(write.fold, Name) else _default(defaults, "fold", "sum")
-    if learner.clock.unit == "update" and word not in ("sum", "mean", "last"):
+    if b.host is not None and word not in ("sum", "mean", "last"):
         b.fail(codes.NotCompiledYet, f"`fold: {word}` in a rule is not compiled yet", span, "`sum`, `mean` and `last` are")
     if word in ("sum", "mean"):
         help = "`at: start` is the state within the period; `fold: each` makes one update a token"
@@ -593,7 +606,7 @@ def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults
             b.fail(codes.NotCompiledYet, f"`solve: implicit` with `fold: {word}` is not compiled yet", write.spans["solve"], "`fold: last`")
         if at == "decayed":
             b.fail(codes.NotCompiledYet, f"`at: decayed` with `fold: {word}` is not compiled yet", write.spans["at"], help)
-    return {learner.clock.unit: word}
+    return {"update" if b.host is not None else learner.clock.unit: word}
 
 
 def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language.Write, defaults: list[tuple[str, str]]) -> Learner:

@@ -24,7 +24,7 @@ from nlc.graph.inverse import inverses
 from nlc.graph.ir import Attribute, Axis, Flow, Learner, LevelGraph, Write, root_of
 from nlc.graph.proximal import curvature
 from nlc.graph.sequences import POSITION, position
-from nlc.graph.state import needs_anchor, needs_kept
+from nlc.graph.state import keeps_add_up, needs_anchor, needs_kept
 from nlc.graph.transposed import sees_its_tensor, transposed_write
 
 
@@ -160,22 +160,34 @@ class Derivation:
             raise General(f"its state is `{learner.sharing}`, not one per sequence", learner.span)
         self._no_feedback()
         states, rows = self.recurrence()
-        anchored = needs_anchor(self.graph, learner)
-        old: dict[str, Coefficient] = {learner.id: 1}
-        if anchored:
-            assert learner.clock is not None
+        if needs_anchor(self.graph, learner):
             anchor = f"{learner.id}.anchor"
-            boundary = self._boundary(learner.clock.period)
-            old = {learner.id: boundary, anchor: a.sub(1, boundary)}
-            rows[anchor] = Affine(dict(old))
+            rows[anchor] = Affine(self._anchored())
             states.append(anchor)
-        views: dict[str, dict[str, Coefficient]] = {"start": old, "running": {learner.id: 1}, "decayed": {learner.id: self._keep()}}
-        seen = views[learner.at]
+        seen = self._seen()
         writes = []
         for number, write in enumerate(learner.writes):
             b = tuple(a.neg(rows[i].terms.get(gradient_symbol(number), 0)) for i in states)
             writes.append(self._write(write, b, tuple(seen.get(state, 0) for state in states)))
         return self.form(states, rows, self.with_erases(states, rows, writes))
+
+    def _anchored(self) -> dict[str, Coefficient]:
+        """The state at the start of a period, of the old states."""
+        learner, a = self.learner, self.algebra
+        if not needs_anchor(self.graph, learner):
+            return {learner.id: 1}
+        assert learner.clock is not None
+        boundary = self._boundary(learner.clock.period)
+        return {learner.id: boundary, f"{learner.id}.anchor": a.sub(1, boundary)}
+
+    def _seen(self) -> dict[str, Coefficient]:
+        """The state at which the gradient stands, of the old states."""
+        match self.learner.at:
+            case "start":
+                return self._anchored()
+            case "decayed":
+                return {self.learner.id: self._keep()}
+        return {self.learner.id: 1}
 
     def with_erases(self, states: list[str], rows: dict[str, Affine], writes: list[LinearWrite]) -> list[LinearWrite]:
         """Also the writes of `gram`: minus what the kept state recalls for x, at the key x. One with the gradient's where they agree."""
@@ -210,7 +222,9 @@ class Derivation:
         if any(row.rest != 0 for row in rows.values()):
             raise General("its rule adds something that is no gradient", self.learner.span)
         if self.learner.folds:
-            rows = {**self._at_the_end(rows), **self._gathered()}
+            rows = {id: self._at_the_end(self.learner, id, row) for id, row in rows.items()}
+        for learner in (self.learner, *self.inner):
+            rows |= self._gathered(learner) if learner.folds else {}
         return list(rows), rows
 
     def form(self, states: list[str], rows: dict[str, Affine], writes: list[LinearWrite]) -> LinearForm:
@@ -283,24 +297,21 @@ class Derivation:
         self.algebra.flows.setdefault(id, Flow(id, "boundary", args, attrs, span=self.learner.span))
         return id
 
-    def _at_the_end(self, rows: dict[str, Affine]) -> dict[str, Affine]:
-        """The rows at the last token of a period; at the others every state stays."""
-        a, clock = self.algebra, self.learner.clock
+    def _at_the_end(self, learner: Learner, id: str, row: Affine) -> Affine:
+        """A row at the last token of a period of a learner; at the others the state stays."""
+        a, clock = self.algebra, learner.clock
         assert clock is not None
         last = self._boundary(clock.period, last=True)
-        found = {}
-        for id, row in rows.items():
-            terms = {symbol: a.neg(a.mul(last, a.neg(x))) if self._is_neg(x) else a.mul(last, x) for symbol, x in row.terms.items()}
-            terms[id] = 1 if row.terms.get(id) == 1 else a.add(terms.get(id, 0), a.sub(1, last))
-            found[id] = Affine(terms)
-        return found
+        terms = {symbol: a.neg(a.mul(last, a.neg(x))) if self._is_neg(x) else a.mul(last, x) for symbol, x in row.terms.items()}
+        terms[id] = 1 if row.terms.get(id) == 1 else a.add(terms.get(id, 0), a.sub(1, last))
+        return Affine(terms)
 
     def _is_neg(self, x: Coefficient) -> bool:
         return isinstance(x, str) and self.algebra.flows[x].op == "neg"
 
-    def _gathered(self) -> dict[str, Affine]:
+    def _gathered(self, learner: Learner) -> dict[str, Affine]:
         """The sum of a period's gradients, and the state times its keeps: both begin anew with a period."""
-        a, learner, found = self.algebra, self.learner, {}
+        a, found = self.algebra, {}
         assert learner.clock is not None
         begins = self._boundary(learner.clock.period)
         goes_on = a.sub(1, begins)
@@ -318,7 +329,7 @@ class Derivation:
         learner, keep = self.learner, self._keep()
         if needs_kept(self.graph, learner):
             return f"{learner.id}.kept", keep
-        if learner.folds in ("sum", "mean") and keep != 1:
+        if keeps_add_up(learner) and keep != 1:
             assert learner.clock is not None
             keep = self.algebra.pow(keep, learner.clock.period) if isinstance(keep, str) else keep**learner.clock.period
         return learner.id, keep
@@ -349,7 +360,12 @@ class Derivation:
             assert learner.rule.step is not None
             step = self._tensor(learner.rule.step)
             self._gate(keep, learner.span)
-            self.new[learner.id] = self._plus(Affine({old: a.value(keep)}), step)
+            row = self._plus(Affine({old: a.value(keep)}), step)
+            if learner.folds and learner.id != self.learner.id:
+                if row.rest != 0:
+                    raise General("its rule adds something that is no gradient", learner.span)
+                row = self._at_the_end(learner, learner.id, row)
+            self.new[learner.id] = row
         return self.new[learner.id]
 
     def _tensor(self, id: str) -> Affine:
@@ -360,7 +376,7 @@ class Derivation:
             number = int(flow.attr("write") or 0)
             return Affine({gradient_symbol(number): 1}) if learner.id == self.learner.id else self._inner_gradient(learner)
         if flow.op == "folded":  # where a rule is applied, the sum did not begin at this token
-            return self._plus(Affine({f"{self.learner.id}.sum": 1}), self._tensor(flow.args[0]))
+            return self._plus(Affine({f"{flow.attr('learner')}.sum": 1}), self._tensor(flow.args[0]))
         if flow.op == "erase":
             return Affine({erase_symbol(flow): 1})
         if flow.op == "proximal":
@@ -368,6 +384,8 @@ class Derivation:
         if flow.op == "recall" and flow.attr("learner") in {m.id for m in self.inner}:
             learner = self.graph.learners[flow.attr("learner")]
             return self._new_state(learner) if flow.attr("state") == "after" else self._old_state(learner, flow.attr("state"))
+        if flow.op == "tensor" and flow.attr("learner") == self.learner.id and self.learner.store.form != "tensor":
+            return Affine(self._seen())  # weights, in a rule; of a function they are constants within a period
         if flow.op in ("age", "weights"):
             raise General(f"its rule uses `{flow.op}`", flow.span)
         return self._combine(flow, self._tensor)

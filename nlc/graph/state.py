@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, root_of
+from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve
 
 ZEROS = Init("zeros")
 BEFORE = Init("constant", (-1.0,))
@@ -39,14 +39,20 @@ def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
 
 
 def folding(graph: LevelGraph, learner: Learner) -> Learner | None:
-    """The memory at whose period's end a learner, it or one of its rule, is updated; None where that is every token."""
-    memory = graph.learners[root_of(graph.learners, learner.id)]
-    return memory if memory.folds else None
+    """The learner at whose period's end a learner, it or one of its rule, is updated; None where that is every token."""
+    while not learner.folds and learner.host is not None:
+        learner = graph.learners[learner.host]
+    return learner if learner.folds else None
 
 
 def needs_kept(graph: LevelGraph, learner: Learner) -> bool:
     """True when the keeps of a period multiply and are no constant number."""
-    return learner.folds in ("sum", "mean") and learner.keep is not None and not is_constant(graph, learner.keep)
+    return keeps_add_up(learner) and learner.keep is not None and not is_constant(graph, learner.keep)
+
+
+def keeps_add_up(learner: Learner) -> bool:
+    """Does its keep act once for each token of a period, at the update at its end?"""
+    return learner.folds in ("sum", "mean") and learner.folds_updates is None
 
 
 def is_constant(graph: LevelGraph, flow: str) -> bool:

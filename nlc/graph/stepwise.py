@@ -59,6 +59,11 @@ def step_by_step(
     gradients = whole_gradients(a, learner, products)
     known = {f.id: gradients[f.attr("write") or 0] for f in a.flows.values() if f.op == "gradient" and f.attr("learner") == learner.id}
     inner = {m.id: _by_itself(m, learner.reset) for m in graph.learners.values() if m.host == learner.id}
+    slow = next(
+        (f for f in a.flows.values() if f.op == "age" and f.host == learner.id and graph.learners[str(f.attr("learner"))].folds), None
+    )
+    if slow is not None:
+        raise General("its rule asks for the age of a slow learner", slow.span)
     flows = {id: _of_the_token(flow, a, graph.starts) if flow.host == learner.id else flow for id, flow in list(a.flows.items())}
     whole = as_a_whole(learner)
     graph = substitute(graph.with_(flows={**a.flows, **flows}, learners={**graph.learners, **inner, learner.id: whole}), known)
@@ -75,9 +80,10 @@ def step_by_step(
 
 
 def _by_itself(learner: Learner, reset: str | None) -> Learner:
-    """A learner of a rule as a memory that is written at every token, and begins anew where its host does."""
+    """A learner of a rule as a memory that is written at every token, or at the last of a period, and begins anew where its host does."""
     tensors = learner.store.tensors
-    return replace(learner, host=None, reset=reset, clock=Clock("token", 1), store=Store(tensors, "value", (), tensors[0].axes))
+    clock = learner.clock if learner.folds else Clock("token", 1)
+    return replace(learner, host=None, reset=reset, clock=clock, store=Store(tensors, "value", (), tensors[0].axes))
 
 
 def _of_the_token(flow: Flow, a: Algebra, starts: str | None) -> Flow:

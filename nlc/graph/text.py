@@ -152,7 +152,8 @@ def store_text(learner: Learner) -> str:
 
 def _where(learner: Learner) -> str:
     """Clock of a rule's learner, the group of the file, the block copy, the host."""
-    parts = [f"every {learner.clock}"] if learner.clock is not None and learner.clock.unit == "update" else []
+    own = learner.clock is not None and (learner.clock.unit == "update" or (learner.host is not None and learner.folds is not None))
+    parts = [f"every {learner.clock}"] if own else []
     parts += [f"group {learner.level}"] if learner.level else []
     parts += [f"part of {learner.group}"] if learner.group is not None else []
     parts += [f"in {learner.scope}"] if learner.scope else []

@@ -21,6 +21,7 @@ from nlc.graph.state import (
     StateTensor,
     context_keys,
     folding,
+    keeps_add_up,
     longest_window,
     needs_anchor,
     needs_kept,
@@ -338,8 +339,10 @@ class Tick:
                 return inverse_root(args[0], flow.attr("power"), flow.attr("eps"))
             case "eigenbasis":
                 return torch.linalg.eigh(args[0])[1]
-            case "age":  # a learner of a rule of a token memory has made one update a token
-                return (self.old["position"] + 1).to(self.machine.dtype).reshape(-1)
+            case "age":  # a learner of a rule of a token memory has made one update a token, or one a period
+                ticking = folding(graph, graph.learners[flow.attr("learner")])
+                period = ticking.clock.period if ticking is not None and ticking.clock is not None else 1
+                return ((self.old["position"] + 1) // period).to(self.machine.dtype).reshape(-1)
             case "boundary":
                 ends = 1 if flow.attr("last") else 0
                 return ((self.old["position"] + ends) % flow.attr("period") == 0).to(self.machine.dtype).reshape(-1)
@@ -631,7 +634,7 @@ class Tick:
             kept = keep * self.old[key]
             self.new[key] = kept.detach() if learner.backprop.stops else kept
             return self.new[key]
-        if learner.folds in ("sum", "mean") and learner.clock is not None:
+        if keeps_add_up(learner) and learner.clock is not None:
             keep = keep**learner.clock.period
         return keep * self.old[learner.id]
 

@@ -33,7 +33,21 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "read": ("absent", "before", "after", "start"),
     "every": ("1", "2", "3", "4", "7"),
     "fold": ("each", "sum", "mean", "last"),
-    "rule": ("absent", "gd", "momentum", "momentum of data", "average", "two momenta", "keeping", "nested", "erasing", "rooted", "bounded"),
+    "rule": (
+        "absent",
+        "gd",
+        "momentum",
+        "momentum of data",
+        "average",
+        "two momenta",
+        "keeping",
+        "nested",
+        "erasing",
+        "rooted",
+        "bounded",
+        "slow",
+        "slow rooted",
+    ),
     "view": ("none", "softmax", "norm"),
     "times": ("1", "2"),
     "reset": ("none", "when", "every"),
@@ -62,8 +76,9 @@ def wrong(o: Options) -> int:
     both_sides, window, recalled = o["objective"] == "of both sides", o["window"] != "none", o["learners"]
     channels = "channels" in o["keep"] or o["rate"] == "channels"
     matrix = o["store"] in ("matrix", "square matrix")
-    curved, viewed, values = o["rule"] in ("rooted", "bounded"), o["view"] != "none", "values" in o["keep"]
+    curved, viewed, values = o["rule"] in ("rooted", "bounded", "slow rooted"), o["view"] != "none", "values" in o["keep"]
     erasing, twice, asks = o["rule"] == "erasing", o["times"] != "1", recalled in ("inverse", "mesa")
+    slow = "slow" in o["rule"]
     by_period = deep or viewed or curved  # only with gradients at the start of a period, one update a token
     found = (
         by_period and o["at"] not in ("absent", "start"),
@@ -81,6 +96,7 @@ def wrong(o: Options) -> int:
         values and deep,
         values and (both_sides or asks),
         values and "square" in o["store"],
+        slow and (o["fold"] != "each" or o["samples"] != "none" or twice or o["reset"] != "none"),
         twice and (o["at"] == "start" or o["samples"] != "none" or o["every"] != "1" or implicit or window),
         o["reset"] == "when" and o["every"] != "1",
         o["reset"] != "none" and o["backprop"] == "first order",

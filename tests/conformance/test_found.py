@@ -53,6 +53,13 @@ FORWARD = {
     "an objective that sees no recall": memory('key: k, value: v, minimize: "sum(value)"'),
     "a matrix with twice the same axis": memory("key: k, value: q, rate: 0.5", store="{matrix: [K, K]}"),
     "that with a rule": memory("key: k, value: q, rule: {momentum: {}}", store="{matrix: [K, K]}"),
+    "a memory of one number": memory('value: b, keep: "exp(-b^2)", rate: 0.5', store="{scalar: []}", out="q * S()"),
+    "copies of one number": memory('value: h, keep: "exp(-h^2)"', store="{scalar: []}", more="per: [H], ", out="sum(S()) * q"),
+    "a memory of nothing but the clock": memory('value: 0, minimize: dot, keep: "cos(position)"', store="{scalar: []}", out="q * S()"),
+    "a rule that reads the weights": memory("key: k, value: v, rule: {adam: {lr: 0.1, decay: 0.3}}, fold: each", every="4 tokens"),
+    "a linear one": memory("key: k, value: v, rule: {pull: {}}"),
+    "a linear one at the start of a period": memory("key: k, value: v, rule: {pull: {}}, at: start, fold: each", every="4 tokens"),
+    "a linear one after the decay": memory("key: k, value: v, rule: {pull: {}}, at: decayed, keep: exp(-b^2)"),
     "two memories, one with its key as probe": """\
 nlc: 1
 name: two
@@ -166,6 +173,8 @@ def library(tmp_path: Path) -> Library:
     for name, (learners, out) in RULES.items():
         text = RULE.format(name=name, levels=BUFFER.format(learners=learners), out=out)
         (tmp_path / "optimizers" / f"{name}.yaml").write_text(text, encoding="utf-8")
+    pull = "nlc: 1\nname: pull\ninputs: {g: gradient, w: weights}\noutputs: {step: -0.3 * g - 0.1 * w}\n"
+    (tmp_path / "optimizers" / "pull.yaml").write_text(pull, encoding="utf-8")
     return Library(search=(tmp_path,))
 
 

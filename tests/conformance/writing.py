@@ -59,6 +59,34 @@ params: {rate: 0.1}
 inputs: {g: gradient}
 outputs: {step: -rate * g / (1 + sum(g * g))}
 """,
+    "slow_momenta": """\
+nlc: 1
+name: slow_momenta
+params: {rate: 0.1, kept: 0.8, period: 3, mix: 0.5}
+inputs: {g: gradient}
+levels:
+  fast: {every: 1 update, learners: {m: {store: {like: g}, learn: {value: g, rate: 0.4}}}}
+  slow:
+    every: period updates
+    learners:
+      a: {store: {like: g}, learn: {value: g, minimize: dot, rate: 0.3, keep: kept, fold: WORD}}
+      b: {store: {like: g}, read: start, learn: {value: a() + m(), rate: 0.5, fold: last}}
+outputs: {step: -rate * (m() + mix * a() - b())}
+""",
+    "slow_rooted": """\
+nlc: 1
+name: slow_rooted
+params: {rate: 0.1, decay: 0.8, period: 3}
+inputs: {g: gradient}
+levels:
+  fast: {every: 1 update, learners: {s: {store: {like: g}, learn: {value: g * g, rate: 0.3}}}}
+  slow:
+    every: period updates
+    learners:
+      m: {store: {like: g}, learn: {value: g, rate: 1 - decay, fold: WORD}}
+      o: {store: {like: g}, read: start, learn: {value: m() / (1 + abs(m())), rate: 0.9, fold: last}}
+outputs: {step: -rate * (m() + o()) / (abs(s()) + 0.1)^0.5}
+""",
     "nested": """\
 nlc: 1
 name: nested
@@ -195,6 +223,7 @@ class Writer(Values):
         how, rng = self.o["rule"], self.rng
         data = f"0.5 * sigmoid({self.gate(per)})"
         few = rng.choice(("0.3", data))
+        slow = f"period: {rng.choice((2, 3, 5))}"
         calls = {
             "absent": "",
             "gd": rng.choice(("{gd: {}}", f"{{gd: {{rate: {json.dumps(few)}}}}}")),
@@ -215,6 +244,8 @@ class Writer(Values):
             "erasing": rng.choice(("{dgd: {}}", f"{{dgd: {{rate: {json.dumps(few)}, keep: 0.9}}}}")),
             "rooted": f"{{rooted: {{rate: {json.dumps(few)}, decay: {json.dumps(rng.choice(('0.6', f'sigmoid({self.gate(per)})')))}}}}}",
             "bounded": f"{{bounded: {{rate: {json.dumps(few)}}}}}",
+            "slow": f"{{slow_momenta: {{rate: {json.dumps(few)}, kept: {json.dumps(few)}, {slow}}}}}",
+            "slow rooted": f"{{slow_rooted: {{rate: {json.dumps(few)}, {slow}}}}}",
             "nested": rng.choice(
                 (
                     f"{{nested: {{rate: {json.dumps(few)}}}}}",
@@ -226,7 +257,7 @@ class Writer(Values):
         call = calls[how]
         for name in RULES:
             if f"{{{name}:" in call:
-                self.files[f"optimizers/{name}"] = RULES[name]
+                self.files[f"optimizers/{name}"] = RULES[name].replace("WORD", rng.choice(("sum", "mean", "last")))
         return f"rule: {call}" if call else ""
 
     def init(self) -> str:
