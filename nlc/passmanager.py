@@ -43,6 +43,7 @@ REGISTRY: dict[str, str] = {
     "fold-constants": "nlc.passes.fold_constants:FoldConstants",
     "share-flows": "nlc.passes.share_flows:ShareFlows",
     "drop-dead": "nlc.passes.drop_dead:DropDead",
+    "hold-slow-flows": "nlc.passes.hold_slow_flows:HoldSlowFlows",
     "classify": "nlc.passes.classify:Classify",
     "bucket-frequencies": "nlc.passes.bucket_frequencies:BucketFrequencies",
     "fuse-projections": "nlc.passes.fuse_projections:FuseProjections",
@@ -55,6 +56,7 @@ DEFAULT: tuple[str, ...] = (
     "fold-constants",  # a keep of 1 or a rate of 0 decides the class
     "share-flows",
     "drop-dead",  # after sharing: a shared flow may lose its last reader
+    "hold-slow-flows",  # after drop-dead: what nobody reads needs no state
     "classify",
     "fuse-projections",  # after drop-dead: a dead projection must not widen a product
     "bucket-frequencies",  # needs the class: only learners of one class share a sweep

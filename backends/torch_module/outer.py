@@ -155,8 +155,10 @@ class _Writer(Expressions):
         return self.new[id]
 
     def advanced(self, learner: Learner, old: str) -> str:
-        """keep * old + step."""
+        """keep * old + step; the step alone where nothing is kept."""
         assert learner.rule.step is not None
+        if learner.keep is not None and self.graph.flows[learner.keep].attr("value") == 0:
+            return self.value(learner.rule.step).at(5)
         factors = [self.value(keep).at(7) for keep in (learner.keep, learner.rule.keep) if keep is not None]
         return f"{' * '.join([*factors, old])} + {self.value(learner.rule.step).at(5)}"
 

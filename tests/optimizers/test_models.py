@@ -84,6 +84,48 @@ def test_groups_train_as_the_reference_says(groups: str, tmp_path: Path) -> None
             assert (x - wanted[key]).abs().max() < 1e-9 * max(1.0, float(wanted[key].abs().max())), key
 
 
+SLOW = """\
+nlc: 1
+name: slow
+params: {period: 3}
+inputs: {g: {gradient: [O, I]}}
+templates: {slow: {store: {like: g}, learn: {value: g, minimize: dot}}}
+levels:
+  fast: {every: 1 update, learners: {m: {store: {like: g}, learn: {value: g, rate: 0.5}}}}
+  slow:
+    every: period updates
+    learners:
+      a: {use: slow}
+      b: {use: slow, read: start, learn: {value: "newton_schulz(a(), 5)", fold: last}}
+  slower: {every: 2 * period updates, learners: {c: {use: slow, learn: {value: "newton_schulz(a(), 5)", fold: mean}}}}
+outputs: {step: "0.1 * (newton_schulz(m(), 5) + newton_schulz(a(), 5) @ T(a()) @ c() - 0.1 * newton_schulz(b(), 5) + c() @ T(c()) @ a())"}
+"""
+
+
+def test_what_slow_learners_feed_is_held(tmp_path: Path) -> None:
+    """To the last bit what it is without the pass; at other updates nothing of it is computed."""
+    (tmp_path / "slow.yaml").write_text(SLOW)
+    text = MODEL.format(learners=group("matrices", "matrix and not under(unembed)", "slow: {}") + group("others", "rest", ADAMW))
+    (tmp_path / "grouped.yaml").write_text(text.replace("uses: {", "uses: {slow: slow, "))
+    held, plain = (nlc.compile(tmp_path / "grouped.yaml", backend="eager", without=w) for w in ((), ("hold-slow-flows",)))
+    tokens = {"tokens": torch.randint(0, 11, (2, 8), generator=torch.Generator().manual_seed(0))}
+    states: list[dict[str, Tensor] | None] = [None, None]
+
+    for _ in range(8):
+        losses = []
+        for i, compiled in enumerate((held, plain)):
+            loss, states[i] = compiled.train_step(tokens, states[i])
+            losses.append(loss)
+        assert losses[0] == losses[1]
+        assert all(torch.equal(p, q) for p, q in zip(held.parameters(), plain.parameters(), strict=True))
+
+    assert states[0] is not None and states[1] is not None
+    more = {key.split(".held.")[0] for key in states[0].keys() - states[1].keys()}
+    assert len(more) == 4
+    usual = held.source.split("def matrices_update(")[1].split("\ndef ")[0]
+    assert usual.count("newton_schulz(") == 2  # of m, and of b, which a call sees as it was before its update
+
+
 def test_groups_own_what_they_select(tmp_path: Path) -> None:
     graph = nlc.compile(written(tmp_path, GROUPS), backend="eager").stages[0].graph
     owned = {m.id: m.owns for m in graph.learners.values() if m.owns}

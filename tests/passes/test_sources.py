@@ -17,6 +17,7 @@ SPECS = {
     "fold-constants": "numbers",
     "share-flows": "equal_flows",
     "drop-dead": "memory",
+    "hold-slow-flows": "slow_products",
     "classify": "delta",
     "fuse-projections": "three_projections",
     "bucket-frequencies": "two_memories",
