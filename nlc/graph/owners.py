@@ -58,8 +58,19 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
     }
     owned = graph.with_(learners=learners)
     if not diagnostics:
-        diagnostics += [*_idle_owners(owned), *_no_matrices(owned)]
+        diagnostics += [*_idle_owners(owned), *_no_matrices(owned), *_other_folds(owned)]
     return owned
+
+
+def _other_folds(graph: LevelGraph) -> Iterator[Diagnostic]:
+    """Owners that want the loss folded in another way than the first: it is one number."""
+    first, *others = [m for m in graph.learners.values() if m.selector is not None]
+    for owner in others:
+        axis = next((axis for axis in ("row", "token") if axis in first.fold and owner.fold.get(axis) != first.fold[axis]), None)
+        if axis is not None:
+            text = f"`{owner.id}` folds the loss over {axis}s by `{owner.fold[axis]}`, `{first.id}` by `{first.fold[axis]}`"
+            help = f"`{axis}: {first.fold[axis]}`; a factor may stand in the rate"
+            yield codes.NotCompiledYet(text + "; two losses are not compiled yet", owner.span, help, (("the other learner", first.span),))
 
 
 def _no_matrices(graph: LevelGraph) -> Iterator[Diagnostic]:
