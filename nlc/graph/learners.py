@@ -591,7 +591,8 @@ def _fold(b: Builder, learner: Learner, write: language.Write, at: str, defaults
     span = write.spans.get("fold", write.span)
     if learner.clock is None or learner.clock.period == 1:
         slow = isinstance(write.fold, Name) and b.host is not None  # the period is a param
-        if write.fold is not None and not slow:
+        each = isinstance(write.fold, Name) and write.fold.name == "each"  # so it is, whatever the period
+        if write.fold is not None and not slow and not each:
             b.fail(codes.NotCompiledYet, "`fold` has no effect where a period holds one sample", span, "leave it out")
         return {}
     if isinstance(write.fold, dict):  # other axes are refused before
