@@ -6,8 +6,6 @@ which each side takes its turn. Run: python -m bench.optimizers [SECTION ..] [--
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,12 +14,11 @@ from torch import Tensor, nn
 
 import nlc
 from bench.algebra import Row, row
-from bench.memories import RESULTS, machine
+from bench.memories import RESULTS
+from bench.sections import run
 from bench.timing import Step, medians
 from bench.transformer import slow_level, train_step
-from nlc.runtime.process import set_up
 
-FILE = RESULTS / "optimizers.json"
 ROUNDS = 5
 
 
@@ -121,25 +118,5 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "sections", nargs="*", choices=[*SECTIONS, []], help="only these; other rows of the file stay, if the machine is the same"
-    )
-    parser.add_argument("--quick", action="store_true", help="few small steps: does it run?")
-    options = parser.parse_args()
-    set_up()
-    rows = [each for name in options.sections or SECTIONS for each in SECTIONS[name](options.quick)]
-    report = {"machine": machine(), "tensors": {"matrices": [512, 488], "vectors": [512], "dtype": "float32"}, "rows": rows}
-    before = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-    if before.get("machine") == report["machine"]:
-        made = {(row["what"], row["peer"]) for row in rows}
-        report["rows"] = [row for row in before["rows"] if (row["what"], row["peer"]) not in made] + rows
-    text = json.dumps(report, indent=1) + "\n"
-    print(text)
-    if not options.quick:
-        FILE.write_text(text, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, RESULTS / "optimizers.json", SECTIONS, tensors={"matrices": [512, 488], "vectors": [512], "dtype": "float32"})

@@ -74,7 +74,8 @@ def _expressions(spec: Spec) -> Iterator[Expr]:
     for learner in spec.learners:
         for write in learner.learn:
             keep = write.keep.values() if isinstance(write.keep, dict) else (write.keep,)
-            yield from (expr for expr in (write.key, write.value, write.minimize, write.rate, write.rule, *keep) if expr is not None)
+            rules = write.rule.values() if isinstance(write.rule, dict) else (write.rule,)
+            yield from (expr for expr in (write.key, write.value, write.minimize, write.rate, *rules, *keep) if expr is not None)
 
 
 def default_values(spec: Spec, library: Library) -> dict[str, Value]:

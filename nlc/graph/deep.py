@@ -348,10 +348,13 @@ def _keeps(b: Builder, write: language.Write, store: Function, context: Context,
     found = {}
     for name, expr in given.items():
         if name not in store.tensors:
-            help = b.suggest(name, tuple(store.tensors)) or f"its tensors: {', '.join(store.tensors)}"
-            b.fail(codes.UndefinedName, f"`{context.owner}` has no tensor `{name}`", expr.span, help)
+            b.fail(codes.UndefinedName, f"`{context.owner}` has no tensor `{name}`", expr.span, _tensors_near(b, name, store))
         found[name] = _gate(b, expr, store, replace(context, owner=f"{context.owner}.keep.{name}"), f"`keep` of `{name}`")
     return found
+
+
+def _tensors_near(b: Builder, name: str, store: Function) -> str:
+    return b.suggest(name, tuple(store.tensors)) or f"its tensors: {', '.join(store.tensors)}"
 
 
 def _gate(b: Builder, expr: Expr, store: Function, context: Context, what: str) -> str:
@@ -361,13 +364,28 @@ def _gate(b: Builder, expr: Expr, store: Function, context: Context, what: str) 
 
 
 def _rules(b: Builder, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]) -> dict[str, Rule]:
-    """The same rule for every tensor, each with its own gradient (and, when expanded, its own states)."""
+    """The rule of every tensor, the same or its own, each with its own gradient (and, when expanded, its own states)."""
     from nlc.graph.learners import _default, gradient_of, rule_args, weighs
 
+    def called(call: Call, owner: str) -> Rule:
+        spec = b.used("optimizers", call.function, call.span)
+        return Rule(call, spec, rule_args(b, copies_only(store.per), call, spec, replace(context, owner=owner)))
+
+    if isinstance(write.rule, dict):
+        for name, call in write.rule.items():
+            if name not in store.tensors:
+                b.fail(codes.UndefinedName, f"`{context.owner}` has no tensor `{name}`", call.span, _tensors_near(b, name, store))
+        missing = [name for name in store.tensors if name not in write.rule]
+        if missing:
+            b.fail(
+                codes.MissingPart,
+                f"`rule` of `{context.owner}` has none for `{missing[0]}`",
+                write.spans["rule"],
+                f"`{missing[0]}: {{gd: {{}}}}`",
+            )
+        return {name: called(call, f"{context.owner}.rule.{name}") for name, call in write.rule.items()}
     if write.rule is not None:
-        spec = b.used("optimizers", write.rule.function, write.rule.span)
-        args = rule_args(b, copies_only(store.per), write.rule, spec, replace(context, owner=f"{context.owner}.rule"))
-        return dict.fromkeys(store.tensors, Rule(write.rule, spec, args))
+        return dict.fromkeys(store.tensors, called(write.rule, f"{context.owner}.rule"))
     rate = None
     if write.rate is None:
         _default(defaults, "rate", "1")

@@ -508,6 +508,11 @@ def _called(b: Builder, call: Call, spec: language.Spec, inner: Context) -> str:
 def _rule(b: Builder, learner: Learner, write: language.Write, context: Context, defaults: list[tuple[str, str]]) -> Rule:
     """A rule call stays as it is until `expand-templates`; a plain rate is the gradient step, written out here."""
     name = context.owner
+    if isinstance(write.rule, dict):
+        text = f"`rule` of `{name}` names tensors, but its store has one"
+        b.fail(
+            codes.BadChoice, text, write.spans["rule"], "a store of several tensors, `{params: {W1: .., W2: ..}}`, may have a rule for each"
+        )
     if write.rule is not None:
         spec = b.used("optimizers", write.rule.function, write.rule.span)
         here = replace(context, owner=f"{name}.rule", host=learner.id if learner.selector is not None else context.host)

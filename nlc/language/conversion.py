@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from nlc.diagnostics import Diagnostic, Span, SpecError
-from nlc.language.expression import Expr, Lambda, ListOf, Name, Number
+from nlc.language.expression import Call, Expr, Lambda, ListOf, Name, Number
 from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, unknown_word
 from nlc.language.schema import BACKPROP, DTYPES, FOLDS, INPUT_WORDS, STATES
 from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Reset, Sequences, Spec, Store, Use, Write
@@ -338,7 +338,7 @@ class _Conversion:
             self.problems.append(RateAndRule("`rate` together with `rule`", place, "give the rate to the rule", (note,)))
         fold = self.fold(form.entries["fold"].value) if "fold" in form.entries else None
         at = self.state(form.entries["at"].value) if "at" in form.entries else None
-        rule = call(form.entries["rule"].value, "rule", self.problems) if "rule" in form.entries else None
+        rule = self.rule(form.entries["rule"].value) if "rule" in form.entries else None
         key, value, minimize = optional("key"), optional("value"), optional("minimize")
         solve, over = self.word(form.get("solve")), self.over(form.get("over"))
         weight, times = optional("weight"), optional("times")
@@ -361,6 +361,13 @@ class _Conversion:
         if isinstance(entry.value, Mapping) and len(entry.value.entries) > 1:
             return {gate.key: expression(gate.value, self.problems) for gate in self.named(entry.value)}
         return expression(entry.value, self.problems)
+
+    def rule(self, node: Node) -> Call | dict[str, Call] | None:
+        """A call, or one for each of several tensors: a map of calls that are maps themselves."""
+        if not isinstance(node, Mapping) or len(node.entries) < 2 or not all(_is_call_of_a_map(e.value) for e in node.entries.values()):
+            return call(node, "rule", self.problems)
+        calls = {entry.key: call(entry.value, f"rule` of `{entry.key}", self.problems) for entry in self.named(node)}
+        return {name: each for name, each in calls.items() if each is not None}
 
     def state(self, node: Node) -> Expr:
         """A word, or a function of the weights."""
@@ -390,3 +397,8 @@ class _Conversion:
         if isinstance(node, Scalar) and node.kind == "str":
             return unknown_word(node, words, f"`{key}`")
         return WrongKind(f"`{key}` must be {listed(words)}, not {describe(node)}", node.span)
+
+
+def _is_call_of_a_map(node: Node) -> bool:
+    """`{name: {..}}`, a call whose arguments are written as a map."""
+    return isinstance(node, Mapping) and len(node.entries) == 1 and all(isinstance(e.value, Mapping) for e in node.entries.values())

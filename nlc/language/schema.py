@@ -53,7 +53,8 @@ Expression = Annotated[object, WithJsonSchema(_EXPRESSION)]
 _GATES: JsonSchemaValue = {"type": "object", "propertyNames": {"pattern": _NAME}, "additionalProperties": _EXPRESSION, "minProperties": 1}
 Gate = Annotated[object, WithJsonSchema(_one_of(_EXPRESSION, _GATES))]
 Axes = Annotated[object, WithJsonSchema(_AXES)]
-CallOnly = Annotated[object, WithJsonSchema(_NAMED_CALL)]
+_RULES: JsonSchemaValue = {"type": "object", "propertyNames": {"pattern": _NAME}, "additionalProperties": _NAMED_CALL, "minProperties": 2}
+RuleForm = Annotated[object, WithJsonSchema(_one_of(_NAMED_CALL, _RULES))]
 Size = Annotated[object, WithJsonSchema({"type": ["integer", "string"], "minimum": 1})]
 ParamValue = Annotated[object, WithJsonSchema(_one_of({"type": "number"}, _words(DTYPES), _AXES))]
 Requirements = Annotated[list[object], WithJsonSchema({"type": "array", "items": {"type": "string"}})]
@@ -99,7 +100,7 @@ class WriteForm(_Strict):
         "How much of the old state is kept: a scalar, or a vector on the axis it names; a map gives each tensor its own. Default: 1."
     )
     rate: Expression = _optional("The step size, short for the plain gradient rule; not together with `rule`. Default: 1.")
-    rule: CallOnly = _optional("The update rule, a call of a spec: {name: {param: 0.1}}.")
+    rule: RuleForm = _optional("The update rule, a call of a spec: {name: {param: 0.1}}; a map of calls gives each tensor its own.")
     solve: Literal["gradient", "implicit", "exact"] = Field(
         "gradient",
         description="gradient: a step a sample. implicit: the minimum of the objective and of the distance to the kept state. "

@@ -91,7 +91,7 @@ class Write:
     at: Expr | None
     keep: Expr | dict[str, Expr] | None
     rate: Expr | None
-    rule: Call | None
+    rule: Call | dict[str, Call] | None
     span: Span
     spans: dict[str, Span] = field(default_factory=dict, compare=False)
     """The place of each key that is written."""

@@ -48,7 +48,8 @@ def call(box: Box, z: Tensor) -> Tensor:
 def by_hand(block: str, p: dict[str, Tensor], x: Tensor, periods: tuple[int, int]) -> Tensor:
     """A token at a time; slopes of the objective stand at the states at the start of a period."""
     names = ("Mk", "Mv", "Meta", "Malpha", "M")
-    boxes = {n: tuple(p[f"{n}.{w}.init"].expand(len(x), -1, -1) for w in ("W1", "W2")) for n in names}
+    first = {key: value.expand(len(x), -1, -1) for key, value in p.items() if key.endswith(".init")}
+    boxes: dict[str, Box] = {n: (first[f"{n}.W1.init"], first[f"{n}.W2.init"]) for n in names}
     anchors = dict(boxes)
     past: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
 
@@ -101,7 +102,7 @@ def gradients(f: Callable[[], Tensor], p: dict[str, Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("block", BLOCKS)
 def test_is_the_loop_by_hand(block: str, periods: tuple[int, int], backend: str) -> None:
     compiled, x = made(block, periods, backend), drawn()
-    p = dict(compiled.named_parameters())
+    p: dict[str, Tensor] = dict(compiled.named_parameters())
 
     found = gradients(lambda: compiled({"x": x})[0]["y"], p)
     wanted = gradients(lambda: by_hand(block, p, x, periods), p)

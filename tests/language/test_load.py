@@ -1,5 +1,6 @@
 """Files and texts to typed specs: what each part becomes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def codes(body: str) -> list[str]:
     return [problem.code for problem in caught.value.diagnostics]
 
 
-def text(expr: Expr | dict[str, str] | None) -> str:
+def text(expr: Expr | Mapping[str, object] | None) -> str:
     assert expr is not None and not isinstance(expr, dict)
     return to_text(expr)
 
