@@ -175,6 +175,38 @@ def _propagated_gradients(ctx, *gradients):  # type: ignore[no-untyped-def]
 _PROPAGATED = _define_propagated()
 
 
+def _products_forward(gates: Tensor) -> Tensor:
+    """E [.., C + 1, C + 1] of gates f [.., C]: E_ts = f_t .. f_{s+1} for s <= t, else 0."""
+    chunk = gates.shape[-1]
+    earlier = torch.ones(chunk, chunk + 1, dtype=torch.bool, device=gates.device).tril()
+    made = gates.new_zeros(*gates.shape[:-1], chunk + 1, chunk + 1)
+    made[..., 0, 0] = 1
+    made[..., 1:, :] = torch.where(earlier, gates.unsqueeze(-1), 1.0).cumprod(-2).tril(1)
+    return made
+
+
+def _products_backward(products: Tensor, given: Tensor) -> Tensor:
+    """d f_r, the sum over t and s of given_ts E_tr E_{r-1, s}: no quotients here either."""
+    return (products[..., 1:] * (given @ products.mT)[..., :-1]).sum(-2)
+
+
+def _define_products() -> torch._ops.OpOverload:
+    """Registers the products of gates and their backward, once in a process."""
+    if not hasattr(torch.ops.nlc, "products"):
+        backward = torch.library.custom_op("nlc::products_backward", _products_backward, mutates_args=())
+        backward.register_fake(lambda products, given: products.new_empty(*products.shape[:-2], products.shape[-1] - 1))
+        forward = torch.library.custom_op("nlc::products", _products_forward, mutates_args=())
+        forward.register_fake(lambda gates: gates.new_empty(*gates.shape[:-1], gates.shape[-1] + 1, gates.shape[-1] + 1))
+        forward.register_autograd(
+            lambda ctx, given: backward(*ctx.saved_tensors, given),
+            setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
+        )
+    return torch.ops.nlc.products.default
+
+
+_PRODUCTS = _define_products()
+
+
 def propagated(gates: Tensor, columns: Tensor, looks: list[tuple[int, bool]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What each token of a chunk still sees of the chunk's start and of every write before it, through gate matrices.
 
@@ -186,6 +218,14 @@ def propagated(gates: Tensor, columns: Tensor, looks: list[tuple[int, bool]]) ->
         total    [N, G, n, n]          F_C .. F_1
     Only products of gates, no quotients: gates may be zero or negative.
     """
+    if gates.shape[-1] == 1:
+        chunk, products = gates.shape[2], _PRODUCTS(gates[..., 0, 0])
+        writes = products[..., 1:] * columns[..., 0].unsqueeze(-2)
+        rows = [slice(int(new), chunk + int(new)) for _, new in looks]
+        seen, between = (
+            torch.stack([x[..., row, :] for row in rows]) if rows else x[None, :, :, 1:][:0] for x in (products[..., :1], writes)
+        )
+        return seen, between, writes[..., -1, :, None], products[..., -1:, :1]
     seen, between, to_end, total, _, _ = _PROPAGATED(gates, columns, [2 * i + (not new) for i, new in looks])
     seen, between, total = (x.movedim(-1, -3).unflatten(-3, gates.shape[:2]) for x in (seen, between, total))
     return seen, between, to_end.permute(2, 1, 0).unflatten(0, gates.shape[:2]), total

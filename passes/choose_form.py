@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from nlc.diagnostics import UsageError
+from nlc.graph.anchored import ANCHORED
 from nlc.graph.inverse import inverses
 from nlc.graph.ir import Execution, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, as_swept
@@ -43,13 +44,15 @@ class ChooseForm(Pass):
             raise UsageError(f"`recompute` is {self.recompute}; it is a number of tokens, 0 to keep everything")
         for learner in graph.learners.values():
             if is_memory(learner) and isinstance(learner.linear, LinearForm):
-                chosen = self._choose(learner, learner.linear, bool(inverses(graph, learner.id)))
+                anchored = ANCHORED if learner.group is not None else ()
+                read = any(flow.attr("state") not in anchored for flow in graph.recalls.get(learner.id, ()))
+                chosen = self._choose(learner, learner.linear, bool(inverses(graph, learner.id)), read)
                 execution = replace(chosen, recompute=self.recompute)
                 if execution != learner.execution:
                     graph = graph.with_learner(replace(learner, execution=execution))
         return graph
 
-    def _choose(self, learner: Learner, form: LinearForm, inverse: bool) -> Execution:
+    def _choose(self, learner: Learner, form: LinearForm, inverse: bool, read: bool) -> Execution:
         legal = ("recurrent", "chunkwise")
         decays = "none" if not form.fades else "log" if form.log_keep is not None and form.plain else "product"
         store = as_swept(learner).store
@@ -69,7 +72,7 @@ class ChooseForm(Pass):
             why = "its gradients are taken at a new state every token" if longest == 1 else "its outer gradient is cut at every token"
             return Execution("recurrent", 1, decays, ("recurrent",), why)
         chunks = tuple(C for C in CHUNKS if 2 * min(longest, cut) > C) or CHUNKS[:1]
-        costs = {C: cost_per_token(form, K, V, C) for C in chunks}
+        costs = {C: cost_per_token(form, K, V, C, read) for C in chunks}
         best = self.chunk or min(costs, key=lambda C: costs[C])
         reason = "asked for" if self.chunk else "least multiply-adds a token and copy: " + ", ".join(f"{C}: {costs[C]:.0f}" for C in chunks)
         if inverse:
@@ -92,19 +95,20 @@ def solver(form: LinearForm, K: int, C: int) -> tuple[bool, str]:
     return iterations < elimination, f"{chosen} ({ITERATIONS} iterations of conjugate gradients: {iterations}, elimination: {elimination})"
 
 
-def cost_per_token(form: LinearForm, K: int, V: int, C: int) -> float:
+def cost_per_token(form: LinearForm, K: int, V: int, C: int, read: bool = True) -> float:
     """Multiply-adds a token and copy of the chunk form, plus what starting a small product costs, as multiply-adds.
 
     Scores against keys, applied to errors; with a solve its inverse and its product with the errors; a product with the state of n K
     rows for the read, each write and each probe. Gates that differ between channels act on rows and columns of n K numbers, in log2 C
-    rounds. The overhead per chunk was fitted on a 2-core CPU (bench/results).
+    rounds. The overhead per chunk, in part that of passing on the state, was fitted on a 2-core CPU (bench/results). Not `read` within a
+    period: nothing asks for the state of a token.
     """
     n, writes = form.n, len(form.writes)
     probes = sum(write.c is not None for write in form.writes)
-    scores = C * writes * (K + V)
+    scores = C * writes * (K + V) if read else 0
     solve = C * probes * (K + V / 2 + C * probes / 3)
-    state = (1 + writes + probes) * n * K * V
-    overhead = 180_000 / C
+    state = (int(read) + writes + probes) * n * K * V
+    overhead = (147_000 + 8 * K * V) / C
     if not form.plain:
         gates = (1 + writes + probes) * n * n * K * C.bit_length()
     else:

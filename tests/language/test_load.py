@@ -29,7 +29,8 @@ def codes(body: str) -> list[str]:
 
 
 def text(expr: Expr | Mapping[str, object] | None) -> str:
-    assert expr is not None and not isinstance(expr, dict)
+    assert expr is not None
+    assert not isinstance(expr, Mapping)
     return to_text(expr)
 
 
