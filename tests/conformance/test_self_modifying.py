@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +16,19 @@ from nlc.language import loads
 from nlc.runtime.compiled import CompiledSpec
 
 D, WIDE, B, T = 6, 5, 2, 19
-BLOCKS = ("adaptive_projections", "self_modifying", "self_modifying_titans")
+BLOCKS = ("adaptive_projections", "self_modifying", "self_modifying_titans", "one erases")
+"""The last is self_modifying_titans with a rule for each tensor: only W2 erases, on the side of the input of the memory."""
 PERIODS = ((1, 1), (4, 8), (8, 4), (5, 3), (16, 64))
+SAME = "rule: {dgd: {rate: eta, keep: alpha}}"
+OWN = "rule: {W1: {gd: {rate: eta}}, W2: {dgd: {rate: eta, keep: alpha}}}, keep: {W1: alpha, W2: 1}"
 Box = tuple[Tensor, Tensor]
 
 
 def made(block: str, periods: tuple[int, int], backend: str = "eager", **options: Any) -> CompiledSpec:
     dims = {"d": D, "h": WIDE, "c": periods[0], "p": periods[1], "width": 3}
-    compiled = nlc.compile(f"blocks/{block}", dims=dims, params={"most": 0.4, "kept": 2.0}, backend=backend, **options).double()
+    text = (Path(nlc.specs.__path__[0]) / "blocks/self_modifying_titans.yaml").read_text(encoding="utf-8")
+    spec = loads(text.replace(SAME, OWN)) if block == "one erases" else f"blocks/{block}"
+    compiled = nlc.compile(spec, dims=dims, params={"most": 0.4, "kept": 2.0}, backend=backend, **options).double()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in compiled.parameters():
@@ -87,6 +93,7 @@ def by_hand(block: str, p: dict[str, Tensor], x: Tensor, periods: tuple[int, int
             new1, new2 = alpha * old1 - eta * g1, alpha * old2 - eta * g2
             if block == "self_modifying_titans":
                 new1 = new1 - eta * torch.einsum("bdh,bh,bg->bdg", old1, hidden, hidden)
+            if block in ("self_modifying_titans", "one erases"):
                 new2 = new2 - eta * torch.einsum("bhd,bd,be->bhe", old2, key, key)
             boxes[n] = (new1, new2)
     return torch.stack(found, 1)
