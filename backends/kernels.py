@@ -175,36 +175,25 @@ def _propagated_gradients(ctx, *gradients):  # type: ignore[no-untyped-def]
 _PROPAGATED = _define_propagated()
 
 
-def _products_forward(gates: Tensor) -> Tensor:
+class _Products(torch.autograd.Function):
     """E [.., C + 1, C + 1] of gates f [.., C]: E_ts = f_t .. f_{s+1} for s <= t, else 0."""
-    chunk = gates.shape[-1]
-    earlier = torch.ones(chunk, chunk + 1, dtype=torch.bool, device=gates.device).tril()
-    made = gates.new_zeros(*gates.shape[:-1], chunk + 1, chunk + 1)
-    made[..., 0, 0] = 1
-    made[..., 1:, :] = torch.where(earlier, gates.unsqueeze(-1), 1.0).cumprod(-2).tril(1)
-    return made
 
+    @staticmethod
+    def forward(ctx, gates):  # type: ignore[no-untyped-def]
+        chunk = gates.shape[-1]
+        earlier = torch.ones(chunk, chunk + 1, dtype=torch.bool, device=gates.device).tril()
+        made = torch.where(earlier, gates.unsqueeze(-1), 1.0).cumprod(-2).tril(1)
+        first = torch.zeros_like(made[..., :1, :])
+        first[..., 0] = 1
+        products = torch.cat([first, made], -2)
+        ctx.save_for_backward(products)
+        return products
 
-def _products_backward(products: Tensor, given: Tensor) -> Tensor:
-    """d f_r, the sum over t and s of given_ts E_tr E_{r-1, s}: no quotients here either."""
-    return (products[..., 1:] * (given @ products.mT)[..., :-1]).sum(-2)
-
-
-def _define_products() -> torch._ops.OpOverload:
-    """Registers the products of gates and their backward, once in a process."""
-    if not hasattr(torch.ops.nlc, "products"):
-        backward = torch.library.custom_op("nlc::products_backward", _products_backward, mutates_args=())
-        backward.register_fake(lambda products, given: products.new_empty(*products.shape[:-2], products.shape[-1] - 1))
-        forward = torch.library.custom_op("nlc::products", _products_forward, mutates_args=())
-        forward.register_fake(lambda gates: gates.new_empty(*gates.shape[:-1], gates.shape[-1] + 1, gates.shape[-1] + 1))
-        forward.register_autograd(
-            lambda ctx, given: backward(*ctx.saved_tensors, given),
-            setup_context=lambda ctx, inputs, output: ctx.save_for_backward(output),
-        )
-    return torch.ops.nlc.products.default
-
-
-_PRODUCTS = _define_products()
+    @staticmethod
+    def backward(ctx, given):  # type: ignore[no-untyped-def]
+        """d f_r, the sum over t and s of given_ts E_tr E_{r-1, s}: no quotients here either."""
+        (products,) = ctx.saved_tensors
+        return (products[..., 1:] * (given @ products.mT)[..., :-1]).sum(-2)
 
 
 def propagated(gates: Tensor, columns: Tensor, looks: list[tuple[int, bool]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -219,7 +208,7 @@ def propagated(gates: Tensor, columns: Tensor, looks: list[tuple[int, bool]]) ->
     Only products of gates, no quotients: gates may be zero or negative.
     """
     if gates.shape[-1] == 1:
-        chunk, products = gates.shape[2], _PRODUCTS(gates[..., 0, 0])
+        chunk, products = gates.shape[2], _Products.apply(gates[..., 0, 0])  # type: ignore[no-untyped-call]
         writes = products[..., 1:] * columns[..., 0].unsqueeze(-2)
         rows = [slice(int(new), chunk + int(new)) for _, new in looks]
         seen, between = (

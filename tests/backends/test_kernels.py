@@ -203,7 +203,6 @@ def operator_cases() -> list[tuple[str, str, Sequence[object]]]:
     return [
         ("sweep", "chunk_sweep_4", sweep_inputs(n)),
         ("inter_chunk_free", "inter_chunk_free_4", [draw(N, G, n * K, V), draw(N, G, n, n), draw(G, n * K, V)]),
-        ("products", "products", [draw(N, G, C)]),
         ("propagated", "propagated_3", [draw(N, G, C, n, n), draw(N, G, C, n), [0, 1]]),
         (
             "backward of inter_chunk_free, the decay a part of something",
