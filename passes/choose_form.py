@@ -100,15 +100,15 @@ def cost_per_token(form: LinearForm, K: int, V: int, C: int, read: bool = True) 
 
     Scores against keys, applied to errors; with a solve its inverse and its product with the errors; a product with the state of n K
     rows for the read, each write and each probe. Gates that differ between channels act on rows and columns of n K numbers, in log2 C
-    rounds. The overhead per chunk, in part that of passing on the state, was fitted on a 2-core CPU (bench/results). Not `read` within a
-    period: nothing asks for the state of a token.
+    rounds. The overhead per chunk was fitted on a 2-core CPU (bench/results), at states of 64 x 64 numbers and, for passing on larger ones,
+    256 x 256. Not `read` within a period: nothing asks for the state of a token.
     """
     n, writes = form.n, len(form.writes)
     probes = sum(write.c is not None for write in form.writes)
     scores = C * writes * (K + V) if read else 0
     solve = C * probes * (K + V / 2 + C * probes / 3)
     state = (int(read) + writes + probes) * n * K * V
-    overhead = (147_000 + 8 * K * V) / C
+    overhead = (180_000 + 8 * max(K * V - 4096, 0)) / C
     if not form.plain:
         gates = (1 + writes + probes) * n * n * K * C.bit_length()
     else:

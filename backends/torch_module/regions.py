@@ -83,9 +83,10 @@ class RegionWriter:
         head.append(f'    """{self._doc()}"""')
         if self.needs_size:
             source = next((self.namer(id) for id in self.region.inputs if id in self.full), arguments_[0])
-            alone = source == "ticks" and self.states  # it counts tokens and sees nothing of them
-            rows = f'z["{local(next(iter(self.states)), self.region.scope)}"].shape[0]'
-            head.append(f"    B, T = {rows}, ticks.shape[0]" if alone else f"    B, T = {source}.shape[:2]")
+            if source == "ticks" and self.states:  # it counts tokens and sees nothing of them
+                head.append(f'    B, T = z["{local(next(iter(self.states)), self.region.scope)}"].shape[0], ticks.shape[0]')
+            else:
+                head.append(f"    B, T = {source}.shape[:2]")
         states = ", ".join(f'"{local(key, self.region.scope)}": {value}' for key, value in self.states.items())
         made = f"{{{states}}} if carry else {{}}" if carries else f"{{{states}}}"
         tail = f"    return {', '.join([*outputs, made])}" + ("" if outputs else ",")

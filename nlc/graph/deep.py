@@ -377,12 +377,8 @@ def _rules(b: Builder, write: language.Write, store: Function, context: Context,
                 b.fail(codes.UndefinedName, f"`{context.owner}` has no tensor `{name}`", call.span, _tensors_near(b, name, store))
         missing = [name for name in store.tensors if name not in write.rule]
         if missing:
-            b.fail(
-                codes.MissingPart,
-                f"`rule` of `{context.owner}` has none for `{missing[0]}`",
-                write.spans["rule"],
-                f"`{missing[0]}: {{gd: {{}}}}`",
-            )
+            text = f"`rule` of `{context.owner}` has none for `{missing[0]}`"
+            b.fail(codes.MissingPart, text, write.spans["rule"], "name a rule for each tensor of the store")
         return {name: called(call, f"{context.owner}.rule.{name}") for name, call in write.rule.items()}
     if write.rule is not None:
         return dict.fromkeys(store.tensors, called(write.rule, f"{context.owner}.rule"))

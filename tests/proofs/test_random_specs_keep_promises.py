@@ -119,4 +119,4 @@ def test_exact_passes_are_exact_to_the_bit(number: int, left_out: str, tmp_path:
 
 
 def test_there_are_exact_passes_to_leave_out() -> None:
-    assert set(OPTIONAL_EXACT) == {"share-flows", "drop-dead"}
+    assert set(OPTIONAL_EXACT) == {"share-flows", "drop-dead", "hold-slow-flows"}
