@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def backward(quick: bool) -> Iterator[Row]:
     def and_back() -> None:
         torch.autograd.grad(ours({"x": x})[0]["y"].square().mean(), list(ours.parameters()))
 
-    once(partial(and_back))
+    once(and_back)
     _, seconds = medians({"forward": there, "both": and_back}, rounds)
     more = {"seconds": {name: round(each, 3) for name, each in seconds.items()}}
     case = f"d={d} B={batch} T={tokens}, periods 16 and 64"

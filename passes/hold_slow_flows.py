@@ -34,60 +34,69 @@ class HoldSlowFlows(Pass):
 
     def run(self, graph: LevelGraph) -> LevelGraph:
         for outer in owners(graph):
-            for flow in list(_held(outer)):
-                graph = _hold(graph, outer, flow)
+            periods = _periods(outer)
+            for flow in _held(outer, periods):
+                graph = _hold(graph, outer.owner, flow, periods[flow.id])
         return graph
 
 
-def _held(outer: Outer) -> Iterator[Flow]:
+def _held(outer: Outer, periods: dict[str, int]) -> Iterator[Flow]:
     """The last flows of each slow part of a rule, where they are costly."""
-    periods = {id: _period(outer, id) for id in outer.differing}
-    graph = outer.graph
-    for period in sorted(set(periods.values()) - {0, 1}):
+    graph, zeros = outer.graph, _zeros(outer.graph)
+    for period in sorted({periods[id] for id in outer.differing} - {0, 1}):
         faster = [m for m in (outer.owner, *outer.inner) if m is outer.owner or m.adds_up or outer.period(m) % period]
         asked = {need for m in faster for _, need in graph.needs_of(m)}
         often = graph.upstream(*asked)
-        for id in (id for id in graph.flows if id in often and periods.get(id) == period and graph.flows[id].op != "recall"):
-            ends = id in asked or any(each in often and periods.get(each) != period for each in graph.readers.get(id, ()))
-            if ends and any(graph.flows[each].op in COSTLY for each in graph.upstream(id)) and _is_zero_at_first(graph, id):
-                yield graph.flows[id]
+        for flow in graph.flows.values():
+            if flow.id not in often or flow.id not in outer.differing or periods[flow.id] != period or flow.op == "recall":
+                continue
+            ends = flow.id in asked or any(each in often and periods[each] != period for each in graph.readers.get(flow.id, ()))
+            if ends and flow.id in zeros and any(graph.flows[each].op in COSTLY for each in graph.upstream(flow.id)):
+                yield flow
 
 
-def _period(outer: Outer, id: str) -> int:
-    """The number of updates that divides all at which a flow may change, by the slow learners it is made of; 0 for a constant."""
-    flow = outer.graph.flows[id]
-    if flow.op in ("number", "word", "size"):
-        return 0
-    if flow.op == "recall" and not flow.args:
-        slow = outer.graph.learners[str(flow.attr("learner"))]
-        return outer.period(slow) if slow.host == outer.owner.id and slow.writes and flow.attr("state") == "after" else 1
-    if not flow.args or flow.op in ("total", "folded"):
-        return 1
-    return math.gcd(*(_period(outer, arg) for arg in flow.args))
+def _periods(outer: Outer) -> dict[str, int]:
+    """For each flow the number of updates that divides all at which it may change, by the slow learners it is made of; 0: a constant."""
+    found: dict[str, int] = {}
+    for flow in outer.graph.flows.values():
+        if flow.op in ("number", "word", "size"):
+            found[flow.id] = 0
+        elif flow.op == "recall" and not flow.args:
+            slow = outer.graph.learners[str(flow.attr("learner"))]
+            its_own = slow.host == outer.owner.id and slow.writes and flow.attr("state") == "after"
+            found[flow.id] = outer.period(slow) if its_own else 1
+        elif not flow.args or flow.op in ("total", "folded"):
+            found[flow.id] = 1
+        else:
+            found[flow.id] = math.gcd(*(found[arg] for arg in flow.args))
+    return found
 
 
-def _is_zero_at_first(graph: LevelGraph, id: str) -> bool:
-    """Is a flow zero where all slow learners are in their first state?"""
-    flow = graph.flows[id]
-    zero: list[bool] = [_is_zero_at_first(graph, arg) for arg in flow.args]
-    match flow.op:
-        case "number":
-            return bool(flow.attr("value") == 0)
-        case "recall":
-            return graph.learners[str(flow.attr("learner"))].init == Init("zeros")
-        case "mul" | "contract":
-            return any(zero)
-        case "add" | "sub":
-            return all(zero)
-        case "div":
-            return zero[0] and not zero[1]
-    return flow.op in ZERO_AT_ZERO and all(zero)
+def _zeros(graph: LevelGraph) -> set[str]:
+    """The flows that are zero where all learners are in their first state."""
+    found: set[str] = set()
+    for flow in graph.flows.values():
+        zero = [arg in found for arg in flow.args]
+        match flow.op:
+            case "number":
+                is_zero = bool(flow.attr("value") == 0)
+            case "recall":
+                is_zero = graph.learners[str(flow.attr("learner"))].init == Init("zeros")
+            case "mul" | "contract":
+                is_zero = any(zero)
+            case "add" | "sub":
+                is_zero = all(zero)
+            case "div":
+                is_zero = zero[0] and not zero[1]
+            case _:
+                is_zero = flow.op in ZERO_AT_ZERO and all(zero)
+        found |= {flow.id} if is_zero else set()
+    return found
 
 
-def _hold(graph: LevelGraph, outer: Outer, flow: Flow) -> LevelGraph:
+def _hold(graph: LevelGraph, owner: Learner, flow: Flow, period: int) -> LevelGraph:
     """The graph in which a learner holds the flow."""
-    id, owner = f"{flow.id.replace(':', '.')}.held", outer.owner
-    clock = Clock("update", _period(outer, flow.id))
+    id, clock = f"{flow.id.replace(':', '.')}.held", Clock("update", period)
     zero = Flow("#0", "number", attrs={"value": 0})
     store = Store((StoreTensor("like", flow.axes),), "any")
     learner = Learner(id, store, (), clock, sharing=owner.sharing, writes=(Write(None, flow.id, flow.id, None, flow.span),))

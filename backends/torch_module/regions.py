@@ -39,6 +39,10 @@ class RegionFunction:
     """Has it states, which it leaves out where they are not wanted?"""
 
 
+TYPES = {"p": "dict[str, Tensor]", "z": "dict[str, Tensor]", "dtype": "torch.dtype", "gates": "list[tuple[Tensor, ...]]", "carry": "bool"}
+"""Of the arguments of a region that are no flows."""
+
+
 class RegionWriter:
     def __init__(self, program: Program, region: Region, full: set[str]) -> None:
         self.program, self.graph, self.region = program, program.graph, region
@@ -71,16 +75,8 @@ class RegionWriter:
         arguments_ += ["gates"] if self.gates else []
         carries = bool(self.states) and self.region.loop is None
         arguments_ += ["carry"] if carries else []
-        head = [f"def {name}(p: dict[str, Tensor], z: dict[str, Tensor], {', '.join(f'{a}: Tensor' for a in arguments_)}):"]
-        head[0] = (
-            head[0]
-            .replace("dtype: Tensor", "dtype: torch.dtype")
-            .replace("gates: Tensor", "gates: list[tuple[Tensor, ...]]")
-            .replace("carry: Tensor", "carry: bool")
-            .replace(", ):", "):")
-            .replace("):", ") -> tuple[Tensor | dict[str, Tensor], ...]:")
-        )
-        head.append(f'    """{self._doc()}"""')
+        typed = ", ".join(f"{a}: {TYPES.get(a, 'Tensor')}" for a in ("p", "z", *arguments_))
+        head = [f"def {name}({typed}) -> tuple[Tensor | dict[str, Tensor], ...]:", f'    """{self._doc()}"""']
         if self.needs_size:
             source = next((self.namer(id) for id in self.region.inputs if id in self.full), arguments_[0])
             if source == "ticks" and self.states:  # it counts tokens and sees nothing of them
