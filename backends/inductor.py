@@ -25,15 +25,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool = False) -> None:
+def compile_regions(module: ModuleType, regions: tuple[str, ...], growing: bool = False, learning: bool = False) -> None:
     """Replace the region functions of a generated module by compiled ones. A graph break is an error, never silent.
 
     growing: a state of the module grows with each call; the second length it is met with compiles for all further ones.
+    learning: the same of the tokens of a segment; and regions are run with and without gradients of weights and of states.
     """
-    dynamic = None if growing else False
+    dynamic = None if growing or learning else False
     for name in regions:
         compiled = torch.compile(getattr(module, name), backend=_inductor, fullgraph=True, dynamic=dynamic)
-        setattr(module, name, _reported(compiled, name))
+        setattr(module, name, _reported(_of_many_shapes(compiled) if learning else compiled, name))
 
 
 def compile_updates(module: ModuleType, elementwise: tuple[str, ...], others: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ from nlc.diagnostics import BackendError
 from nlc.graph import codes
 from nlc.graph.anchored import anchored_forms, written_out
 from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable, derivative
-from nlc.graph.ir import Flow, Learner, LevelGraph
+from nlc.graph.ir import Flow, Learner, LevelGraph, moves_tensors
 from nlc.graph.linear import LinearForm, NotLinear, linear_form
 from nlc.graph.order import ordered
 from nlc.graph.rewrite import substitute
@@ -45,7 +45,7 @@ class Classify(Pass):
             elif graph.learners[learner.id].linear is None:  # the tensors of a function are classified together
                 graph = with_forms(*anchored_forms(graph, learner.base))
         for learner in before.learners.values():
-            if in_optimizer(learner) and learner.rule.gradient in graph.flows:
+            if in_optimizer(graph, learner) and learner.rule.gradient in graph.flows:
                 graph = _explicit_gradient(graph, learner)
         return graph if graph is before else ordered(graph, [])
 
@@ -69,9 +69,9 @@ def is_memory(learner: Learner) -> bool:
     return bool(learner.writes) and learner.host is None and learner.selector is None
 
 
-def in_optimizer(learner: Learner) -> bool:
-    """True for a learner in the rule of an outer level."""
-    return learner.host is not None and learner.sharing == "shared"
+def in_optimizer(graph: LevelGraph, learner: Learner) -> bool:
+    """True for a learner in the rule of a learner of the loss."""
+    return learner.host is not None and moves_tensors(graph.learners, learner.id)
 
 
 def _slope(algebra: Algebra, loss: str, pred: str) -> Coefficient:

@@ -11,8 +11,9 @@ from nlc.graph import codes
 from nlc.graph.alone import unsized
 from nlc.graph.builder import Builder, Context, Rejected
 from nlc.graph.erase import Term, input_rows, number_and_terms, with_erases, with_rows
-from nlc.graph.ir import ANY, Attribute, Axes, Axis, Flow, Learner, LevelGraph, Solve, StoreTensor, root_of, show_axes
+from nlc.graph.ir import ANY, Attribute, Axes, Axis, Flow, Learner, LevelGraph, Solve, StoreTensor, moves_tensors, root_of, show_axes
 from nlc.graph.learners import attach, declare, gradient_of
+from nlc.graph.loss_learners import is_own, misplaced, with_the_loss
 from nlc.graph.order import ordered
 from nlc.graph.owners import assign_owners
 from nlc.graph.rewrite import rewire
@@ -42,11 +43,10 @@ class ExpandTemplates(Pass):
 
 def expand(graph: LevelGraph) -> LevelGraph:
     """Raises SpecError for mistakes inside the rules."""
-    functions = {name: expand(function) for name, function in graph.functions.items()}
     diagnostics: list[Diagnostic] = []
-    expanded = _expand_rules(_inline_all(graph, functions), diagnostics)
+    expanded = _expand_rules(with_the_loss(_expanded_blocks(graph)), diagnostics)
     if not diagnostics:
-        diagnostics.extend(counted_resets(expanded))
+        diagnostics.extend([*counted_resets(expanded), *misplaced(expanded)])
         expanded = obey_sequences(expanded)
     if expanded is not graph or any(learner.selector is not None for learner in graph.learners.values()):
         expanded = ordered(expanded, diagnostics) if not diagnostics else expanded
@@ -55,6 +55,10 @@ def expand(graph: LevelGraph) -> LevelGraph:
     if diagnostics:
         raise SpecError(diagnostics, dict(expanded.sources))
     return expanded if expanded != graph else graph
+
+
+def _expanded_blocks(graph: LevelGraph) -> LevelGraph:
+    return _inline_all(graph, {name: _expanded_blocks(function) for name, function in graph.functions.items()})
 
 
 # -- blocks -------------------------------------------------------------------------------------------------------------
@@ -141,6 +145,9 @@ def _move_learner(learner: Learner, ids: Ids, own: Ids, rename: dict[Axis, Axis]
         store=store,
         per=_rename(learner.per, rename),
         group=own(learner.group) if learner.group is not None else None,
+        owner=own(learner.owner) if learner.owner is not None else None,
+        owns=tuple(map(own, learner.owns)) if is_own(learner) else learner.owns,
+        init=replace(learner.init, of=own(learner.init.of)) if learner.init.of is not None else learner.init,
         samples=None if learner.samples is None else rename.get(learner.samples, learner.samples),
         host=own(learner.host) if learner.host is not None else None,
     )
@@ -222,7 +229,7 @@ def _expand_rule(graph: LevelGraph, learner: Learner, diagnostics: list[Diagnost
             if item.kind == "weights":  # of a memory: the state at which its gradient stands
                 attrs: dict[str, Attribute] = {"learner": learner.id}
                 shared = "weights" if learner.selector is not None else "recall"
-                op = shared if learner.sharing == "shared" else "tensor"
+                op = shared if moves_tensors(graph.learners, learner.id) else "tensor"
                 attrs |= {"recall": {"state": "before"}, "tensor": {"state": "at"}}.get(op, {})
                 flow = Flow(f"{learner.id}.weights", op, attrs=attrs, axes=learner.axes, host=learner.id, span=item.span)
                 builder.bound[item.name] = builder.add(flow)

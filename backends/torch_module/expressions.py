@@ -123,7 +123,8 @@ class Expressions:
             return args[0]
         if flow.op == "tensor":
             learner = self.graph.learners[flow.attr("learner")]
-            return Code(f"{self.anchor(flow)}.unsqueeze(1)" if learner.writes else f"{self.parameter(flow)}[None, None]")
+            lone = ".unsqueeze(1)" if learner.sharing != "shared" or learner.owner is None else "[None, None]"
+            return Code(f"{self.anchor(flow)}{lone}" if learner.is_state else f"{self.parameter(flow)}[None, None]")
         return getattr(self, f"_{flow.op}")(flow, args)
 
     def _tensor(self, code: Code, id: str, wanted: bool) -> Code:
@@ -267,8 +268,10 @@ class Expressions:
             names[-1 if i == 0 else 0] = "c"
             known = iter(names)
             tensor = self.graph.flows[arg]
-            learns = slow and bool(self.graph.learners[tensor.attr("learner")].writes)
-            batch = "b" if learns else "" if slow else "bt"
+            learner = self.graph.learners.get(str(tensor.attr("learner")))
+            learns = slow and learner is not None and learner.is_state
+            batch = "b" if learns and learner is not None and (learner.owner is None or learner.sharing != "shared") else ""
+            batch = batch if slow else "bt"
             marks.append(batch + "".join(letters.get(axis) or next(known) for axis in tensor.axes))
             texts.append(self.anchor(tensor) if learns else self.parameter(tensor) if slow else code.text)
         rest = "".join(mark for i, mark in enumerate(marks) for mark in mark if mark in ("opqr", "uvwx")[i])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlc.backends.torch_module import quarry
+from nlc.backends.torch_module import levels, quarry
 from nlc.backends.torch_module.expressions import INLINE, Namer, identifier, reserved
 from nlc.backends.torch_module.memories import MemoryFunction
 from nlc.backends.torch_module.outer import OuterUpdate, Variant, outer_update
@@ -15,7 +15,8 @@ from nlc.graph.alone import is_alone
 from nlc.graph.equations import local
 from nlc.graph.ir import ANY, Learner
 from nlc.graph.outer import Outer, OuterState, matrix_of, owners, states_of
-from nlc.graph.state import ZEROS, needs_anchor, needs_position, state_tensors
+from nlc.graph.segments import carried, first_of, first_owner, is_segmented, periods, truncation
+from nlc.graph.state import ZEROS, StateTensor, needs_anchor, needs_position
 from nlc.program.program import Program, Region, chains
 
 
@@ -94,7 +95,9 @@ class _Writer:
         for name in (*self.functions, *self.gates):
             self.namer.names[f"function {name}"] = name
         outer = [outer_update(each) for each in owners(self.graph)]
-        self.uses |= {name for each in outer for name in each.uses}
+        self.updates = levels.updates(self.graph)
+        moved = [*outer, *(each.functions for each in self.updates)]
+        self.uses |= {name for each in moved for name in each.uses}
         cls = self._class(outer)
         for function in self.functions.values():
             self.uses |= function.uses
@@ -102,11 +105,12 @@ class _Writer:
         parts += [memory.text for memory in self.memories.values()]
         parts += [gates.text for gates in self.gates.values()]
         parts += [function.text for function in self.functions.values()]
-        parts += [text for each in outer for text in each.text]
+        parts += [text for each in moved for text in each.text]
         parts.append(cls)
         body = "\n\n\n".join(parts)
         source = f"{self._header(body)}\n\n\n{body}\n"
-        updates = tuple(tuple(name for each in outer for name in each.functions[i]) for i in (0, 1))
+        compiled = [*outer, *(each.functions for each in self.updates if not each.by_row)]
+        updates = tuple(tuple(name for each in compiled for name in each.functions[i]) for i in (0, 1))
         return Generated(source, self._class_name(), (*self.gates, *self.functions), (updates[0], updates[1]))
 
     def _class_name(self) -> str:
@@ -173,15 +177,31 @@ class _Writer:
         ]
         self._uses_in(INIT)
         lines += ["", *self._initial_state(), "", *self._run(), "", *self._forward()]
+        if periods(graph):
+            lines += ["", *self._losses(), "", *levels.methods(graph, self.updates)]
+            self._uses_in("\n".join(lines))
         if graph.loss is not None:
-            lines += ["", *self._loss()]
+            lines += ["", *(self._streamed_loss() if is_segmented(graph) else self._loss())]
         if outer:
             lines += ["", *self._train_step(outer)]
         return "\n".join(lines)
 
     def _uses_in(self, text: str) -> None:
         self.uses |= {
-            piece for piece in ("under", "prefixed", "matrix", "each_tensor", "summed", "drawn", "register") if f"{piece}(" in text
+            piece
+            for piece in (
+                "under",
+                "prefixed",
+                "matrix",
+                "each_tensor",
+                "summed",
+                "drawn",
+                "register",
+                "each_row",
+                "summed_rows",
+                "streamed",
+            )
+            if f"{piece}(" in text
         }
 
     def _tables(self) -> list[str]:
@@ -197,26 +217,44 @@ class _Writer:
             "    # key: (shape after the batch, constant it starts with or parameter it is copied from, arguments)",
             "    STATES = {",
         ]
-        for item in state_tensors(graph):
-            if item.is_integer:
-                continue
-            shape = tuple(axis.size for axis in item.axes)
-            start = f"{item.learner}.init" if item.init.learned else item.init.distribution
-            lines.append(f"        {_quoted(item.key)}: ({shape!r}, {_quoted(start)}, {item.init.args!r}),")
-        return [*lines, "    }"]
+        for item in (item for item in carried(graph) if not _by_itself(item)):
+            start, args = self._start(item)
+            lines.append(f"        {_quoted(item.key)}: ({_sizes(item)!r}, {_quoted(start)}, {args!r}),")
+        return [*lines, "    }", *(levels.tables(graph) if periods(graph) else [])]
+
+    def _start(self, item: StateTensor) -> tuple[str, tuple[float, ...]]:
+        """What a state begins with: a parameter, or a constant."""
+        if item.kind != "owned":
+            return f"{item.learner}.init" if item.init.learned else item.init.distribution, item.init.args
+        init = first_of(self.graph, item.key)
+        return f"{first_owner(self.graph, item.key)}.init" if init.learned else init.distribution, init.args
 
     def _initial_state(self) -> list[str]:
         lines = INITIAL.splitlines()
-        for item in (item for item in state_tensors(self.graph) if item.is_integer):
-            shape = "()" if item.kind == "position" else "(batch,)"
-            value = f"torch.zeros({shape}, " if item.init == ZEROS else f"torch.full({shape}, {int(item.init.args[0])}, "
-            lines.insert(-1, f"        state[{_quoted(item.key)}] = {value}dtype=torch.int64, device=device)")
+        for item in filter(_by_itself, carried(self.graph)):
+            lines.insert(-1, f"        state[{_quoted(item.key)}] = {self._first(item)}")
         return lines
+
+    def _first(self, item: StateTensor) -> str:
+        """The first value of a state that is an integer, drawn, or the same for all rows."""
+        sizes = ", ".join(map(str, _sizes(item)))
+        if item.is_integer:
+            shape = "()" if item.kind == "position" else f"(batch, {sizes})" if sizes else "(batch,)"
+            value = f"torch.zeros({shape}, " if item.init == ZEROS else f"torch.full({shape}, {int(item.init.args[0])}, "
+            return f"{value}dtype=torch.int64, device=device)"
+        start, args = self._start(item)
+        generator = f"torch.Generator().manual_seed({item.seed})" if item.init.distribution in ("normal", "uniform") else "None"
+        value = f"drawn({_sizes(item)!r}, {_quoted(start)}, {args!r}, {generator}, dtype)"
+        value = f"p[{_quoted(start)}]" if start.endswith(".init") else value
+        return f"{value}.to(device, dtype)" + ("" if item.shared else f".expand(batch, *{_sizes(item)!r}).contiguous()")
 
     def _run(self) -> list[str]:
         """The regions in order: one call each, a loop for the copies of a repeated block."""
         lines = RUN.splitlines()
-        lines += ["        p = dict(self.named_parameters())", "        new: dict[str, Tensor] = {}"]
+        given = " if p is None else p" if periods(self.graph) else ""
+        if given:
+            lines[1] = lines[1].replace("carry: bool = True", "carry: bool = True, p: dict[str, Tensor] | None = None")
+        lines += [f"        p = dict(self.named_parameters()){given}", "        new: dict[str, Tensor] = {}"]
         lines += [f"        {self.namer(name)} = inputs[{_quoted(name)}]" for name in self.graph.inputs]
         if any(function.ticks for function in self.named.values()) or needs_position(self.graph):
             lines += self._ticks()
@@ -262,7 +300,13 @@ class _Writer:
 
     def _forward(self) -> list[str]:
         outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in self.graph.outputs)
-        return FORWARD.replace("{OUTPUTS}", f"{{{outputs}}}").splitlines()
+        text = FORWARD.replace("{OUTPUTS}", f"{{{outputs}}}")
+        if is_segmented(self.graph):
+            text = text.replace(
+                "values, new = self.run(inputs, state)", "(_, _, values), new = streamed(self, inputs, state, losses=False)"
+            )
+            self.uses.add("streamed")
+        return text.splitlines()
 
     def _calls(self, run: list[Region]) -> list[str]:
         first, last = run[0], run[-1]
@@ -400,34 +444,71 @@ class _Writer:
             lines.append(f"        {losses} = {self._widened(graph.loss)}")
         scored = f"({self.namer(nexts[0].id)} >= 0).to({losses}.dtype)" if nexts else f"torch.ones_like({losses})"
         lines += [f"        scored = {scored}", f"        rows, counts = ({losses} * scored).sum(1), scored.sum(1)"]
-        folds = {
-            ("mean", "mean"): "rows.sum() / counts.sum()",
-            ("mean", "sum"): "(rows / counts).sum()",
-            ("sum", "mean"): "rows.mean()",
-            ("sum", "sum"): "rows.sum()",
-        }
         outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in graph.outputs)
-        folded = folds[fold["token"], fold["row"]]
+        folded = FOLDS[fold["token"], fold["row"]]
         if not graph.rows:
             return [*lines, f"        return {folded}, {{{outputs}}}, new"]
-        shares = {
-            ("mean", "mean"): "scored / counts.sum()",
-            ("mean", "sum"): "scored / counts.unsqueeze(1)",
-            ("sum", "mean"): "scored / len(scored)",
-            ("sum", "sum"): "scored",
-        }
-        lines += [f"        share = {shares[fold['token'], fold['row']]}", "        grams = {"]
+        lines += [f"        share = {SHARES[fold['token'], fold['row']]}", "        grams = {"]
         lines += [f"            {_quoted(graph.parameter_name(graph.learners[id]))}: {self._gram(id, flow)}," for id, flow in graph.rows]
         lines += ["        }", f"        return {folded}, {{{outputs}}}, new, grams", "", *LOSS.splitlines()]
         return lines
 
-    def _gram(self, learner: str, flow: str) -> str:
-        """x x^T of the rows that a weight is multiplied with, their axes in the order of its own."""
-        self.uses.add("gram")
+    def _losses(self) -> list[str]:
+        """What each token of a segment loses, and what else a stream needs of it."""
+        graph = self.graph
+        lines = [
+            "    def losses(",
+            "        self, inputs: dict[str, Tensor], state: dict[str, Tensor], p: dict[str, Tensor], wanted: bool",
+            "    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:",
+            '        """The loss [B, T] of each token of a segment, where it counts (1, else 0), values by flow, the states after it, and',
+            "        what tensors whose rule reads their inputs are multiplied with. Losses are zeros where they are not `wanted`.",
+            '        """',
+            "        values, new = self.run(inputs, state, True, p)",
+            "        like = next(iter(inputs.values()))",
+            "        if not wanted:",
+            "            zeros = torch.zeros(like.shape[:2], dtype=compute_dtype(p, inputs), device=like.device)",
+            "            return zeros, zeros, values, new, {}",
+        ]
+        nexts = [flow for flow in graph.flows.values() if flow.op == "next"]
+        lines += [f'        {self.namer(flow.id)} = inputs["targets"]' for flow in nexts]
+        lines += [f"        {self.namer(id)} = values[{_quoted(id)}]" for id in self._loss_inputs()]
+        if any(self.named[region].ticks for region in self._loss_regions()):
+            lines += self._ticks()
+        lines += [f"        {self._call(region, 'state')[0]}" for region in self._loss_regions()]
+        losses = self.namer(str(graph.loss))
+        if graph.loss not in self.full and graph.flows[str(graph.loss)].op != "number":
+            lines.append(f"        {losses} = {self._widened(str(graph.loss))}")
+        scored = f"({self.namer(nexts[0].id)} >= 0).to({losses}.dtype)" if nexts else f"torch.ones_like({losses})"
+        lines.append(f"        rows = {{{', '.join(f'{_quoted(self._told(id))}: {self._rows_of(id, flow)}' for id, flow in graph.rows)}}}")
+        return [*lines, f"        return {losses}, {scored}, values, new, rows"]
+
+    def _told(self, id: str) -> str:
+        """What the inputs of a tensor are called by: its key among the states, or the name of a parameter."""
+        learner = self.graph.learners[id]
+        return id if learner.owner is not None else self.graph.parameter_name(learner)
+
+    def _streamed_loss(self) -> list[str]:
+        outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in self.graph.outputs)
+        token, row = self._fold()
+        text = STREAMED_LOSS.replace("{OUTPUTS}", f"{{{outputs}}}").replace("{FOLDED}", FOLDS[token, row])
+        return text.replace("{TOKENS}", token).replace("{ROWS}", row).splitlines()
+
+    def _fold(self) -> tuple[str, str]:
+        """How the loss is folded over tokens, and over rows."""
+        fold = self.program.owners[0].fold if self.program.owners else {"row": "mean", "token": "mean"}
+        return fold["token"], fold["row"]
+
+    def _rows_of(self, learner: str, flow: str) -> str:
+        """The rows that a weight is multiplied with, their axes in the order of its own."""
         axes, wanted = self.graph.flows[flow].axes, self.graph.learners[learner].store.in_axes
         rows = self.namer(flow) if flow in self._late() else f"values[{_quoted(flow)}]"
         turned = "" if axes == wanted else f".permute(0, 1, {', '.join(str(2 + axes.index(axis)) for axis in wanted)})"
-        return f"gram({rows}{turned}, share)"
+        return f"{rows}{turned}"
+
+    def _gram(self, learner: str, flow: str) -> str:
+        """x x^T of the rows that a weight is multiplied with, their axes in the order of its own."""
+        self.uses.add("gram")
+        return f"gram({self._rows_of(learner, flow)}, share)"
 
     def _train_step(self, outer: list[OuterUpdate]) -> list[str]:
         graph = self.graph
@@ -446,9 +527,17 @@ class _Writer:
         lines += ["        return optimizer", "", *TRAIN_STEP.splitlines()]
         lines += [line for owner in owners for line in self._restart(owner)]
         loss = (
-            "loss, _, _, grams = self.loss_and_grams(inputs, carry=False)" if graph.rows else "loss, _, _ = self.loss(inputs, carry=False)"
+            "loss, _, _, grams = self.loss_and_grams(inputs, carry=False)"
+            if graph.rows and not is_segmented(graph)
+            else "loss, _, _ = self.loss(inputs, carry=False)"
         )
-        lines += [f"        {loss}", *self._gradients(outer), "        with torch.no_grad():"]
+        if truncation(graph):
+            self.uses.add("trained")
+            share = SHARES[self._fold()].replace("counts.sum()", "scored.sum()").replace("counts.unsqueeze(1)", "scored.sum(1, True)")
+            lines.append(f"        loss, gradient, grams = trained(self, inputs, lambda scored: {share})")
+        else:
+            lines += [f"        {loss}", *self._gradients(outer)]
+        lines.append("        with torch.no_grad():")
         lines.append('            age = optimizer["step"].add_(1).to(torch.float64)')
         for each in outer:
             lines += self._outer_update(each)
@@ -562,6 +651,31 @@ class _Writer:
         return [f"{indent}{line}" for line in lines]
 
 
+FOLDS = {
+    ("mean", "mean"): "rows.sum() / counts.sum()",
+    ("mean", "sum"): "(rows / counts).sum()",
+    ("sum", "mean"): "rows.mean()",
+    ("sum", "sum"): "rows.sum()",
+}
+"""The loss of all tokens, from sums over the tokens of each row; by how tokens and rows are folded."""
+SHARES = {
+    ("mean", "mean"): "scored / counts.sum()",
+    ("mean", "sum"): "scored / counts.unsqueeze(1)",
+    ("sum", "mean"): "scored / len(scored)",
+    ("sum", "sum"): "scored",
+}
+"""How much each token counts in it."""
+
+
+def _by_itself(item: StateTensor) -> bool:
+    """Has a state a first value that the table of states does not tell?"""
+    return item.is_integer or item.shared or (item.init.distribution in ("normal", "uniform") and not item.init.learned)
+
+
+def _sizes(item: StateTensor) -> tuple[int, ...]:
+    return tuple(axis.size for axis in item.axes)
+
+
 def _quoted(text: str) -> str:
     return f'"{text}"'
 
@@ -624,6 +738,19 @@ FORWARD = '''\
         """One token: inputs [B, ..] -> outputs [B, ..] and the new state."""
         outputs, new = self.forward({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
         return {name: x.squeeze(1) for name, x in outputs.items()}, new'''
+
+STREAMED_LOSS = '''\
+    def loss(
+        self, inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None, carry: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """The loss, folded over tokens ({TOKENS}) and rows ({ROWS}), the outputs and the new state.
+
+        `targets` [B, T] among the inputs are the next tokens (below 0: not scored); without them the last token is not scored.
+        """
+        state = self.initial_state(next(iter(inputs.values())).shape[0], inputs) if state is None else state
+        (losses, scored, values), new = streamed(self, inputs, state, losses=True)
+        rows, counts = (losses * scored).sum(1), scored.sum(1)
+        return {FOLDED}, {OUTPUTS}, new'''
 
 LOSS = '''\
     def loss(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-QUARRIES = ("layers.py", "kernels.py")
+QUARRIES = ("layers.py", "kernels.py", "segments.py")
 EXPORT = "export_kernels.py"
 
 

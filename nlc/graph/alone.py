@@ -28,7 +28,7 @@ def is_rule(spec: Spec) -> bool:
 
 def is_alone(graph: LevelGraph | Builder) -> bool:
     """Is a graph that of a rule by itself?"""
-    return any(flow.op == "caller" for flow in graph.flows.values())
+    return any(flow.op == "caller" and flow.attr("learner") == WEIGHTS for flow in graph.flows.values())
 
 
 def constant_params(spec: Spec) -> set[str]:

@@ -198,9 +198,12 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
             )
     numbers, rename = _unify(b, spec, args, settings, call)
     key = use
-    while key in b.functions and (b.functions[key].dims, b.functions[key].file) != (_dims(spec, numbers), spec.path):
-        key = b.fresh(b.functions, use)
+    made, n = (spec.path, tuple(sorted(numbers.items()))), 1
+    while key in b.functions and b.settings[key] != made:
+        n += 1
+        key = f"{use}_{n}"
     if key not in b.functions:
+        b.settings[key] = made
         child = Builder(spec, b.library, numbers)
         graph = _fill(child)
         graph = ordered(graph, child.diagnostics) if not child.diagnostics else graph
@@ -209,10 +212,6 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
             raise Rejected
         b.functions[key] = graph
     return key, rename
-
-
-def _dims(spec: Spec, numbers: dict[str, Number_]) -> tuple[tuple[str, int], ...]:
-    return tuple((dim.name, int(numbers[dim.name])) for dim in spec.dims if dim.name in numbers)
 
 
 def _unify(

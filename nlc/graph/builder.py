@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from nlc.diagnostics import Diagnostic, Span
 from nlc.graph import codes
 from nlc.graph.constants import NUMERIC, number_of
-from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, root_of, show_axes
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Learner, LevelGraph, moves_tensors, root_of, show_axes
 from nlc.graph.ops import BINARY, CALLABLE, OPS, ShapeError, is_any
 from nlc.graph.requirements import broken, values_in
 from nlc.language.expression import Attribute, Binary, Call, Expr, Lambda, ListOf, Name, Number, Text, Unary, parts_of, to_text
@@ -46,6 +46,8 @@ class Context:
     in_store: bool = False
 
 
+CALLER = "#loss"
+"""The id of the loss of whoever uses a block."""
 READ = ("start", "before", "after")
 """The versions of a learner that a call may see."""
 Number_ = int | float
@@ -82,6 +84,7 @@ class Builder:
         self.flows: dict[str, Flow] = into.flows if into else dict(known.flows) if known else {}
         self.learners: dict[str, Learner] = into.learners if into else dict(known.learners) if known else {}
         self.functions: dict[str, LevelGraph] = into.functions if into else {}
+        self.settings: dict[str, tuple[str, tuple[tuple[str, Number_], ...]]] = into.settings if into else {}
         self.diagnostics: list[Diagnostic] = into.diagnostics if into else []
         self.written_out: dict[str, Function] = into.written_out if into else {}
         self.bound = dict(bound or {})
@@ -240,8 +243,8 @@ class Builder:
 
     @property
     def moves_weights(self) -> bool:
-        """Is this the rule of an outer level?"""
-        return self.host is not None and self.host.sharing == "shared"
+        """Is this the rule of a learner of the loss?"""
+        return self.host is not None and moves_tensors(self.learners, self.host.id)
 
     def id_of(self, name: str) -> str:
         """The id of a flow or learner of this spec."""
@@ -584,6 +587,10 @@ class Builder:
             assert self.spec.loss is not None
             self._loss["loss"] = self.expr(self.spec.loss, Context("loss"), self._loss_id())
         return self._loss["loss"]
+
+    def loss_of(self, span: Span) -> str:
+        """The loss of this spec; in a block without one, that of the spec that uses it."""
+        return self.expr_loss() if self.spec.loss is not None else self.add(Flow(CALLER, "caller", span=span))
 
     def _loss_id(self) -> str:
         """`loss`, unless an input or a flow is called so."""

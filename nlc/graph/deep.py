@@ -37,10 +37,13 @@ class Function:
     view: Lambda | None = None
     """What calls and gradients see of each tensor."""
     broken: bool = False
+    named: bool = False
+    """Is even a single tensor called by its name, `S.W`?"""
 
     @property
     def tensors(self) -> dict[str, str]:
-        return {name: self.id if len(self.stores) == 1 else f"{self.id}.{name}" for name in self.stores}
+        single = len(self.stores) == 1 and not self.named
+        return {name: self.id if single else f"{self.id}.{name}" for name in self.stores}
 
     @property
     def asks(self) -> bool:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from nlc.diagnostics import NOWHERE, Span
-from nlc.language.expression import Call, Expr
+from nlc.language.expression import Call, Expr, Name
 from nlc.language.spec import Spec
 
 
@@ -100,11 +100,15 @@ class Store:
 
 @dataclass(frozen=True)
 class Init:
-    """The state at a reset. `learned`: it is a parameter, drawn from `distribution`; else it is that constant itself."""
+    """The state at a reset. `learned`: it is a parameter, drawn from `distribution`; else it is that constant itself.
+
+    `state`: it is what the learner `of` holds then.
+    """
 
     distribution: str
     args: tuple[float, ...] = ()
     learned: bool = False
+    of: str | None = None
 
     @property
     def as_weights(self) -> bool:
@@ -117,6 +121,8 @@ class Init:
         return {"zeros": 0.0, "ones": 1.0}.get(self.distribution, self.args[0] if self.args else 0.0)
 
     def __str__(self) -> str:
+        if self.of is not None:
+            return f"{self.of}()"
         inner = f"{self.distribution}({', '.join(map(repr, self.args))})" if self.args else self.distribution
         return f"learned({inner})" if self.learned else inner
 
@@ -257,8 +263,11 @@ class Learner:
     solve: Solve | None = None
     """For a learner that stores its context only."""
     selector: Expr | None = None
-    """For a learner of tensors declared elsewhere: which ones. `owns` are the ids they resolve to."""
+    """For a learner that minimises the loss: the tensors it moves, those of its own store (`OWN`) or some declared elsewhere. `owns` are
+    their ids."""
     owns: tuple[str, ...] = ()
+    owner: str | None = None
+    """The learner that moves this tensor of its own store, by the gradient of the loss, while tokens come."""
     group: str | None = None
     """The declared learner that it is one tensor of, `S` for `S.W1`; for a learner of the rule of `S.W1`, what it is without the tensor."""
     host: str | None = None
@@ -280,7 +289,12 @@ class Learner:
     @property
     def is_parameter(self) -> bool:
         """True for a tensor that only the outer levels write."""
-        return not self.writes and self.init.learned and self.selector is None
+        return not self.writes and self.init.learned and self.selector is None and self.owner is None
+
+    @property
+    def is_state(self) -> bool:
+        """True for a tensor that changes while tokens come."""
+        return self.owner is not None or (bool(self.writes) and self.selector is None)
 
     @property
     def folds(self) -> str | None:
@@ -331,6 +345,15 @@ class Learner:
     def copies(self) -> Axes:
         """What counts the keys and values of a token: samples, then copies."""
         return (*self.of_a_token, *self.per)
+
+
+OWN = Name("own", NOWHERE)
+"""The selector of a learner of the loss that moves the tensors of its own store."""
+
+
+def moves_tensors(learners: Mapping[str, Learner], id: str) -> bool:
+    """Is it a learner of the loss, or one in the rule of such a learner? They see whole tensors, one after the other."""
+    return learners[root_of(learners, id)].selector is not None
 
 
 def root_of(learners: Mapping[str, Learner], id: str) -> str:

@@ -28,6 +28,7 @@ from nlc.graph.ir import (
     show_axes,
     size_of,
 )
+from nlc.graph.loss_learners import attach_own, backprop_of, begins_as, declare_own, is_own, learns_the_loss
 from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
 from nlc.graph.window import length, windowed
@@ -57,14 +58,26 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
             codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`"
         )
     else:
-        stored = _store(b, id, learner.store, learner.view)
+        stored = _store(b, id, learner.store, learner.view, whole=not learns_the_loss(learner))
     if b.host is not None and isinstance(stored, Store) and stored.form == "map" and all(write.key is None for write in learner.learn):
         stored = Store(stored.tensors, "value", (), stored.tensors[0].axes)  # a memory without keys is asked for its tensor
+    if learns_the_loss(learner):
+        _own_clock(b, learner, clock)
     for part, store in parts(b, id, stored, per, learner).items():
         group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
         _declare(b, level, learner, part, store, per, clock, group)
     if isinstance(stored, Function):
         b.written_out[id] = stored
+    if learns_the_loss(learner):
+        declare_own(b, level, learner, clock)
+
+
+def _own_clock(b: Builder, learner: language.Learner, clock: Clock | None) -> None:
+    """On which clock a learner of the loss ticks, and what its scope is there."""
+    if b.host is not None:
+        b.fail(codes.NotCompiledYet, "a learner of the loss in a rule is not compiled yet", learner.span)
+    if clock is not None and clock.unit == "step" and learner.scope != "shared":
+        b.fail(codes.BadChoice, f"`{learner.name}` ticks on the clock `step`, where all rows share it", learner.span, "add `scope: shared`")
 
 
 def _declare(
@@ -84,7 +97,11 @@ def _declare(
         b.fail(codes.NotConstant, f"`{id.removeprefix(b.prefix)}` is no matrix, so its `init` cannot be `eye`", learner.span)
     if init.learned and b.moves_weights:
         b.fail(codes.NotCompiledYet, "a learned initial state in the rule of an outer level is not compiled yet", learner.span)
-    if learner.learn and learner.scope == "shared" and learner.owns is None and b.host is None:
+    own = learns_the_loss(learner)
+    while_tokens_come = own and clock is not None and clock.unit == "token"
+    if learner.scope == "stream" and not while_tokens_come:
+        b.fail(codes.NotCompiledYet, "`scope: stream` of other learners than those of the loss is not compiled yet", learner.span)
+    if learner.learn and learner.scope == "shared" and learner.owns is None and b.host is None and not own:
         b.fail(codes.NotCompiledYet, "a memory that all rows share is not compiled yet", learner.span, "leave `scope` out")
     if learner.learn and clock is None:
         b.fail(
@@ -96,6 +113,8 @@ def _declare(
     read = learner.read or _default(defaults, "read", "after")
     inherited = b.host.sharing if b.host else "shared" if not learner.learn else None
     sharing = learner.scope or inherited or _default(defaults, "scope", "sequence")
+    if own and not while_tokens_come and not init.learned:
+        b.fail(codes.NotCompiledYet, f"`{learner.name}` ticks on the clock `step` and begins as `{init}`", learner.span, "`init: learned`")
     b.learners[id] = Learner(
         id,
         store,
@@ -112,12 +131,17 @@ def _declare(
         backprop=_backprop(b, learner, defaults),
         defaults=tuple(defaults),
         like_weights=b.over_weights,
+        owner=f"{b.prefix}{learner.name}" if while_tokens_come else None,
     )
 
 
 def _backprop(b: Builder, learner: language.Learner, defaults: list[tuple[str, str]]) -> Backprop:
     """What of the outer gradient crosses its updates; a learner of a rule has that of its host."""
     given = learner.backprop
+    if learns_the_loss(learner):
+        if given is None:
+            _default(defaults, "backprop", "first_order")
+        return backprop_of(b, learner)
     if given is None:
         if learner.learn and learner.owns is None and b.host is None and not is_solved(learner):
             _default(defaults, "backprop", "unrolled")
@@ -125,19 +149,24 @@ def _backprop(b: Builder, learner: language.Learner, defaults: list[tuple[str, s
     span = learner.spans["backprop"]
     if b.host is not None:
         b.fail(codes.NotCompiledYet, "`backprop` of a learner in a rule is not compiled yet", span, "it has that of its host")
+    if learner.owns is not None and not isinstance(given, str):
+        return Backprop("truncated", _cut_of(b, given))
     if learner.owns is not None or not learner.learn:
         why = "only outer levels write its tensors" if learner.owns is None else "it is an outer level"
         b.fail(codes.NotCompiledYet, f"`backprop` has no effect on `{learner.name}`: {why}", span, "leave it out")
     if is_solved(learner):
         help = "`sg(k)` and `sg(v)` make its context a constant"
         b.fail(codes.NotCompiledYet, f"`backprop` has no effect on `{learner.name}`: it is solved exactly and makes no updates", span, help)
-    if isinstance(given, str):
-        return Backprop(given)
+    return Backprop(given) if isinstance(given, str) else Backprop("truncated", _cut_of(b, given))
+
+
+def _cut_of(b: Builder, given: language.Period) -> int:
+    """The tokens between two cuts."""
     count = b.number(given.count)
     if given.clock != "token" or isinstance(count, float) or count < 1:
         text = f"`truncated` is {to_text(given.count)} {given.clock}s; it is a whole number of tokens, at least 1"
         b.fail(codes.BadPeriod, text, given.span, "for example `backprop: {truncated: 64 tokens}`")
-    return Backprop("truncated", int(count))
+    return int(count)
 
 
 def _default(defaults: list[tuple[str, str]], key: str, value: str) -> str:
@@ -198,7 +227,10 @@ def _clock_over_weights(b: Builder, every: language.Period, count: int) -> Clock
     return Clock("update", count // period)
 
 
-def _store(b: Builder, id: str, store: language.Store, view: Expr | None) -> Store | Function:
+def _store(b: Builder, id: str, store: language.Store, view: Expr | None, whole: bool = True) -> Store | Function:
+    """`whole`: a matrix or a vector may be one node, no function that is written out."""
+    if not whole and (other := _like(b, store)) is not None:
+        return _store(b, id, other, view, whole)
     if store.use is not None and store.use.function == "like":
         like = store.use.args[0] if store.use.args else None
         if b.over_weights and b.host is not None:
@@ -215,11 +247,28 @@ def _store(b: Builder, id: str, store: language.Store, view: Expr | None) -> Sto
             b.fail(codes.MissingPart, "a store with `params` needs a `call`, for example `call: z -> z @ W`", store.span)
         body, query = store.call.body, store.call.parameter
         seen = view if isinstance(view, Lambda) else None
-        return _form(tensors, body, query, seen) or function_of(b, id, tensors, query, body, b, store.span, None, seen)
-    return _used_store(b, id, store.use, store.span, view if isinstance(view, Lambda) else None)
+        form = _form(tensors, body, query, seen) if whole else None
+        return form or _named(function_of(b, id, tensors, query, body, b, store.span, None, seen), whole)
+    return _used_store(b, id, store.use, store.span, view if isinstance(view, Lambda) else None, whole)
 
 
-def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None) -> Store | Function:
+def _named(function: Function, whole: bool) -> Function:
+    return function if whole else replace(function, named=True)
+
+
+def _like(b: Builder, store: language.Store) -> language.Store | None:
+    """The store of the learner that another one is like."""
+    if store.use is None or store.use.function != "like":
+        return None
+    named = store.use.args[0] if len(store.use.args) == 1 else None
+    stores = {each.name: each.store for each in b.spec.learners}
+    other = stores.get(named.name) if isinstance(named, Name) else None
+    if other is None or (other.use is not None and other.use.function == "like"):
+        b.fail(codes.NotCompiledYet, "`like` takes the name of a learner with a store of its own", store.span)
+    return other
+
+
+def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None, whole: bool) -> Store | Function:
     """A store file: its dims are the arguments, its tensor params the tensors, its output the call."""
     spec = b.used("stores", call.function, call.span)
     items = call.args[0].items if len(call.args) == 1 and isinstance(call.args[0], ListOf) else call.args
@@ -234,11 +283,11 @@ def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None
     query = spec.inputs[0].name if spec.inputs else ""
     body = spec.outputs[0].value
     declared = (spec.inputs[0].axes or ()) if spec.inputs else ()
-    store = _form(tensors, body, query, view)
+    store = _form(tensors, body, query, view) if whole else None
     if store is None:
         names = Builder(spec, b.library, {name: axis.size for name, axis in bound.items()}, prefix=b.prefix, host=b.host, into=b)
         axes = tuple(bound[name] for name in declared if name in bound)
-        return function_of(b, id, tensors, query, body, names, span, axes, view)
+        return _named(function_of(b, id, tensors, query, body, names, span, axes, view), whole)
     if tuple(bound.get(name) for name in declared) != store.in_axes:
         needed = f"`{query}` has axes [{', '.join(declared)}]; its tensor takes {show_axes(store.in_axes)}"
         b.fail(codes.ShapeMismatch, f"`{call.function}`: {needed}", spec.inputs[0].span if spec.inputs else spec.span)
@@ -262,6 +311,8 @@ DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "co
 
 def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tuple[str, str]]) -> Init:
     expr = learner.init
+    if learns_the_loss(learner) and (begun := begins_as(b, learner, store.tensors[0])) is not None:
+        return begun
     if expr is None:
         if learner.owns is None:
             _default(defaults, "init", "zeros")
@@ -302,6 +353,13 @@ def attach(b: Builder, learner: language.Learner) -> None:
     """Give a declared learner its writes, retention and rule."""
     id = b.id_of(learner.name)
     if not learner.learn:
+        return
+    if learns_the_loss(learner):
+        declared = b.learners[id]
+        on_steps = declared.clock is not None and declared.clock.unit == "step"
+        b.learners[id] = _owner(b, declared, learner, learner.learn[0], list(declared.defaults)) if on_steps else declared
+        if not on_steps:
+            attach_own(b, learner)
         return
     if id in b.written_out:
         attach_function(b, learner, b.written_out[id])
@@ -483,13 +541,6 @@ def _objective(b: Builder, write: language.Write, pred: str, value: str | None, 
         return _called(b, expr, spec, inner)
     if not isinstance(expr, Name):
         return b.expr(expr, inner)
-    if expr.name == "loss":
-        b.fail(
-            codes.NotCompiledYet,
-            "`minimize: loss` of a learner with its own store is not compiled yet",
-            expr.span,
-            "a learner with `owns:` may",
-        )
     return _called(b, Call(expr.name, (), (), expr.span), b.used("objectives", expr.name, expr.span), inner)
 
 
@@ -626,17 +677,17 @@ def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language
         )
     if not isinstance(write.minimize, Name) or write.minimize.name != "loss":
         b.fail(codes.MissingPart, "a learner that owns weights minimises `loss`", write.span, "add `minimize: loss`")
-    if b.spec.loss is None:
+    if b.spec.loss is None and not is_own(learner):
         b.fail(codes.MissingPart, "`minimize: loss`, but the spec has no `loss`", write.minimize.span, "add a top-level `loss:`")
-    for key in ("key", "value", "keep", "at", "times"):
-        if getattr(write, key) is not None:
+    for key in ("key", "value", "keep", "at", "times", "over", "weight", "solve"):
+        if key in write.spans:
             b.fail(
                 codes.NotCompiledYet,
                 f"`{key}` of a learner that owns weights is not compiled yet",
                 write.spans[key],
                 "write it in the rule",
             )
-    if learner.read != "start":
+    if (spec.read or "after") != "start":
         b.fail(codes.TickCycle, "the loss would need the weights that its own gradient makes", spec.span, "add `read: start`")
     fold = write.fold if isinstance(write.fold, dict) else {}
     words: dict[str, tuple[str, ...]] = {"row": ("sum", "mean"), "token": ("sum", "mean")}
@@ -651,5 +702,5 @@ def _owner(b: Builder, learner: Learner, spec: language.Learner, write: language
     context = Context(spec.name, self_id=learner.id)
     rule = _rule(b, learner, write, context, defaults)
     return replace(
-        learner, writes=(Write(None, None, b.expr_loss(), None, write.span),), rule=rule, fold=dict(fold), defaults=tuple(defaults)
+        learner, writes=(Write(None, None, b.loss_of(write.span), None, write.span),), rule=rule, fold=dict(fold), defaults=tuple(defaults)
     )

@@ -181,7 +181,7 @@ def total(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     b.arguments(expr, "a flow")
     if b.host is None:
         b.fail(codes.NotAValue, "`total` has a meaning only inside a rule", expr.span)
-    if b.host.per or b.host.clock is None or b.host.clock.unit == "token":
+    if b.host.per or not b.moves_weights:
         b.fail(codes.NotCompiledYet, "`total` in the rule of a token memory is not compiled yet", expr.span)
     if b.over_weights:
         b.fail(codes.NotCompiledYet, "`total` of a learner over weights is not compiled yet", expr.span)

@@ -9,7 +9,7 @@ import networkx as nx
 
 from nlc.diagnostics import Diagnostic
 from nlc.graph import codes
-from nlc.graph.ir import Clock, Flow, Learner, LevelGraph
+from nlc.graph.ir import Clock, Flow, Learner, LevelGraph, moves_tensors
 
 Node = tuple[str, str]
 """("flow", id) or ("update", id of a learner)."""
@@ -132,7 +132,8 @@ def _non_causal(graph: LevelGraph, tick: nx.DiGraph[Node]) -> Iterator[Diagnosti
                 yield codes.NonCausal(f"the output `{name}` sees the next token", flow.span, "`next` may only feed `loss`")
         for learner in graph.learners.values():
             clock = effective_clock(graph, learner)
-            if ("update", learner.id) in reached and clock is not None and clock.unit == "token":
+            from_the_loss = moves_tensors(graph.learners, learner.id)  # once the next token is known
+            if ("update", learner.id) in reached and clock is not None and clock.unit == "token" and not from_the_loss:
                 yield codes.NonCausal(f"the learner `{learner.id}` sees the next token", flow.span, "`next` may only feed `loss`")
 
 
@@ -163,9 +164,10 @@ def levels(graph: LevelGraph) -> tuple[DerivedLevel, ...]:
     ranks = _ranks(graph)
     groups: dict[tuple[int, int, int], list[str]] = {}
     for learner in graph.learners.values():
-        clock = effective_clock(graph, learner) if learner.writes or learner.solve is not None else None
+        mover = graph.learners[learner.owner] if learner.owner is not None else learner
+        clock = effective_clock(graph, mover) if mover.writes or mover.solve is not None else None
         unit = {"token": 0, "step": 1}[clock.unit] if clock else 2
-        groups.setdefault((unit, clock.period if clock else 0, ranks.get(learner.id, 0)), []).append(learner.id)
+        groups.setdefault((unit, clock.period if clock else 0, ranks.get(mover.id, 0)), []).append(learner.id)
     found = []
     for (unit, period, rank), members in sorted(groups.items()):
         clock = (Clock("token", period), Clock("step", period), None)[unit]

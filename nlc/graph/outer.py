@@ -118,10 +118,24 @@ class Outer:
         return tuple(sizes.get(axis.name, axis.size) for axis in learner.axes)
 
     @property
+    def unit(self) -> str:
+        """The clock of the weights: `step`, or `token`."""
+        assert self.owner.clock is not None
+        return self.owner.clock.unit
+
+    @property
     def steps(self) -> int:
-        """The period of the weights, in steps."""
+        """The period of the weights, in ticks of their clock."""
         assert self.owner.clock is not None
         return self.owner.clock.period
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """What the keys of states call each tensor, by its id: the name of a parameter, that of a tensor of the store."""
+        learners = self.graph.learners
+        if self.unit == "step":
+            return {id: self.graph.parameter_name(learners[id]) for id in self.owner.owns}
+        return {id: learners[id].store.tensors[0].name for id in self.owner.owns}
 
     @cached_property
     def reads_rows(self) -> bool:
@@ -183,15 +197,15 @@ def outer_states(graph: LevelGraph) -> tuple[OuterState, ...]:
 def states_of(outer: Outer) -> Iterator[OuterState]:
     """The states of one outer level."""
     graph = outer.graph
-    for parameter in (graph.learners[id] for id in outer.owner.owns if outer.owner.accumulates):
-        name, shape = graph.parameter_name(parameter), tuple(axis.size for axis in parameter.axes)
+    for id, name in outer.names.items() if outer.owner.accumulates else ():
+        shape = tuple(axis.size for axis in graph.learners[id].axes)
         yield OuterState(outer.accumulated(name), outer.owner.id, name, shape, True, ZEROS)
     for m in outer.shared:
         yield OuterState(m.id, m.id, None, (), False, m.init)
     for key in outer.keys:
         m = graph.learners[outer.learner_of(key)]
-        for parameter in (graph.learners[id] for id in outer.owner.owns):
-            name = graph.parameter_name(parameter)
+        for id, name in outer.names.items():
+            parameter = graph.learners[id]
             like = m.axes == outer.owner.axes
             shape = tuple(axis.size for axis in parameter.axes) if like else _own_shape(outer, m, parameter)
             yield OuterState(f"{key}.{name}", m.id, name, shape, like, m.init if key == m.id else ZEROS, outer.seed(m))
@@ -216,4 +230,14 @@ def _own_shape(outer: Outer, learner: Learner, parameter: Learner) -> tuple[int,
 
 def owners(graph: LevelGraph) -> tuple[Outer, ...]:
     """The outer levels: learners that own weights."""
+    return tuple(each for each in movers(graph) if each.unit == "step")
+
+
+def loss_levels(graph: LevelGraph) -> tuple[Outer, ...]:
+    """The learners of the loss that move states while tokens come."""
+    return tuple(each for each in movers(graph) if each.unit == "token")
+
+
+def movers(graph: LevelGraph) -> tuple[Outer, ...]:
+    """All learners of the loss."""
     return tuple(Outer(graph, m) for m in graph.learners.values() if m.selector is not None and m.owns)

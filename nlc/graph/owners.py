@@ -13,6 +13,7 @@ from nlc.graph import codes
 from nlc.graph.alone import is_alone
 from nlc.graph.edges import to_networkx
 from nlc.graph.ir import ANY, Learner, LevelGraph, show_axes
+from nlc.graph.loss_learners import is_own
 from nlc.graph.outer import matrix_of
 from nlc.language.expression import Binary, Call, Expr, Name, Number, Text, Unary, parts_of, to_text
 from nlc.language.wording import did_you_mean, listed
@@ -25,16 +26,18 @@ class _BadSelector(Exception):
 
 def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGraph:
     """Resolve `owns:`. `rest` takes what no other selector takes; a tensor claimed twice or by nobody is a mistake."""
-    owners = [learner for learner in graph.learners.values() if learner.selector is not None]
-    if not owners:
+    owners = [learner for learner in graph.learners.values() if learner.selector is not None and not is_own(learner)]
+    owner = {id: m.id for m in graph.learners.values() if is_own(m) and on_steps(m) for id in m.owns}
+    if not owners and not owner:
         return graph
-    owner: dict[str, str] = {}
+    own = set(owner)
     norms = {str(flow.attr("learner")) for flow in graph.flows.values() if flow.op in ("rmsnorm", "layernorm")}
     for learner in sorted(owners, key=_is_rest):
         assert learner.selector is not None
         for parameter in graph.parameters:
             try:
                 takes = parameter.id not in owner if _is_rest(learner) else _selects(learner.selector, parameter, norms)
+                takes = takes and parameter.id not in own
             except _BadSelector as bad:
                 help = f"`owns` is made of {listed(SELECTORS)}, `and`, `or`, `not`"
                 diagnostics.append(codes.NotAValue(f"`{to_text(bad.expr)}` does not select tensors", bad.expr.span, help))
@@ -53,7 +56,7 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
             way_out = _near(graph, learner.selector) if not _is_rest(learner) else WHERE
             diagnostics.append(codes.MissingPart(f"`{learner.id}` owns no tensor: its selector takes none", learner.span, way_out))
     learners = {
-        id: replace(learner, owns=tuple(p for p, o in owner.items() if o == id)) if learner.selector is not None else learner
+        id: replace(learner, owns=tuple(p for p, o in owner.items() if o == id)) if learner in owners else learner
         for id, learner in graph.learners.items()
     }
     owned = graph.with_(learners=learners)
@@ -62,9 +65,14 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
     return owned
 
 
+def on_steps(owner: Learner) -> bool:
+    """Does a learner of the loss move parameters, once a step?"""
+    return owner.clock is not None and owner.clock.unit == "step"
+
+
 def _other_folds(graph: LevelGraph) -> Iterator[Diagnostic]:
     """Owners that want the loss folded in another way than the first: it is one number."""
-    first, *others = [m for m in graph.learners.values() if m.selector is not None]
+    first, *others = [m for m in graph.learners.values() if m.selector is not None and on_steps(m)]
     for owner in others:
         axis = next((axis for axis in ("row", "token") if axis in first.fold and owner.fold.get(axis) != first.fold[axis]), None)
         if axis is not None:
@@ -89,10 +97,13 @@ def _idle_owners(graph: LevelGraph) -> list[Diagnostic]:
     """Outer learners whose loss no tensor of theirs takes part in: they would have no gradient."""
     found = nx.ancestors(to_networkx(graph), ("loss", "loss")) if graph.loss is not None else set()
     reached = {id for _, id in found}
+    followed = {m.init.of for m in graph.learners.values()}
     return [
         codes.MissingPart(f"nothing that `{owner.id}` owns takes part in `loss`", owner.span, "let the loss depend on the weights")
         for owner in graph.learners.values()
-        if owner.owns and not reached & {*owner.owns, *(graph.parameter_name(graph.learners[id]) for id in owner.owns)}
+        if owner.owns
+        and not followed.intersection(owner.owns)
+        and not reached & {*owner.owns, *(graph.parameter_name(graph.learners[id]) for id in owner.owns)}
     ]
 
 

@@ -37,12 +37,12 @@ def counted_resets(graph: LevelGraph) -> Iterator[Diagnostic]:
     """Rules that ask how many updates their learner has made, where it has a reset of its own: only sequences restart the count."""
     for flow in graph.flows.values():
         host = graph.learners[root_of(graph.learners, str(flow.attr("learner")))] if flow.op == "age" else None
-        if host is not None and host.reset not in (None, graph.starts):
+        if host is not None and host.selector is None and host.reset not in (None, graph.starts):
             text = f"the rule of `{host.base}` asks for `age`, which a `reset` of the learner does not restart in this version"
             yield codes.NotCompiledYet(text, host.span, "leave `reset` out, or take a rule without `age`")
     for learner in graph.learners.values():
         host = graph.learners[root_of(graph.learners, learner.id)]
-        if learner.host is not None and learner.folds and host.reset not in (None, graph.starts):
+        if learner.host is not None and learner.folds and host.selector is None and host.reset not in (None, graph.starts):
             text = f"the rule of `{host.base}` has a slow learner, whose period a `reset` does not restart in this version"
             yield codes.NotCompiledYet(text, host.span, "leave `reset` out, or take a rule without slow learners")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve
+from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, moves_tensors
 
 ZEROS = Init("zeros")
 BEFORE = Init("constant", (-1.0,))
@@ -15,22 +15,32 @@ CONTEXT = Axis("context", 0)
 
 @dataclass(frozen=True)
 class StateTensor:
-    """`axes` come after the batch axis; `position` has neither where a row is one sequence."""
+    """`axes` come after the batch axis; `position` has neither where a row is one sequence, what is `shared` has no batch.
+
+    `seed`: of the numbers that a first state is drawn with.
+    """
 
     key: str
     axes: Axes
     kind: str
     learner: str | None = None
     init: Init = ZEROS
+    shared: bool = False
+    seed: int = 0
 
     @property
     def is_integer(self) -> bool:
-        return self.kind in ("position", "place", "last")
+        return self.kind in ("position", "place", "last", "tokens")
+
+    @property
+    def grows(self) -> bool:
+        """Has it an axis of the tokens so far?"""
+        return self.kind in ("context", "tokens")
 
 
 def needs_anchor(graph: LevelGraph, learner: Learner) -> bool:
     """True when the state at the last boundary differs from the running state and something reads it."""
-    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1 or not learner.writes:
+    if learner.clock is None or learner.clock.unit != "token" or learner.clock.period == 1 or not learner.writes or learner.selector:
         return False
     if learner.folds:  # within a period its state stays
         return False
@@ -69,7 +79,7 @@ def needs_position(graph: LevelGraph) -> bool:
 
 def _counts_tokens(graph: LevelGraph, flow: Flow) -> bool:
     """Is it the age of a learner in the rule of a memory?"""
-    return flow.op == "age" and graph.learners[str(flow.attr("learner"))].sharing == "sequence"
+    return flow.op == "age" and not moves_tensors(graph.learners, str(flow.attr("learner")))
 
 
 def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
@@ -78,7 +88,9 @@ def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
     found: list[StateTensor] = []
     summed = {flow.attr("learner") for flow in graph.flows.values() if flow.op == "folded"}
     for learner in graph.learners.values():
-        if learner.sharing == "sequence" and learner.writes:
+        if learner.owner is not None:
+            found.append(StateTensor(learner.id, learner.axes, "owned", learner.id, learner.init, learner.sharing == "shared"))
+        elif learner.writes and not moves_tensors(graph.learners, learner.id):
             found.append(StateTensor(learner.id, learner.axes, "memory", learner.id, learner.init))
             if needs_anchor(graph, learner):
                 found.append(StateTensor(f"{learner.id}.anchor", learner.axes, "anchor", learner.id, learner.init))

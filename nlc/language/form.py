@@ -268,7 +268,5 @@ def _wrong_value(root: Mapping, path: Path, error: ErrorDetails) -> Diagnostic:
 
 def unknown_word(node: Scalar, words: tuple[str, ...], key: str) -> Diagnostic:
     """`node` is not one of the words that `key` allows."""
-    if key == "`scope`" and node.text == "stream":
-        return not_yet("`scope: stream`", node.span)
     message = f"{quoted(node.text)} is not a value of {key}: {listed(words)}"
     return UnknownWord(message, node.span, did_you_mean(node.text, words))

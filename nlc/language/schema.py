@@ -171,8 +171,9 @@ class LearnerForm(_Strict):
     read: Literal["start", "before", "after"] = Field(
         "after", description="The version that a call sees: at the start of the period, before or after the write of this tick."
     )
-    scope: Literal["sequence", "shared"] = Field(
-        "sequence", description="sequence: a state for each row, reset at its start. shared: one state for all rows."
+    scope: Literal["sequence", "stream", "shared"] = Field(
+        "sequence",
+        description="sequence: a state for each row, reset at its start. stream: the same, carried on. shared: one state for all rows.",
     )
     reset: ResetForm = _optional("When it begins anew, beside the start of a sequence.")
     backprop: Backprop = _optional(

@@ -8,6 +8,7 @@ A program is the loop nest that a generator writes down. Its parts:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +22,8 @@ from nlc.graph.ir import Flow, Learner, LevelGraph
 from nlc.graph.linear import LinearForm, NotLinear, roles
 from nlc.graph.ops import carries
 from nlc.graph.order import Node, upstream
+from nlc.graph.outer import loss_levels, owners
+from nlc.graph.segments import truncation
 from nlc.passes.classify import is_memory
 from nlc.program.parts import parts
 from nlc.program.periods import Loop, loops
@@ -63,8 +66,8 @@ def schedule(graph: LevelGraph) -> Program:
     sweeps = _sweeps(graph)
     needs = _dependencies(graph, sweeps)
     order = _ordered(graph, needs, sweeps)
-    owners = tuple(m for m in graph.learners.values() if m.owns)
-    return Program(graph, _regions(graph, sweeps, needs, order), sweeps, owners)
+    moved = tuple(each.owner for each in owners(graph))
+    return Program(graph, _regions(graph, sweeps, needs, order), sweeps, moved)
 
 
 def _refuse_general(graph: LevelGraph) -> None:
@@ -79,8 +82,25 @@ def _refuse_general(graph: LevelGraph) -> None:
             )
         elif is_memory(learner) and learner.linear is None:
             problems.append(codes.CannotLower(f"`{learner.id}` was not classified", learner.span, "run the pass `classify`"))
+    problems += _refused_streams(graph)
     if problems:
         raise BackendError(problems, dict(graph.sources))
+
+
+def _refused_streams(graph: LevelGraph) -> Iterator[Diagnostic]:
+    """Learners of the loss, and cuts of the outer gradient beside them, that have no program."""
+    cut, levels = truncation(graph), loss_levels(graph)
+    for level in levels:
+        if level.owner.backprop.kind == "unrolled":
+            text = f"`{level.owner.id}` cannot be compiled: the outer gradient passes through its updates, which are gradients themselves"
+            yield codes.CannotLower(text, level.owner.span, "`backprop: first_order` and `stop` compile; the reference backend runs it")
+    for each in owners(graph):
+        if cut and levels and cut % min(level.steps for level in levels):
+            text = f"`{each.owner.id}` cannot be compiled: its gradient is cut every {cut} tokens, within the shortest period of the loss"
+            yield codes.CannotLower(text, each.owner.span, f"a multiple of {min(level.steps for level in levels)} tokens compiles")
+        if levels and not cut and each.reads_rows:
+            text = f"`{each.owner.id}` cannot be compiled: its rule reads `input`, and learners of the loss learn beside it"
+            yield codes.CannotLower(text, each.owner.span, "`backprop: {truncated: n tokens}` with n a multiple of their periods compiles")
 
 
 def _refuse_loops(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop, ...]) -> None:
@@ -124,7 +144,7 @@ def _sweeps(graph: LevelGraph) -> dict[str, Sweep]:
         if flow.op == "recall" and flow.attr("state") != "at":
             recalls.setdefault(flow.attr("learner"), []).append(flow)
     joined = {learner for bucket in graph.buckets for learner in bucket.learners}
-    groups = [(bucket.id, bucket.learners) for bucket in graph.buckets]
+    groups = [(bucket.id, bucket.learners) for bucket in graph.buckets if is_memory(graph.learners[bucket.learners[0]])]
     groups += [(m.id, (m.id,)) for m in graph.learners.values() if is_memory(m) and m.id not in joined]
     return {
         id: Sweep(

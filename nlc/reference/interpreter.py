@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, pred_id, size_of
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, moves_tensors, pred_id, size_of
 from nlc.graph.ops import carries
 from nlc.graph.outer import matrix_of, outer_states, owners
+from nlc.graph.segments import carried, first_of, first_owner, is_segmented, truncation
 from nlc.graph.state import (
     StateTensor,
     context_keys,
@@ -62,13 +63,17 @@ def _plain(tensors: Mapping[str, Tensor]) -> Tensors:
 class Reference:
     """Interprets a graph after `expand-templates`, with these parameters (names as in `graph.parameter_name`)."""
 
-    def __init__(self, graph: LevelGraph, parameters: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float64) -> None:
-        self.graph, self.dtype = graph, dtype
+    def __init__(
+        self, graph: LevelGraph, parameters: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float64, cut: int = 0
+    ) -> None:
+        """cut: before every so many tokens the outer gradient passes by no state but those of learners of the loss; 0: it always does."""
+        self.graph, self.dtype, self.cut = graph, dtype, cut
         self.parameters: Tensors = dict(parameters) if parameters is not None else self.draw_parameters(0)
         self._sample_graphs: dict[str, LevelGraph] = {}
 
     @cached_property
     def states(self) -> tuple[StateTensor, ...]:
+        """What ticks hand on; `carried` has what a stream keeps beside."""
         return state_tensors(self.graph)
 
     def sample_graph(self, learner: Learner, axis: Axis, members: Iterable[str]) -> LevelGraph:
@@ -88,13 +93,16 @@ class Reference:
 
     def initial_state(self, batch: int) -> Tensors:
         state: Tensors = {}
-        for item in self.states:
+        for item in carried(self.graph):
             shape = tuple(axis.size for axis in item.axes)
-            if item.init.learned:
-                state[item.key] = self.parameters[f"{item.learner}.init"].expand(batch, *shape)
+            init = item.init if item.kind != "owned" else first_of(self.graph, str(item.learner))
+            if init.learned:
+                first = str(item.learner) if item.kind != "owned" else first_owner(self.graph, str(item.learner))
+                value = self.parameters[f"{first}.init"]
             else:
-                value = draw(item.init, shape, None, torch.int64 if item.is_integer else self.dtype)
-                state[item.key] = value if item.kind == "position" else value.expand(batch, *shape)
+                generator = torch.Generator().manual_seed(item.seed)
+                value = draw(init, shape, generator, torch.int64 if item.is_integer else self.dtype)
+            state[item.key] = value if item.kind == "position" or item.shared else value.expand(batch, *shape)
         return state
 
     def run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None) -> tuple[Tensors, Tensors]:
@@ -109,8 +117,18 @@ class Reference:
             return tuple({name: x.detach() for name, x in part.items()} for part in made)  # type: ignore[return-value]
 
     def _run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None) -> tuple[Tensors, Tensors]:
+        state = dict(state) if state is not None else self.initial_state(next(iter(inputs.values())).shape[0])
+        if is_segmented(self.graph):
+            from nlc.reference.segments import Stream
+
+            made, state = Stream(self, inputs, state).run()
+        else:
+            made, state = self.tokens(inputs, state)
+        return self._without_unscored(made), state
+
+    def tokens(self, inputs: Mapping[str, Tensor], state: Tensors) -> tuple[Tensors, Tensors]:
+        """One token after the other."""
         batch, tokens = next(iter(inputs.values())).shape[:2]
-        state = dict(state) if state is not None else self.initial_state(batch)
         rows: dict[str, list[Tensor]] = {}
         needed = self.graph.upstream(*self.graph.roots())
         for t in range(tokens):
@@ -131,8 +149,7 @@ class Reference:
             if self.graph.starts is not None:
                 rows.setdefault("starts", []).append(tick.flow(self.graph.starts).expand(batch) != 0)
             state = tick.advance()
-        made = {name: torch.stack(values, 1) for name, values in rows.items()}
-        return self._without_unscored(made), state
+        return {name: torch.stack(values, 1) for name, values in rows.items()}, state
 
     def _without_unscored(self, made: Tensors) -> Tensors:
         """A token before the start of a sequence has no label; the loss is 0 where there is none."""
@@ -150,7 +167,7 @@ class Reference:
 
     def shares(self, outputs: Tensors) -> Tensor:
         """How much each token counts in the loss."""
-        owner = next((m for m in self.graph.learners.values() if m.selector is not None), None)
+        owner = next((each.owner for each in owners(self.graph)), None)
         fold = owner.fold if owner is not None else {"token": "mean", "row": "mean"}
         scored = outputs["scored"].to(self.dtype)
         if fold["token"] == fold["row"] == "mean":
@@ -161,7 +178,7 @@ class Reference:
     def grams(self, outputs: Tensors) -> Tensors:
         """x x^T of the inputs of a weight, by its name, folded as the loss."""
         found, share = {}, self.shares(outputs).reshape(-1, 1)
-        for learner, _ in self.graph.rows:
+        for learner in (id for id, _ in self.graph.rows if self.graph.learners[id].owner is None):
             x = outputs[f"rows of {learner}"].detach().flatten(0, 1).flatten(1)
             found[self.graph.parameter_name(self.graph.learners[learner])] = x.mT @ (share * x)
         return found
@@ -174,7 +191,7 @@ class Reference:
         begun = self._restarted(state)
         names = list(begun)
         leaves = {name: p.detach().requires_grad_() for name, p in begun.items()}
-        machine = Reference(self.graph, leaves, self.dtype)
+        machine = Reference(self.graph, leaves, self.dtype, truncation(self.graph))
         outputs, _ = machine.run(inputs)
         loss, grams = machine.fold(outputs), machine.grams(outputs)
         gradients = dict(zip(names, torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True), strict=True))
@@ -231,23 +248,33 @@ class Tick:
         self.new: Tensors = {}
         self.slopes: dict[str, Tensors] = {}
         self._cut("truncated")
+        self._cut_all()
         self._begin()
 
     def _cut(self, kind: str) -> None:
         """The outer gradient of states, by `backprop`: `truncated` at every n-th token after the first, `stop` at all."""
         for learner in self.graph.learners.values():
-            if learner.backprop.kind != kind:
+            if learner.backprop.kind != kind or learner.owner is not None or moves_tensors(self.graph.learners, learner.id):
                 continue
             mine = [key for key in (learner.id, *(f"{learner.id}.{part}" for part in PARTS)) if key in self.old]
             at, n = self.old.get("position", torch.ones(())), learner.backprop.tokens
             here = ((at > 0) & (at % n == 0) if n else torch.tensor([True])).reshape(-1, *(1 for _ in learner.axes))
             self.old.update({key: torch.where(here, self.old[key].detach(), self.old[key]) for key in mine})
 
+    def _cut_all(self) -> None:
+        """Where the outer gradient of the weights is truncated, that of all states but those of learners of the loss."""
+        n = self.machine.cut
+        if n and self.old["position"] > 0 and self.old["position"] % n == 0:
+            cut = [item.key for item in self.machine.states if item.kind != "owned" and not item.is_integer]
+            self.old.update({key: self.old[key].detach() for key in cut})
+
     def _begin(self) -> None:
         """Before anything else: where a sequence starts, or a learner is reset, the states are those of a new stream."""
         if self.graph.starts is not None and "position" in self.old:
             self.old["position"] = torch.where(self.flow(self.graph.starts) != 0, 0, self.old["position"])
-        ending = [(item, end) for item in self.machine.states if (end := self._end_of(item)) is not None and item.kind != "context"]
+        ending = [
+            (item, end) for item in self.machine.states if (end := self._end_of(item)) is not None and item.kind not in ("context", "owned")
+        ]
         place = {id: i for i, id in enumerate(self.graph.flows)}
         ending.sort(key=lambda pair: place[pair[1]])  # what fires a reset may ask a memory that was reset before
         new = self.machine.initial_state(1) if ending else {}
@@ -491,6 +518,8 @@ class Tick:
             return self.machine.parameters[self.graph.parameter_name(learner)][None]
         if which == "after":
             return self.update(learner)
+        if learner.owner is not None:
+            return self.old[learner.id][None] if learner.sharing == "shared" else self.old[learner.id]
         if which == "at":
             return self.base(learner)
         if which == "start" and needs_anchor(self.graph, learner):
@@ -670,7 +699,7 @@ class Tick:
         for item in self.machine.states:
             if item.kind == "memory":
                 self.update(self.graph.learners[item.key])
-            elif item.kind == "anchor":
+            elif item.kind in ("anchor", "owned"):
                 self.new[item.key] = self.old[item.key]
             elif item.kind == "kept":
                 self._kept(self.graph.learners[str(item.learner)])

@@ -32,16 +32,17 @@ class OuterUpdate(Tick):
         state: Tensors,
         seen: Mapping[str, Matrix | None],
         grams: Tensors | None = None,
+        unrolled: bool = False,
     ) -> None:
         self.outer, self.owner, self.seen, self.step = outer, outer.owner, seen, state["step"] // outer.steps
-        self.grams = grams or {}
+        self.grams, self.unrolled = grams or {}, unrolled
         self.names, self.kept, self.sums = list(weights), state, dict[str, Any]()
         old: dict[str, Any] = {m.id: state[m.id].reshape(1) for m in outer.shared}
         for m in outer.of_tensors:
             old[m.id] = {name: self._as_seen(name, state[f"{m.id}.{name}"], m) for name in weights}
         super().__init__(machine, {}, 0, old)
         self.old: dict[str, Any]  # a dict of tensors where a learner has one for each weight
-        self.old[self.owner.id] = {name: self._as_seen(name, w.detach(), self.owner) for name, w in weights.items()}
+        self.old[self.owner.id] = {name: self._as_seen(name, w if unrolled else w.detach(), self.owner) for name, w in weights.items()}
         self.values[f"{self.owner.id}.gradient"] = {name: self._as_seen(name, gradients[name], self.owner) for name in weights}
 
     def _as_seen(self, name: str, x: Tensor, learner: Learner) -> Tensor:
@@ -56,6 +57,13 @@ class OuterUpdate(Tick):
         matrix = self.seen[name]
         turned = matrix is not None and learner.axes == self.owner.axes and not matrix.transposed
         return (x.mT if turned else x).reshape(like.shape)
+
+    def _kept_graph(self, x: Tensor) -> Tensor:
+        """A new state; a constant, unless updates are unrolled."""
+        return x if self.unrolled else x.detach()
+
+    def _cut_all(self) -> None:
+        """Nothing is cut here: no tokens."""
 
     def _begin(self) -> None:
         """An outer level has no sequences."""
@@ -146,7 +154,7 @@ class OuterUpdate(Tick):
 
     def states(self) -> Tensors:
         """The new states."""
-        found = {m.id: self.update(m).detach().reshape(()) for m in self.outer.shared}
+        found = {m.id: self._kept_graph(self.update(m)).reshape(()) for m in self.outer.shared}
         for m in self.outer.of_tensors:
             due = int(self.step + 1) % self.outer.period(m) == 0
             parts = {m.id: self.update(m)}
@@ -155,7 +163,7 @@ class OuterUpdate(Tick):
                 parts[self.outer.sum_of(m.id)] = {name: torch.zeros_like(x) if due else x for name, x in total.items()}
             for key, tensors in parts.items():
                 for name, x in tensors.items():
-                    found[f"{key}.{name}"] = self._as_stored(name, x.detach(), m, self.kept[f"{key}.{name}"])
+                    found[f"{key}.{name}"] = self._as_stored(name, self._kept_graph(x), m, self.kept[f"{key}.{name}"])
         return found
 
 

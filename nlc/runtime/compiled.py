@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from nlc.diagnostics import DataError, Diagnostic, Span, UsageError
 from nlc.graph.ir import Flow, LevelGraph
 from nlc.graph.order import DerivedLevel, levels
+from nlc.graph.segments import carried
 from nlc.graph.sequences import documents
-from nlc.graph.state import state_tensors
 from nlc.passmanager import Stage
 from nlc.program.program import Program
 from nlc.runtime import codes
@@ -91,13 +91,19 @@ class CompiledSpec(nn.Module):
     def check_state(self, state: Mapping[str, Tensor], batch: int) -> None:
         """Raises DataError (NLC702) if the state is not one of `batch` rows of this spec."""
         problems: list[Diagnostic] = []
-        items = {item.key: item for item in state_tensors(self.graph)}
+        items = {item.key: item for item in carried(self.graph)}
         for key, item in items.items():
             span = self.graph.learners[item.learner].span if item.learner else self.graph.span
-            shape = [] if item.kind == "position" else [batch, *(axis.size for axis in item.axes)]
+            shape = (
+                []
+                if item.kind == "position"
+                else [axis.size for axis in item.axes]
+                if item.shared
+                else [batch, *(axis.size for axis in item.axes)]
+            )
             if key not in state:
                 problems.append(codes.BadState(f"the state has no `{key}` {shape}", span, "start from `initial_state(batch)`"))
-            elif item.kind == "context" and state[key].dim() == len(shape):
+            elif item.grows and state[key].dim() == len(shape):
                 rest = [*state[key].shape[:1], *state[key].shape[2:]]
                 if rest != [*shape[:1], *shape[2:]]:
                     wanted = f"[{', '.join(map(str, [shape[0], 'samples', *shape[2:]]))}]"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from nlc.diagnostics import UsageError
+from nlc.diagnostics import SpecError, UsageError
 from nlc.graph.alone import is_alone
 from nlc.graph.ir import Backprop, LevelGraph
+from nlc.graph.loss_learners import has_no_loss
+from nlc.graph.segments import periods
 from nlc.passmanager import Stage
 from nlc.program.program import schedule
 from nlc.runtime.compiled import Checked, CompiledSpec
@@ -25,10 +27,12 @@ def unrolled(graph: LevelGraph) -> LevelGraph:
 def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int, export: bool = False) -> CompiledSpec:
     """`export`: the generated module is in its form for export; see `generate`.
 
-    Raises UsageError for a rule by itself, which computes no loss.
+    Raises UsageError for a rule by itself, which computes no loss; SpecError for a block whose learners minimise that of another spec.
     """
     if is_alone(graph):
         raise UsageError(f"`{graph.name}` is a rule: it updates weights and computes nothing of them; `nlc.optimizer` compiles it")
+    if problems := list(has_no_loss(graph)):
+        raise SpecError(problems, dict(graph.sources))
     if export or backend == "iree":
         graph = unrolled(graph)
     known: dict[str, Any] = {"graph": graph, "stages": stages, "backend": backend, "program": None, "source": ""}
@@ -47,7 +51,8 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
     if backend == "inductor":
         from nlc.backends.inductor import compile_regions, compile_updates
 
-        compile_regions(module, generated.regions, any(learner.solve is not None for learner in graph.learners.values()))
+        growing = any(learner.solve is not None for learner in graph.learners.values())
+        compile_regions(module, generated.regions, growing, bool(periods(graph)))
         compile_updates(module, *generated.updates)
     known |= {"program": program, "source": generated.source}
     bases: tuple[type, ...] = (getattr(module, generated.class_name),)

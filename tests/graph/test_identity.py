@@ -164,7 +164,8 @@ def _others(spec: str, path: tuple[Any, ...], tmp_path: Path) -> Generator[tuple
     value = _at(data, path)
     try:
         for candidate in _candidates(value, copy.deepcopy(data)):
-            if candidate != value:
+            same_file = path[0] == "uses" and str(value).endswith(f"/{candidate}")  # a spec beside this one is found by its name alone
+            if candidate != value and not same_file:
                 _set(data, path, candidate)
                 file.write_text(json.dumps(data), encoding="utf-8")  # JSON is YAML, and quickly written
                 try:

@@ -67,6 +67,7 @@ OTHER: dict[str, object] = {
     "rule": Rule(step="v"),
     "solve": Solve("k", "v", "beta", "q", "k", 3),
     "selector": parse("rest"),
+    "owner": "S",
     "owns": ("S",),
     "group": "other",
     "host": "S",

@@ -1,0 +1,266 @@
+"""Quarry of generated modules whose learners of the loss learn while tokens come: a stream, segment by segment.
+
+Such a module has `run` and `losses`, `update` and `restarted`, and tables of what its learners of the loss hold. Axes: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNKNOWN = -2
+"""The label of a token whose next one has not come."""
+
+
+class Stream:
+    """A call on a stream: the tokens that were pending at the last boundary, and those that come.
+
+    Between two boundaries, the multiples of any period, the tensors of learners of the loss stay. At a boundary one backward pass over
+    the segment that ends there has the gradients of all of them, and those that are due are updated.
+    """
+
+    def __init__(self, module: Any, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        self.module, self.position, self.begin = module, int(state.get("pending:position", 0)), 0
+        given = {name: x for name, x in inputs.items() if name != "targets"}
+        pending = {name: state.get(f"pending:{name}", x[:, :0]).to(x.dtype) for name, x in given.items()}
+        self.inputs = {name: torch.cat([pending[name], x], 1) if pending[name].shape[1] else x for name, x in given.items()}
+        self.known, self.tokens = (next(iter(each.values())).shape[1] for each in (pending, self.inputs))
+        self.labels = self.labelled(inputs, state) if module.LABEL is not None else None
+        self.states = {key: x for key, x in state.items() if ":" not in key}
+        self.begun = {key: state.get(f"start:{key}", self.states[key]) for key in module.INSIDE}
+
+    def labelled(self, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
+        """The label of each token: as given, else the input of the next one."""
+        x = self.inputs[self.module.LABEL]
+        before = state.get("pending:next", x[:, :0])
+        given = inputs["targets"] if "targets" in inputs else torch.full_like(x[:, self.known :], UNKNOWN)
+        given = torch.cat([before, given], 1)
+        shifted = torch.cat([x[:, 1:], torch.full_like(x[:, :1], UNKNOWN)], 1)
+        return torch.where(given == UNKNOWN, shifted, given)
+
+    def parts(self) -> list[tuple[int, int, bool]]:
+        """The segments of the tokens, and whether each is over: it ends at a boundary, and has all its labels."""
+        found, begin = [], self.begin
+        unlabelled = self.labels is not None and bool((self.labels[:, -1] == UNKNOWN).any())
+        while begin < self.tokens:
+            ends = [begin + period - (self.position + begin) % period for period in self.module.PERIODS]
+            end = min(*ends, self.tokens)
+            found.append((begin, end, end in ends and not (unlabelled and end == self.tokens)))
+            begin = end
+        return found
+
+    def part(self, begin: int, end: int) -> dict[str, Tensor]:
+        """The inputs of some tokens, and their labels."""
+        found = {name: x[:, begin:end] for name, x in self.inputs.items()}
+        return found if self.labels is None else {**found, "targets": self.labels[:, begin:end]}
+
+    def seen(self, begin: int) -> dict[str, Tensor]:
+        """The same, for results that pass gradients on to earlier segments."""
+        straight = self.module.STRAIGHT
+        tensors = {key: self.states[key] if key in straight else self.states[key].detach() for key in self.module.TENSORS}
+        return {**self.before(begin), **self.followed(tensors)}
+
+    def before(self, begin: int) -> dict[str, Tensor]:
+        """The states before a token that is the first of a segment, or the first of this call."""
+        return {**self.states, **self.begun} if begin == self.begin else dict(self.states)
+
+    def leaves(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a segment reads of each tensor, with gradients of its own, and the leaves that it is made of."""
+        roots = {key: self.states[key].detach().requires_grad_() for key in self.module.TENSORS}
+        return self.followed(roots), roots
+
+    def followed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What began as another tensor, and passes gradients straight on to it, is that one plus a constant."""
+        seen = dict(tensors)
+        for key, of in self.module.FOLLOWS.items():
+            seen[key] = seen[key].detach() + (seen[of] - seen[of].detach())
+        return seen
+
+    def gradients(self, begin: int, end: int, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Any]]:
+        """Those of the losses of a segment, for what it reads of each tensor, x x^T of the inputs of tensors, and what it makes."""
+        with torch.enable_grad():
+            seen, _ = self.leaves()
+            before = {key: x.detach() for key, x in self.before(begin).items()}
+            made = self.module.losses(self.part(begin, end), {**before, **seen}, {k: x.detach() for k, x in weights.items()}, True)
+            lost, scored, *_, rows = made
+            found = torch.autograd.grad((lost * scored).sum(), list(seen.values()), materialize_grads=True)
+        return dict(zip(seen, found, strict=True)), grams_by_row(rows, scored), made
+
+    def learn(self, end: int, gradients: dict[str, Tensor], grams: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+        """A segment is over: the updates that are due at its end, the states there, and what begins anew."""
+        update = self.module.update(self.position + end, self.states, gradients, grams)
+        for key in self.module.STRAIGHT:
+            if key in update and self.states[key].requires_grad:
+                update[key] = update[key] + (self.states[key] - self.states[key].detach())
+        self.states |= {**after, **update}
+        self.begun, self.begin = {key: self.states[key] for key in self.module.INSIDE}, end
+        self.states |= self.module.restarted(self.position + end, self.states)
+
+    def ended(self) -> dict[str, Tensor]:
+        """The state after this call."""
+        state = {**self.states, **{f"start:{key}": x for key, x in self.begun.items()}}
+        state["pending:position"] = torch.tensor(self.position + self.begin)
+        state |= {f"pending:{name}": x[:, self.begin :] for name, x in self.inputs.items()}
+        return state if self.labels is None else {**state, "pending:next": self.labels[:, self.begin :]}
+
+
+Values = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""What each token loses, whether that counts, and values by flow."""
+
+
+def streamed(module: Any, inputs: dict[str, Tensor], state: dict[str, Tensor], losses: bool) -> tuple[Values, dict[str, Tensor]]:
+    """What the tokens of this call make, and the new state; without `losses` these may be left out.
+
+    Where gradients are wanted of results, they have those of all tokens; updates are constants.
+    """
+    whole = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    with torch.inference_mode(False):
+        inputs, state = ({name: x.clone() if x.is_inference() else x for name, x in each.items()} for each in (inputs, state))
+        stream = Stream(module, inputs, state)
+        weights = {name: x if whole else x.detach() for name, x in module.named_parameters()}
+        made = [advanced(stream, weights, part, whole, losses) for part in stream.parts()]
+        lost, scored = joined([lost for lost, _, _ in made]), joined([scored for _, scored, _ in made])
+        values = {id: joined([each[id] for _, _, each in made]) for id in made[0][2]}
+        return (lost, scored, values), stream.ended()
+
+
+def advanced(stream: Stream, weights: dict[str, Tensor], part: tuple[int, int, bool], whole: bool, losses: bool) -> Values:
+    """What a segment, or the part of it that this call has, makes of the tokens of this call. One that is over is run from its start."""
+    begin, end, over = part
+    first = begin if over else max(begin, stream.known)
+    learned = stream.gradients(begin, end, weights) if over else None
+    if learned is not None and not whole:
+        lost, scored, values, after, _ = learned[2]
+    else:
+        with torch.set_grad_enabled(whole):
+            lost, scored, values, after, _ = stream.module.losses(stream.part(first, end), stream.seen(first), weights, losses)
+    kept = (lambda x: x) if whole else Tensor.detach
+    after = {key: kept(x) for key, x in after.items()}
+    if learned is not None:
+        stream.learn(end, learned[0], learned[1], after)
+    else:
+        stream.states |= after
+    earlier = max(stream.known - first, 0)
+    return kept(lost)[:, earlier:], scored[:, earlier:], {key: kept(x)[:, earlier:] for key, x in values.items()}
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """[B, T, ..] of the segments of a call."""
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], 1)
+
+
+def grams_by_row(rows: dict[str, Tensor], scored: Tensor) -> dict[str, Tensor]:
+    """x x^T [B, I, I] of the inputs of tensors, over the scored tokens."""
+    weighed = {key: x.detach().flatten(2) * scored.unsqueeze(2) for key, x in rows.items()}
+    return {key: x.mT @ x for key, x in weighed.items()}
+
+
+def trained(
+    module: Any, inputs: dict[str, Tensor], shares: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The loss of a new stream, the gradients of the parameters, and x x^T of the inputs of weights, segment by segment.
+
+    No gradient passes by a state at the multiples of `module.CUT`. Where these are all boundaries, one backward pass over a segment has
+    the gradients of its learners of the loss and of the parameters. `shares` of the scored tokens [B, T] says how much each counts.
+    """
+    weights = dict(module.named_parameters())
+    stream = Stream(module, inputs, module.initial_state(next(iter(inputs.values())).shape[0], inputs))
+    window = Window(module, weights)
+    share = shares(scored_of(stream, next(iter(weights.values()))))
+    for begin, end, over in stream.parts():
+        if begin and (stream.position + begin) % module.CUT == 0:
+            stream.begun = {key: x.detach() for key, x in stream.begun.items()}
+        ends = end == stream.tokens or (stream.position + end) % module.CUT == 0
+        alone = over and ends and module.ALIKE and not window.losses
+        learned = stream.gradients(begin, end, weights)[:2] if over and not alone else None
+        seen, roots = stream.leaves()
+        lost, scored, _, after, rows = module.losses(stream.part(begin, end), {**stream.before(begin), **seen}, weights, True)
+        counts = share[:, begin:end]
+        window.add((lost * counts).sum(), roots, outer_grams(rows, counts))
+        made = window.closed(list(seen.values()) if alone else []) if ends else []
+        if alone:
+            found = {key: x / per_loss(counts, scored, x) for key, x in zip(seen, made, strict=True)}
+            learned = found, grams_by_row(rows, scored)
+        if learned is not None:
+            stream.learn(end, *learned, after)
+        else:
+            stream.begun, stream.begin = {key: after[key] for key in module.INSIDE}, end
+    return window.loss, window.gradient, window.grams
+
+
+def scored_of(stream: Stream, like: Tensor) -> Tensor:
+    """1 where the loss of a token counts, else 0."""
+    x = next(iter(stream.inputs.values()))
+    return torch.ones(x.shape[:2], dtype=like.dtype, device=x.device) if stream.labels is None else (stream.labels >= 0).to(like.dtype)
+
+
+def per_loss(share: Tensor, scored: Tensor, like: Tensor) -> Tensor:
+    """How much the loss of a token counts, for each row: the same at all its tokens; for what all rows share, the same everywhere."""
+    found = (share.sum(1) / scored.sum(1).clamp(min=1)).clamp(min=torch.finfo(share.dtype).tiny)
+    return found.reshape(-1, *(1 for _ in like.shape[1:])) if like.shape[:1] == found.shape else found.max()
+
+
+class Window:
+    """Segments between two cuts of the outer gradient, and what all of them have brought."""
+
+    def __init__(self, module: Any, weights: dict[str, Tensor]) -> None:
+        self.module, self.weights = module, weights
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self.gradient = {name: torch.zeros_like(x) for name, x in weights.items()}
+        self.grams: dict[str, Tensor] = {}
+        self.losses: list[Tensor] = []
+        self.leaves: list[tuple[str, Tensor]] = []
+
+    def add(self, loss: Tensor, leaves: dict[str, Tensor], grams: dict[str, Tensor]) -> None:
+        """One more segment."""
+        self.loss = self.loss + loss.detach()
+        self.losses.append(loss)
+        self.leaves += leaves.items()
+        for key, x in grams.items():
+            self.grams[key] = self.grams[key] + x if key in self.grams else x
+
+    def closed(self, also: list[Tensor]) -> list[Tensor]:
+        """The backward pass; tensors that pass gradients straight on bring those of their first values. Returns those of `also`."""
+        asked = [*self.weights.values(), *(x for _, x in self.leaves), *also]
+        made = torch.autograd.grad(torch.stack(self.losses).sum(), asked, materialize_grads=True)
+        for total, x in zip(self.gradient.values(), made, strict=False):
+            total += x
+        for (key, leaf), x in zip(self.leaves, made[len(self.weights) :], strict=False):
+            first = self.module.STRAIGHT.get(key)
+            if first is not None:
+                self.gradient[first] += x.sum(0) if leaf.dim() > self.gradient[first].dim() else x
+        self.losses, self.leaves = [], []
+        return list(made[len(asked) - len(also) :])
+
+
+def outer_grams(rows: dict[str, Tensor], share: Tensor) -> dict[str, Tensor]:
+    """x x^T [I, I] of the inputs of weights, each token counted by its share."""
+    found = {}
+    for key, x in rows.items():
+        x = x.detach().flatten(0, 1).flatten(1)
+        found[key] = x.mT @ (share.reshape(-1, 1) * x)
+    return found
+
+
+def each_row(update: Callable[..., None], columns: list[list[Tensor]], numbers: Sequence[Tensor]) -> None:
+    """Apply a rule in place to tensors [B, ..], each row as a tensor by itself; numbers are [] or [B]."""
+    for row in zip(*columns, strict=True):
+        given = (*row, *numbers)
+
+        def run(*tensors: Tensor) -> Tensor:
+            update(*tensors)
+            return tensors[0]
+
+        torch.vmap(run, in_dims=tuple(0 if x.dim() else None for x in given))(*given)
+
+
+def summed_rows(total: Callable[..., Any], columns: list[list[Tensor]], numbers: Sequence[Tensor]) -> list[Tensor]:
+    """For each row, sums over all tensors of what a function makes of each of them: [B]."""
+    parts = []
+    for row in zip(*columns, strict=True):
+        given = (*row, *numbers)
+        parts.append(torch.vmap(total, in_dims=tuple(0 if x.dim() else None for x in given))(*given))
+    return [torch.stack(part).sum(0) for part in zip(*parts, strict=True)]

@@ -1,0 +1,263 @@
+"""The updates of learners of the loss at the boundaries of a stream: tables, and the methods `update` and `restarted`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nlc.backends.torch_module.outer import OuterUpdate, Variant, outer_update
+from nlc.graph.ir import ANY, LevelGraph
+from nlc.graph.ops import OPS
+from nlc.graph.outer import Outer, loss_levels, matrix_of, owners
+from nlc.graph.segments import carried, first_owner, needs_sum, periods, restarts, truncation
+from nlc.graph.state import state_tensors
+
+
+@dataclass(frozen=True)
+class Update:
+    """Learners of the loss that are updated together, by the functions of one of them."""
+
+    levels: tuple[Outer, ...]
+    functions: OuterUpdate
+    by_row: bool
+    """Is each row a tensor by itself, for functions that know where a tensor ends?"""
+
+
+def updates(graph: LevelGraph) -> tuple[Update, ...]:
+    """One for each bucket of learners, and for each that is in none."""
+    levels = {level.owner.id: level for level in loss_levels(graph)}
+    buckets = [bucket.learners for bucket in graph.buckets if bucket.learners[0] in levels]
+    together = {id for bucket in buckets for id in bucket}
+    groups = [*buckets, *((id,) for id in levels if id not in together)]
+    return tuple(_update(tuple(levels[id] for id in group)) for group in groups)
+
+
+def _update(levels: tuple[Outer, ...]) -> Update:
+    functions = outer_update(levels[0])
+    return Update(levels, functions, levels[0].owner.sharing != "shared" and knows_tensors(levels[0]))
+
+
+def knows_tensors(level: Outer) -> bool:
+    """Does its rule ask where a tensor ends, beyond the axes of matrices? Then several rows are not one tensor."""
+    ends = [id for m in (level.owner, *level.inner) for id in (m.keep, m.rule.keep, m.rule.step) if id is not None]
+    flows = [level.graph.flows[id] for id in level.graph.upstream(*ends)]
+    mine = [flow for flow in flows if flow.id in level.differing]
+    reduced = ANY in level.owner.axes and any(flow.op in ("sum", "mean", "softmax") for flow in mine)
+    totals = any(flow.op == "total" for flow in flows)
+    return reduced or totals or bool(level.shared) or any(not _is_batched(flow.op) for flow in mine)
+
+
+BATCHED = ("gradient", "weights", "rows", "recall", "number", "age", "due", "size", "folded", "T", "contract", "newton_schulz", "erase")
+"""Operators that take matrices [.., O, I] with any axes before those of a matrix."""
+
+
+def _is_batched(op: str) -> bool:
+    return OPS[op].elementwise or op in BATCHED or op in ("sum", "mean", "inverse_root", "eigenbasis", "pred")
+
+
+def tables(graph: LevelGraph) -> list[str]:
+    """What a stream must know of the learners of the loss."""
+    levels, learners = loss_levels(graph), graph.learners
+    label = next((flow.args[0] for flow in graph.flows.values() if flow.op == "next"), None)
+    tensors = [id for level in levels for id in level.owner.owns]
+    straight = [id for level in levels if level.owner.backprop.kind == "first_order" for id in level.owner.owns]
+    follows = {id: learners[id].init.of for id in straight if learners[id].init.of is not None}
+    first = {id: first_owner(graph, id) for id in straight if id not in follows}
+    firsts = {id: graph.parameter_name(learners[of]) if learners[of].init.learned else None for id, of in first.items()}
+    inside = [item.key for item in state_tensors(graph) if item.kind != "owned"]
+    fold = next((each.owner.fold for each in owners(graph)), {"row": "mean", "token": "mean"})
+    alike = (fold["token"], fold["row"]) != ("mean", "sum") or all(level.owner.sharing != "shared" for level in levels)
+    return [
+        "    # boundaries of segments, in tokens; where the outer gradient is cut; the input that is its own label",
+        f"    PERIODS, CUT, LABEL = {periods(graph)!r}, {truncation(graph)}, {label!r}",
+        "    # states within a segment, and tensors of learners of the loss",
+        f"    INSIDE = {tuple(inside)!r}",
+        f"    TENSORS = {tuple(tensors)!r}",
+        "    # tensors that pass outer gradients straight on: to a parameter, or to the tensor they began as",
+        f"    STRAIGHT = {firsts!r}",
+        f"    FOLLOWS = {dict(sorted(follows.items(), key=lambda pair: _depth(graph, pair[0])))!r}",
+        "    # do all losses of a row count alike, for all tensors?",
+        f"    ALIKE = {alike}",
+    ]
+
+
+def _depth(graph: LevelGraph, id: str) -> int:
+    of = graph.learners[id].init.of
+    return 0 if of is None else 1 + _depth(graph, of)
+
+
+HEAD = '''\
+    def update(
+        self, position: int, state: dict[str, Tensor], gradients: dict[str, Tensor], grams: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What a boundary before the token `position` changes: what learners have gathered, and those whose periods end."""
+        new: dict[str, Tensor] = {}
+        gradients, grams = dict(gradients), dict(grams)'''
+
+
+def methods(graph: LevelGraph, found: tuple[Update, ...]) -> list[str]:
+    """`update` and `restarted` of the class."""
+    lines = HEAD.splitlines()
+    body = [line for each in found for line in _bucket(graph, each)]
+    lines += ["        with torch.no_grad():", *body] if body else []
+    return [*lines, "        return new", "", *_restarted(graph)]
+
+
+def _names(update: Update) -> str:
+    """The tensors as pairs: of a learner, and its name there."""
+    return repr(tuple((level.owner.id, name) for level in update.levels for name in level.names.values()))
+
+
+def _bucket(graph: LevelGraph, update: Update) -> list[str]:
+    """The gradients and updates of learners that are due together."""
+    level, lines = update.levels[0], [f"            # every {update.levels[0].steps} tokens"]
+    lines.append(f"            names = {_names(update)}")
+    lines += _folded_rows(level)
+    gathered = needs_sum(graph, level)
+    if gathered:
+        lines += [
+            "            for learner, name in names:",
+            '                gradients[f"{learner}.{name}"] = gradients[f"{learner}.{name}"] + state[f"{learner}.sum.{name}"]',
+            '                new[f"{learner}.sum.{name}"] = gradients[f"{learner}.{name}"]',
+        ]
+    lines += _grams(graph, update, gathered)
+    lines.append(f"            if position % {level.steps} == 0:")
+    lines += [f"                {line}" for line in _due(graph, update, gathered)]
+    return lines
+
+
+def _folded_rows(level: Outer) -> list[str]:
+    """The mean over rows of what they share; sums are there already."""
+    if level.owner.sharing != "shared" or level.owner.fold["row"] != "mean":
+        return []
+    rows = [
+        "            B = next(x.shape[0] for key, x in state.items() if key == self.INSIDE[0])",
+        "            for learner, name in names:",
+    ]
+    return [*rows, '                gradients[f"{learner}.{name}"] = gradients[f"{learner}.{name}"] / B']
+
+
+def _grams(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
+    if not update.functions.outer.reads_rows:
+        return []
+    shared = update.levels[0].owner.sharing == "shared"
+    fold = f".{update.levels[0].owner.fold['row']}(0)" if shared else ""
+    lines = ["            for learner, name in names:"]
+    if fold:
+        lines.append(f'                grams[f"{{learner}}.{{name}}"] = grams[f"{{learner}}.{{name}}"]{fold}')
+    if gathered:
+        lines += [
+            '                grams[f"{learner}.{name}"] = grams[f"{learner}.{name}"] + state[f"{learner}.gram.{name}"]',
+            '                new[f"{learner}.gram.{name}"] = grams[f"{learner}.{name}"]',
+        ]
+    return lines if len(lines) > 1 else []
+
+
+def _due(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
+    """An update, at the end of a period."""
+    level, functions = update.levels[0], update.functions
+    mean = f" / {level.steps}" if level.owner.fold["token"] == "mean" else ""
+    copies = 0 if level.owner.sharing == "shared" else 1
+    seen, lines = "{}", []
+    if ANY not in level.owner.axes:
+        seen = "matrix({}, *views[learner, name])"
+        lines.append(f"views = {_views(update, copies)}")
+    every = restarts(graph, level)
+    begun = f"(position - {level.steps}) % {every} + {level.steps}" if every else "position"
+    lines += [
+        f"count = ({begun}) // {level.steps}" if every else f"count = position // {level.steps}",
+        "age = torch.tensor(float(count), dtype=torch.float64)",
+        'moved = {f"{learner}.{name}": state[f"{learner}.{name}"].detach().clone() for learner, name in names}',
+    ]
+    keys = [key.removeprefix(f"{level.owner.id}.") for key in functions.outer.keys]
+    for key in keys:
+        lines.append(f'moved |= {{f"{{learner}}.{key}.{{name}}": state[f"{{learner}}.{key}.{{name}}"].clone() for learner, name in names}}')
+    for m in functions.outer.shared:
+        lines.append(f'moved["{m.id}"] = state["{m.id}"].clone()')
+    given = f'gradients[f"{{learner}}.{{name}}"]{mean}'
+    weights = 'moved[f"{learner}.{name}"]'
+    lines.append(f"weights = [{seen.format(weights)} for learner, name in names]")
+    lines.append(f"given = [{seen.format(given)} for learner, name in names]")
+    if not functions.outer.periods:
+        lines += _apply(update, functions.variants[0], seen, mean)
+    else:
+        word = "if"
+        for variant in sorted(functions.variants, key=lambda v: -len(v.due)):
+            ends = " and ".join(f"count % {period} == 0" for period in variant.due)
+            lines.append(f"{word} {ends}:" if ends else "else:")
+            lines += [f"    {line}" for line in _apply(update, variant, seen, mean)]
+            word = "elif"
+    lines.append("new |= moved")
+    if gathered:
+        sums = ["sum"] + (["gram"] if functions.outer.reads_rows else [])
+        for key in sums:
+            zeros = f'{{f"{{learner}}.{key}.{{name}}": torch.zeros_like(state[f"{{learner}}.{key}.{{name}}"]) for learner, name in names}}'
+            lines.append(f"new |= {zeros}")
+    return lines
+
+
+def _views(update: Update, copies: int) -> str:
+    """How tensors are seen as matrices; rows are copies before all others."""
+    found = {}
+    for level in update.levels:
+        for id, name in level.names.items():
+            seen = matrix_of(level.graph.learners[id])
+            assert seen is not None
+            found[level.owner.id, name] = (seen.copies + copies, seen.first, seen.transposed)
+    return repr(found)
+
+
+def _apply(update: Update, variant: Variant, seen: str, mean: str) -> list[str]:
+    """One update by the functions of a variant."""
+    functions, level = update.functions, update.levels[0]
+    columns, lines = ["weights", "given"], list[str]()
+    columns += [f'[grams[f"{{learner}}.{{name}}"]{mean} for learner, name in names]'] if functions.outer.reads_rows else []
+    for key in variant.states:
+        learner = level.graph.learners[functions.outer.learner_of(key)]
+        state = f'moved[f"{{learner}}.{key.removeprefix(f"{level.owner.id}.")}.{{name}}"]'
+        columns.append(f"[{seen.format(state) if learner.axes == level.owner.axes else state} for learner, name in names]")
+    lines.append(f"columns = [{', '.join(columns)}]")
+    name = functions.name
+    if variant.sums:
+        summed = "summed_rows({0}, columns, (age,))" if update.by_row else "summed({0}, columns, (age,), joined={1})"
+        lines.append(f"sums = {summed.format(f'{name}_total{variant.suffix}', variant.summed_elementwise)}")
+    shared = [f'moved["{m.id}"]' for m in functions.outer.shared]
+    numbers = "numbers" if variant.numbers else "()"
+    if variant.numbers or shared:
+        given = ", ".join(["age", *shared, *(["*sums"] if variant.sums else [])])
+        lines.append(f"numbers = {name}_numbers{variant.suffix}({given})")
+    for i, key in enumerate(shared):
+        lines.append(f"{key}.copy_(numbers[{variant.numbers + i}])")
+    if shared and variant.numbers:
+        numbers = f"numbers[:{variant.numbers}]"
+    call = "each_row({0}, columns, {1})" if update.by_row else "each_tensor({0}, columns, {1}, joined={2})"
+    lines.append(call.format(f"{name}_update{variant.suffix}", numbers, variant.elementwise))
+    return lines
+
+
+def _restarted(graph: LevelGraph) -> list[str]:
+    """What begins anew before a token: tensors as what they were declared to begin with, states of rules as in a new stream."""
+    lines = [
+        "    def restarted(self, position: int, state: dict[str, Tensor]) -> dict[str, Tensor]:",
+        '        """What begins anew before the token `position`."""',
+    ]
+    body: list[str] = []
+    for level in loss_levels(graph):
+        every = restarts(graph, level)
+        if every:
+            body += [f"        if position % {every} == 0:", *(f"            {line}" for line in _anew(graph, level))]
+    if not body:
+        return [*lines, "        return {}"]
+    return [*lines, "        new: dict[str, Tensor] = {}", *body, "        return new"]
+
+
+def _anew(graph: LevelGraph, level: Outer) -> Iterator[str]:
+    mine = (level.owner.id, *(m.id for m in level.inner))
+    keys = [item.key for item in carried(graph) if item.learner in mine and ":" not in item.key]
+    fresh = [id for id in level.owner.owns if graph.learners[id].init.of is None]
+    for id in level.owner.owns:
+        if id not in fresh:
+            yield f'new["{id}"] = state["{graph.learners[id].init.of}"]'
+    if keys or fresh:
+        yield f"first = self.initial_state(len(state[{level.owner.owns[0]!r}]))"
+        yield f"new |= {{key: first[key].to(state[key].dtype) for key in {(*fresh, *keys)!r}}}"

@@ -1,0 +1,112 @@
+"""Streams in which learners of the loss learn: where they are cut into segments, and what is carried from call to call.
+
+Between two boundaries of their periods no such learner changes, so a segment is run as a whole, and one backward pass over it has the
+gradients of all of them. The loss of a token is known with the next one: what has no label yet is carried as it came, with the states that
+its segment began with, and is run again once it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nlc.graph.ir import Axes, Axis, Init, LevelGraph
+from nlc.graph.outer import Outer, loss_levels, owners, states_of
+from nlc.graph.state import CONTEXT, StateTensor, state_tensors
+
+PENDING = "pending:"
+"""Before the name of an input: its rows since the last boundary."""
+START = "start:"
+"""Before the key of a state: what it was at the last boundary."""
+POSITION = "pending:position"
+"""The token of the stream at the last boundary."""
+LABELS = "pending:next"
+"""The labels of the tokens since the last boundary; `UNKNOWN` where the next token is the label, below 0 where there is none."""
+UNKNOWN = -2
+
+
+def periods(graph: LevelGraph) -> tuple[int, ...]:
+    """The periods whose multiples cut a stream into segments, in tokens; none where it is run as a whole."""
+    found = {level.steps for level in loss_levels(graph)}
+    return tuple(sorted(found or {truncation(graph)} - {0}))
+
+
+def truncation(graph: LevelGraph) -> int:
+    """Before every so many tokens the outer gradient passes by no state but those of the learners of the loss; 0: it always does."""
+    return next((each.owner.backprop.tokens for each in owners(graph)), 0)
+
+
+def is_segmented(graph: LevelGraph) -> bool:
+    """Do learners of the loss learn while tokens come?"""
+    return bool(loss_levels(graph))
+
+
+def needs_sum(graph: LevelGraph, level: Outer) -> bool:
+    """Does a boundary fall inside its periods, so that gradients are carried past it?"""
+    return any(period % level.steps for period in periods(graph))
+
+
+def restarts(graph: LevelGraph, level: Outer) -> int:
+    """Every so many tokens a learner of the loss begins anew; 0 for never."""
+    flow = graph.learners[level.owner.owns[0]].reset
+    return int(graph.flows[flow].attr("period")) if flow is not None else 0
+
+
+def sum_of(level: Outer, name: str) -> str:
+    """The key of the gradients of a tensor, added over the period so far."""
+    return f"{level.owner.id}.sum.{name}"
+
+
+def gram_of(level: Outer, name: str) -> str:
+    """The key of x x^T of the inputs of a tensor, added over the period so far."""
+    return f"{level.owner.id}.gram.{name}"
+
+
+def carried(graph: LevelGraph) -> tuple[StateTensor, ...]:
+    """All that a compiled spec carries from call to call."""
+    inside = state_tensors(graph)
+    return (*inside, *_of_levels(graph), *_pending(graph, inside)) if is_segmented(graph) else inside
+
+
+def _of_levels(graph: LevelGraph) -> Iterator[StateTensor]:
+    """What learners of the loss hold beside their tensors."""
+    for level in loss_levels(graph):
+        shared = level.owner.sharing == "shared"
+        for id, name in level.names.items() if needs_sum(graph, level) else ():
+            yield StateTensor(sum_of(level, name), graph.learners[id].axes, "sum", level.owner.id, shared=shared)
+        for id, _ in graph.rows if level.reads_rows and needs_sum(graph, level) else ():
+            if id in level.names:
+                inner = graph.learners[id].store.in_axes
+                yield StateTensor(gram_of(level, level.names[id]), (*inner, *inner), "sum", level.owner.id, shared=shared)
+        for state in states_of(level):
+            axes = tuple(Axis(str(size), size) for size in state.shape)
+            yield StateTensor(state.key, axes, "rule", state.learner, state.init, shared=shared, seed=state.seed)
+
+
+def _pending(graph: LevelGraph, inside: tuple[StateTensor, ...]) -> Iterator[StateTensor]:
+    """The tokens since the last boundary, and the states there."""
+    yield StateTensor(POSITION, (), "position")
+    for name in graph.inputs:
+        flow = graph.flows[name]
+        yield StateTensor(f"{PENDING}{name}", (CONTEXT, *flow.axes), "tokens" if flow.dtype == "index" else "context")
+    if any(flow.op == "next" for flow in graph.flows.values()):
+        yield StateTensor(LABELS, (CONTEXT,), "tokens")
+    for item in inside:
+        if item.kind != "owned":
+            yield StateTensor(f"{START}{item.key}", item.axes, item.kind, item.learner, item.init)
+
+
+def axes_of(level: Outer, id: str) -> Axes:
+    """The axes of a tensor of a level."""
+    return level.graph.learners[id].axes
+
+
+def first_of(graph: LevelGraph, id: str) -> Init:
+    """What a tensor of a learner of the loss begins with, through those that begin as another holds."""
+    init = graph.learners[id].init
+    return first_of(graph, init.of) if init.of is not None else init
+
+
+def first_owner(graph: LevelGraph, id: str) -> str:
+    """The tensor whose first value a tensor begins with: its own, or another's."""
+    of = graph.learners[id].init.of
+    return id if of is None else first_owner(graph, of)

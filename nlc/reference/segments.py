@@ -1,0 +1,183 @@
+"""The meaning of learners of the loss while tokens come (`nlc.graph.segments`): a boundary after the other, row by row.
+
+In a segment, the tokens between two boundaries, their tensors stay. At its end the gradients of the losses of its tokens are known, taken
+of what the segment read; at the end of a period the rule is applied to their sum. Each row is a stream of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nlc.graph.ir import ANY
+from nlc.graph.outer import Outer, loss_levels, matrix_of
+from nlc.graph.segments import LABELS, PENDING, POSITION, START, UNKNOWN, carried, gram_of, needs_sum, periods, restarts, sum_of
+from nlc.graph.state import state_tensors
+from nlc.reference.outer import OuterUpdate
+
+if TYPE_CHECKING:
+    from nlc.reference.interpreter import Reference
+
+Tensors = dict[str, Tensor]
+
+
+class Stream:
+    """A call on a stream: what was pending, and the tokens that come."""
+
+    def __init__(self, machine: Reference, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        self.machine, self.graph = machine, machine.graph
+        self.levels, self.periods = loss_levels(self.graph), periods(self.graph)
+        self.inside = [item.key for item in state_tensors(self.graph) if item.kind != "owned"]
+        self.asks_next = [flow.args[0] for flow in self.graph.flows.values() if flow.op == "next"]
+        self.known = int(state[f"{PENDING}{self.graph.inputs[0]}"].shape[1])
+        self.position = int(state[POSITION])
+        self.inputs = {name: torch.cat([state[f"{PENDING}{name}"].to(x.dtype), x], 1) for name, x in inputs.items() if name != "targets"}
+        self.tokens = next(iter(self.inputs.values())).shape[1]
+        self.labels = self._labels(inputs, state) if self.asks_next else None
+        self.begun = {key: state[f"{START}{key}"] for key in self.inside}
+        self.levels_state = {key: x for key, x in state.items() if key not in self.begun and ":" not in key}
+
+    def _labels(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
+        """The label of each token: as given, else the input of the next one."""
+        x = self.inputs[self.asks_next[0]]
+        mine = inputs["targets"] if "targets" in inputs else torch.full_like(x[:, self.known :], UNKNOWN)
+        given = torch.cat([state[LABELS], mine], 1)
+        shifted = torch.cat([x[:, 1:], torch.full_like(x[:, :1], UNKNOWN)], 1)
+        return torch.where(given == UNKNOWN, shifted, given)
+
+    def run(self) -> tuple[Tensors, Tensors]:
+        """Outputs of the tokens of this call, and the new state."""
+        rows: list[Tensors] = []
+        begin = 0
+        while begin < self.tokens:
+            self._restart(self.position + begin)
+            end = min(begin + min(n - (self.position + begin) % n for n in self.periods), self.tokens)
+            full = any((self.position + end) % n == 0 for n in self.periods)
+            leaves = self._leaves()
+            made, after = self.machine.tokens(self._part(begin, end), {**self.begun, **self.levels_state, **leaves})
+            rows.append({name: x[:, max(self.known - begin, 0) :] for name, x in made.items()})
+            if not full or (self.labels is not None and bool((self.labels[:, end - 1] == UNKNOWN).any())):
+                return self._ended(rows, begin, {key: after[key] for key in self.inside})
+            self._learn(leaves, made, self.position + end, end - begin)
+            self.begun = {key: after[key] for key in self.inside}
+            begin = end
+        self._restart(self.position + begin)
+        return self._ended(rows, begin, self.begun)
+
+    def _part(self, begin: int, end: int) -> Tensors:
+        part = {name: x[:, begin:end] for name, x in self.inputs.items()}
+        if self.labels is not None:
+            part["targets"] = self.labels[:, begin:end]
+        return part
+
+    def _leaves(self) -> Tensors:
+        """What this segment reads of each tensor; one that began as another, and passes gradients straight on, is part of that one."""
+        leaves: Tensors = {}
+        for level in sorted(self.levels, key=lambda level: self._depth(level.owner.owns[0])):
+            for id in level.owner.owns:
+                old, of = self.levels_state[id], self.graph.learners[id].init.of
+                keeps = old.requires_grad and level.owner.backprop.kind != "stop"
+                old = old if keeps else old.detach().requires_grad_()
+                straight = of is not None and level.owner.backprop.kind == "first_order"
+                leaves[id] = old.detach() + (leaves[str(of)] - leaves[str(of)].detach()) if straight else old.clone()
+        return leaves
+
+    def _depth(self, id: str) -> int:
+        of = self.graph.learners[id].init.of
+        return 0 if of is None else 1 + self._depth(of)
+
+    def _restart(self, position: int) -> None:
+        """Learners with a `reset` begin anew: as what they were declared to begin with holds now, with new states of their rules."""
+        for level in self.levels:
+            every = restarts(self.graph, level)
+            if not every or position % every or position == 0:
+                continue
+            first = self.machine.initial_state(len(next(iter(self.inputs.values()))))
+            mine = [item.key for item in carried(self.graph) if item.learner in (level.owner.id, *(m.id for m in level.inner))]
+            self.levels_state |= {key: first[key] for key in mine}
+            for id in level.owner.owns:
+                of = self.graph.learners[id].init.of
+                self.levels_state[id] = self.levels_state[of] if of is not None else first[id]
+
+    def _learn(self, leaves: Tensors, made: Tensors, position: int, tokens: int) -> None:
+        """The gradients of a segment that ends at a boundary, and the updates that are due there, all of what was before them."""
+        create = any(level.owner.backprop.kind == "unrolled" for level in self.levels)
+        loss = torch.where(made["scored"], made["loss"], 0.0).sum()
+        found = torch.autograd.grad(loss, list(leaves.values()), create_graph=create, retain_graph=True, materialize_grads=True)
+        gradients = dict(zip(leaves, found, strict=True))
+        new: Tensors = {}
+        for level in self.levels:
+            new |= self._learned(level, gradients, self._grams(level, made), position)
+        self.levels_state |= new
+
+    def _grams(self, level: Outer, made: Tensors) -> Tensors:
+        """x x^T of the inputs of each tensor, one for each row, over the scored tokens."""
+        found = {}
+        for id, _ in self.graph.rows:
+            if id in level.names:
+                x = made[f"rows of {id}"].detach().flatten(2) * made["scored"].unsqueeze(2)
+                found[level.names[id]] = x.mT @ x
+        return found
+
+    def _learned(self, level: Outer, gradients: Tensors, grams: Tensors, position: int) -> Tensors:
+        """The new tensors and states of one learner."""
+        shared = level.owner.sharing == "shared"
+        given = {name: gradients[id] for id, name in level.names.items()}
+        rows = len(next(iter(self.inputs.values())))
+        if shared and level.owner.fold["row"] == "mean":
+            given = {name: x / rows for name, x in given.items()}
+            grams = {name: x / rows for name, x in grams.items()}
+        grams = {name: x.sum(0) for name, x in grams.items()} if shared else grams
+        sums = {**{sum_of(level, n): n for n in given}, **{gram_of(level, n): n for n in grams}}
+        due, new = position % level.steps == 0, dict[str, Tensor]()
+        if needs_sum(self.graph, level):
+            given = {name: self.levels_state[sum_of(level, name)] + x for name, x in given.items()}
+            grams = {name: self.levels_state[gram_of(level, name)] + x for name, x in grams.items()}
+            both = {**{sum_of(level, n): x for n, x in given.items()}, **{gram_of(level, n): x for n, x in grams.items()}}
+            new = {key: torch.zeros_like(x) if due else x for key, x in both.items() if key in sums}
+        if not due:
+            return new
+        if level.owner.fold["token"] == "mean":
+            given = {name: x / level.steps for name, x in given.items()}
+            grams = {name: x / level.steps for name, x in grams.items()}
+        every = restarts(self.graph, level)
+        before = position - level.steps
+        step = torch.tensor(before % every if every else before)
+        if shared:
+            return {**new, **self._applied(level, given, grams, self.levels_state, step)}
+        parts = [[{key: x[i] for key, x in part.items()} for part in (given, grams, self._own(level))] for i in range(rows)]
+        each = [self._applied(level, part[0], part[1], part[2], step) for part in parts]
+        return {**new, **{key: torch.stack([row[key] for row in each]) for key in each[0]}}
+
+    def _own(self, level: Outer) -> Tensors:
+        """The tensors of a learner and the states of its rule."""
+        return {key: x for key, x in self.levels_state.items() if key.startswith(f"{level.owner.id}.")}
+
+    def _applied(self, level: Outer, gradients: Tensors, grams: Tensors, state: Tensors, step: Tensor) -> Tensors:
+        """One application of the rule to the tensors of one row."""
+        learners, unrolled = self.graph.learners, level.owner.backprop.kind == "unrolled"
+        weights = {name: state[id] for id, name in level.names.items()}
+        seen = {name: None if ANY in level.owner.axes else matrix_of(learners[id]) for id, name in level.names.items()}
+        update = OuterUpdate(self.machine, level, weights, gradients, {**state, "step": step}, seen, grams, unrolled)
+        moved = update.weights(weights)
+        found = {id: self._crossed(level, moved[name], state[id]) for id, name in level.names.items()}
+        return {**found, **update.states()}
+
+    def _crossed(self, level: Outer, new: Tensor, old: Tensor) -> Tensor:
+        """What `backprop` says of the outer gradient of a new tensor."""
+        if level.owner.backprop.kind == "unrolled":
+            return new
+        return new.detach() + (old - old.detach()) if level.owner.backprop.kind == "first_order" else new.detach()
+
+    def _ended(self, rows: list[Tensors], begin: int, now: Tensors) -> tuple[Tensors, Tensors]:
+        """What a call returns: the tokens from `begin` on are pending."""
+        state = {**now, **self.levels_state, POSITION: torch.tensor(self.position + begin)}
+        state |= {f"{START}{key}": x for key, x in self.begun.items()}
+        state |= {f"{PENDING}{name}": x[:, begin:] for name, x in self.inputs.items()}
+        if self.labels is not None:
+            state[LABELS] = self.labels[:, begin:]
+        made = {name: torch.cat([part[name] for part in rows], 1) for name in rows[0]}
+        return made, {item.key: state[item.key] for item in carried(self.graph)}
