@@ -198,7 +198,7 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
             )
     numbers, rename = _unify(b, spec, args, settings, call)
     key = use
-    while key in b.functions and (b.functions[key].dims, b.functions[key].file) != (_dims(spec, numbers), spec.path):
+    while key in b.functions and b.instances[key] != (spec.path, numbers):
         key = b.fresh(b.functions, use)
     if key not in b.functions:
         child = Builder(spec, b.library, numbers)
@@ -207,12 +207,8 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
         b.diagnostics.extend(problem.noted("used here", span) for problem in child.diagnostics)
         if child.diagnostics:
             raise Rejected
-        b.functions[key] = graph
+        b.functions[key], b.instances[key] = graph, (spec.path, numbers)
     return key, rename
-
-
-def _dims(spec: Spec, numbers: dict[str, Number_]) -> tuple[tuple[str, int], ...]:
-    return tuple((dim.name, int(numbers[dim.name])) for dim in spec.dims if dim.name in numbers)
 
 
 def _unify(
