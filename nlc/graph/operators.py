@@ -10,7 +10,7 @@ from nlc.graph.constants import QUINTIC, ROTARY_BASE
 from nlc.graph.inverse import solve
 from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, show_axes, size_of
 from nlc.graph.ops import ShapeError, is_any, reduce_axes
-from nlc.language.expression import Call, Expr, Name
+from nlc.language.expression import Call, Expr, Name, to_text
 
 if TYPE_CHECKING:
     from nlc.graph.builder import Builder
@@ -110,7 +110,7 @@ def embed(b: Builder, expr: Call, context: Context, name: str | None) -> str:
 
 def _norm(kind: str) -> Operator:
     def build(b: Builder, expr: Call, context: Context, name: str | None) -> str:
-        """Normalise the last axis and multiply by a learned gain; in the `call` of a store without one. `eps`: what is added under the root."""
+        """Normalise the last axis and multiply by a learned gain; in the `call` of a store without one. `eps` is added under the root."""
         b.arguments(expr, "a flow", options=("eps",))
         x = b.expr(expr.args[0], context)
         eps = _eps(b, expr)
