@@ -317,10 +317,11 @@ def attended(
     """The mean of the values of all contexts, weighted by exp(scale * query . key), for each query of a call.
 
     query [B, T, G, K], or [B, T, G * Q, K] for Q queries of each copy. contexts: key [B, T * R, G, K], value [B, T * R, G, V], those of the
-    tokens before, keys [B, n * R, G, K] and values [B, n * R, G, V], `over` and R, the samples of a token. A token sees itself and what is before it: all of it, or (over > 0) the last
-    `over` tokens; with `every` what is in its own segment of so many tokens, the first n of which are before the call. fixed: keys
-    [1, P, G, K] and values [1, P, G, V] that all tokens see. starts: [B, T] of the call and [B, n] of the samples before, not 0 where a
-    sequence starts, which ends what its tokens see. Returns the answers [B, T, G, V], the new keys and values of each context, new starts.
+    tokens before, keys [B, n * R, G, K] and values [B, n * R, G, V], `over` and R, the samples of a token. A token sees itself and what is
+    before it: all of it, or (over > 0) the last `over` tokens; with `every` what is in its own segment of so many tokens, the first n of
+    which are before the call. fixed: keys [1, P, G, K] and values [1, P, G, V] that all tokens see. starts: [B, T] of the call and [B, n]
+    of the samples before, not 0 where a sequence starts, which ends what its tokens see. Returns the answers [B, T, G, V] (G * Q as the
+    query), the new keys and values of each context, new starts.
     """
     T, held, states, before = query.shape[1], [], [], 0
     for key, value, keys, values, over, R in contexts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlc.graph import codes
 from nlc.graph.builder import Context, Operator
@@ -127,7 +127,7 @@ def _norm(kind: str) -> Operator:
     return build
 
 
-def _eps(b: Builder, expr: Call) -> dict[str, float]:
+def _eps(b: Builder, expr: Call) -> dict[str, Any]:
     """What a norm adds under its root, where the spec says it."""
     given = dict(expr.kwargs).get("eps")
     if given is None:

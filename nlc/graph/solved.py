@@ -184,9 +184,10 @@ def ask(b: Builder, expr: Call, here: Context, name: str | None, learner: langua
     query = b.expr(expr.args[0], here)
     declared = b.learners[id]
     axes: Axes = b.flows[solve.query].axes
-    several = queries_of(b.flows[query].axes, axes)
-    if any(axis in declared.store.out_axes for axis in several):
-        several = ()  # two axes of the answer would have one name
+    given = b.flows[query].axes
+    several = queries_of(given, axes)
+    if not set(axes) <= set(given) or any(axis in declared.store.out_axes for axis in several):
+        several = ()  # one query it is to be, or two axes of the answer would have one name
     b.fits(query, axes + several, expr.args[0].span, f"the query of `{expr.function}`", axes)
     out = declared.per + several + declared.store.out_axes
     return b.node("attend", [query, *solve.flows], expr.span, here, name, out, expr.function, learner=id, over=solve.over)

@@ -1,6 +1,6 @@
 """`rope(x, position, theta)`: complex numbers turned, written out here; and the same from every backend, in calls that end anywhere."""
 
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from nlc.runtime.compiled import CompiledSpec
 from tests.conformance.comparing import assert_close, with_gradients
 
 T, H, K = 11, 2, 6
-FORMS = {
+FORMS: dict[str, tuple[str, float, Callable[[Tensor, Tensor], Tensor]]] = {
     "position": ("rope(x, position)", 10000.0, lambda p, a: p),
     "theta": ("rope(x, position, theta=30)", 30.0, lambda p, a: p),
     "half speed": ("rope(x, 0.5 * position - 1)", 10000.0, lambda p, a: 0.5 * p - 1),
@@ -142,7 +142,7 @@ def test_a_function_that_learns_may_turn_its_planes() -> None:
         assert_close(with_all_gradients(nlc.compile(loads(INSIDE), backend="eager").double(), numbers(), cuts), expected, 1e-10)
 
 
-def test_angles_do_not_take_the_precision_of_what_is_turned(tmp_path: Path) -> None:
+def test_angles_do_not_take_the_precision_of_what_is_turned() -> None:
     given = {name: x.bfloat16() for name, x in numbers().items()}
     given["a"] = torch.zeros(2, T, H)
     compiled = module("rope(x, position + 3000, theta=20)", "eager")
