@@ -218,7 +218,9 @@ def test_another_run_begins_with_its_weights(run: Path, tmp_path: Path) -> None:
     source = run_folder.source_of(run)
     weights = {name: x.clone() for name, x in load_run(run).named_parameters()}
 
-    options: dict[str, Any] = {"steps": 1, "length": 8, "batch": 1, "backend": "eager", "dims": source.dims}
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox. " * 40, encoding="utf-8")
+    options: dict[str, Any] = {"text": text, "steps": 1, "length": 8, "batch": 1, "backend": "eager", "dims": source.dims}
     result = train("models/llama_lm", begin=run, out=tmp_path / "run", params=source.params, **options)
 
     moved = [name for name, x in result.compiled.named_parameters() if not torch.equal(x, weights[name])]
@@ -231,7 +233,7 @@ def test_an_adapted_run_has_no_training_to_go_on_with(run: Path) -> None:
     source = run_folder.source_of(run)
 
     with pytest.raises(DataError) as error:
-        train("models/llama_lm", out=run, steps=1, length=8, resume=True, backend="eager", dims=source.dims, params=source.params)
+        train("models/llama_lm", __file__, out=run, steps=1, length=8, resume=True, backend="eager", dims=source.dims, params=source.params)
 
     assert error.value.diagnostics[0].code == "NLC725"
     assert "--from" in str(error.value)
