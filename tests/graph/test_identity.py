@@ -75,6 +75,7 @@ HOSTS = {
         "scalar": "levels: {m: {every: 1 token, learners: {S: {store: {scalar: []}, learn: {value: sum(v)}}}}}\noutputs: {o: S()}",
         "mlp": DEEP.replace("STORE", "{mlp: [K, 5, V]}"),
         "mlp3": DEEP.replace("STORE", "{mlp3: [K, 5, 6, V]}"),
+        "gated_mlp": DEEP.replace("STORE", "{gated_mlp: [K, 5, V]}"),
         "mlp4": DEEP.replace("STORE", "{mlp4: [K, 5, 6, 7, V]}"),
     },
     "functions": "outputs: {o: NAME(v)}",
