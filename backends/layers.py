@@ -191,6 +191,16 @@ def l2norm(x: Tensor) -> Tensor:
     return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS)
 
 
+def rope(x: Tensor, position: Tensor, theta: float) -> Tensor:
+    """Channels i and i + K/2 of x [.., K], a plane, turned by position * theta^(-2 i / K); angles have the dtype of position [..]."""
+    half = x.shape[-1] // 2
+    frequency = theta ** (-torch.arange(half, dtype=torch.float64, device=x.device) / half)
+    angle = position.unsqueeze(-1) * frequency.to(position.dtype)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(x.dtype)
+
+
 def newton_schulz(x: Tensor, steps: int, a: float, b: float, c: float, dtype: torch.dtype | None = None) -> Tensor:
     """Near the orthogonal factor of x [..., K, V]: X <- a X + (b A + c A^2) X with A = X X^T, from X = x / |x|; the steps in `dtype`."""
     given = x.dtype
@@ -306,11 +316,12 @@ def attended(
 ) -> tuple[Tensor, ...]:
     """The mean of the values of all contexts, weighted by exp(scale * query . key), for each query of a call.
 
-    query [B, T, G, K]. contexts: key [B, T * R, G, K], value [B, T * R, G, V], those of the tokens before, keys [B, n * R, G, K] and values
-    [B, n * R, G, V], `over` and R, the samples of a token. A token sees itself and what is before it: all of it, or (over > 0) the last
-    `over` tokens; with `every` what is in its own segment of so many tokens, the first n of which are before the call. fixed: keys
-    [1, P, G, K] and values [1, P, G, V] that all tokens see. starts: [B, T] of the call and [B, n] of the samples before, not 0 where a
-    sequence starts, which ends what its tokens see. Returns the answers [B, T, G, V], the new keys and values of each context, new starts.
+    query [B, T, G, K], or [B, T, G * Q, K] for Q queries of each copy. contexts: key [B, T * R, G, K], value [B, T * R, G, V], those of the
+    tokens before, keys [B, n * R, G, K] and values [B, n * R, G, V], `over` and R, the samples of a token. A token sees itself and what is
+    before it: all of it, or (over > 0) the last `over` tokens; with `every` what is in its own segment of so many tokens, the first n of
+    which are before the call. fixed: keys [1, P, G, K] and values [1, P, G, V] that all tokens see. starts: [B, T] of the call and [B, n]
+    of the samples before, not 0 where a sequence starts, which ends what its tokens see. Returns the answers [B, T, G, V] (G * Q as the
+    query), the new keys and values of each context, new starts.
     """
     T, held, states, before = query.shape[1], [], [], 0
     for key, value, keys, values, over, R in contexts:
@@ -364,8 +375,9 @@ def _mean_of_values(
     pairs = [*((k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in fixed), *((keys, values) for keys, values, _, _ in held)]
     q = query.transpose(1, 2)
     k, v = (torch.cat(rows, 1).to(query.dtype).transpose(1, 2) for rows in zip(*pairs, strict=True))
+    groups = q.shape[1] != k.shape[1]
     if number is None and len(pairs) == 1 and not fixed and k.shape[2] == T and not held[0][2]:
-        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=groups).transpose(1, 2)
     masks = [torch.ones(T, keys.shape[1], dtype=torch.bool, device=device) for keys, _ in fixed]
     for keys, _, over, R in held:
         n = keys.shape[1] // R
@@ -377,7 +389,9 @@ def _mean_of_values(
             theirs = number[:, number.shape[1] - n :].repeat_interleave(R, 1)
             seen = seen & (number[:, number.shape[1] - T :].unsqueeze(2) == theirs.unsqueeze(1))
         masks.append(seen)
-    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_joined(masks, number), scale=scale).transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=_joined(masks, number), scale=scale, enable_gqa=groups).transpose(
+        1, 2
+    )
 
 
 def _joined(masks: list[Tensor], number: Tensor | None) -> Tensor:

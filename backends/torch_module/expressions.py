@@ -219,14 +219,24 @@ class Expressions:
         return Code(f"l2norm({args[0].text})")
 
     def _rmsnorm(self, flow: Flow, args: list[Code]) -> Code:
-        self.used.add("NORM_EPS")
         gain = self.parameter(flow) if flow.attr("learner") is not None else None
-        return Code(f"F.rms_norm({args[0].text}, ({flow.axes[-1].size},), {gain}, NORM_EPS)")
+        return Code(f"F.rms_norm({args[0].text}, ({flow.axes[-1].size},), {gain}, {self._eps(flow)})")
 
     def _layernorm(self, flow: Flow, args: list[Code]) -> Code:
-        self.used.add("NORM_EPS")
         gain = self.parameter(flow) if flow.attr("learner") is not None else None
-        return Code(f"F.layer_norm({args[0].text}, ({flow.axes[-1].size},), {gain}, None, NORM_EPS)")
+        return Code(f"F.layer_norm({args[0].text}, ({flow.axes[-1].size},), {gain}, None, {self._eps(flow)})")
+
+    def _eps(self, flow: Flow) -> str:
+        """What a norm adds under its root."""
+        if flow.attr("eps") is not None:
+            return repr(flow.attr("eps"))
+        self.used.add("NORM_EPS")
+        return "NORM_EPS"
+
+    def _rope(self, flow: Flow, args: list[Code]) -> Code:
+        self.used.add("rope")
+        place = self._tensor(self.operand(flow.args[1], flow.axes[:-1]), flow.args[1], True)
+        return Code(f"rope({args[0].text}, {place.text}, {flow.attr('theta')!r})")
 
     def _embed(self, flow: Flow, args: list[Code]) -> Code:
         self.used.add("embedding")

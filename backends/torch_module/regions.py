@@ -15,11 +15,11 @@ from nlc.graph.ir import Axes, Axis, Flow, Learner, LevelGraph, root_of, size_of
 from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.order import Node
 from nlc.graph.sequences import own_operands
-from nlc.graph.solved import softmax_scale
+from nlc.graph.solved import queries_of, softmax_scale
 from nlc.graph.state import context_keys, needs_position, sample_axes, state_tensors
 from nlc.program.program import Program, Region, Sweep
 
-QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
+QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "rope", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
 """Operators whose unnamed, once-read flows are written inside the expression that reads them."""
 
 COUNTING = ("position", "boundary", "new")
@@ -246,7 +246,9 @@ class RegionWriter:
             what = f"the weight of `{learner.id}` is not of the form exp(s * dot(query, key)); only the backend `reference` solves it"
             raise BackendError([CannotLower(what, flow.span)], dict(self.graph.sources))
         inner = tuple(axis for axis in sample_axes(self.graph, learner, learner.solve)[0] if axis not in (*learner.per, learner.solve.axis))
-        query = self._normal(flow.args[0], learner.per, inner, [size_of(learner.per), size_of(inner)])
+        several = queries_of(self.graph.flows[flow.args[0]].axes, self.graph.flows[learner.solve.query].axes)
+        asking = (*learner.per, *several)
+        query = self._normal(flow.args[0], asking, inner, [size_of(asking), size_of(inner)])
         own = own_operands(flow, self.graph.learners)
         growing: list[str] = []
         fixed: list[str] = []
@@ -271,8 +273,8 @@ class RegionWriter:
             options.append(f'starts=({self._normal(flow.args[own], (), (), [])}, z["{local(key, self.region.scope)}"])')
         given = ", ".join([query, f"[{', '.join(growing)}]", repr(scale), *options])
         self._line(f"{', '.join([answer, *new])} = attended({given})", show(flow))
-        if (len(learner.per), len(learner.store.out_axes)) != (1, 1):
-            self._line(f"{answer} = {answer}{_unflat(2, learner.per)}{_unflat(-1, learner.store.out_axes)}")
+        if (len(asking), len(learner.store.out_axes)) != (1, 1):
+            self._line(f"{answer} = {answer}{_unflat(2, asking)}{_unflat(-1, learner.store.out_axes)}")
 
     def _context(self, learner: Learner, number: int, flows: tuple[str, str], within: tuple[Axes, Axes]) -> tuple[str, list[str]]:
         """The samples of one write, of this call and of those before, and the names of what is handed on."""

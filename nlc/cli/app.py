@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nlc.cli import comparing, compiling, emitting, explaining, exporting, inspecting, optimizing, starting, training, viewing
+from nlc.cli import adapting, comparing, compiling, emitting, explaining, exporting, inspecting, optimizing, starting, training, viewing
 from nlc.cli.session import INTERRUPTED
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "export": (exporting.export, "Write an IREE module or a package of torch."),
     "view": (viewing.view, "Write a page that shows all of it."),
     "train": (training.train, "Train a byte language model on a text."),
+    "adapt": (adapting.adapt, "Give a spec the trained weights of a checkpoint."),
     "sample": (training.sample, "Print what a trained model writes."),
     "passes": (optimizing.passes, "List the passes in order."),
     "list": (inspecting.list_specs, "List the spec library."),

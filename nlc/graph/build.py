@@ -198,19 +198,18 @@ def instantiate(b: Builder, use: str, args: list[str], settings: dict[str, Numbe
             )
     numbers, rename = _unify(b, spec, args, settings, call)
     key = use
-    made, n = (spec.path, tuple(sorted(numbers.items()))), 1
-    while key in b.functions and b.settings[key] != made:
+    made, n = (spec.path, numbers), 1
+    while key in b.functions and b.instances[key] != made:
         n += 1
         key = f"{use}_{n}"
     if key not in b.functions:
-        b.settings[key] = made
         child = Builder(spec, b.library, numbers)
         graph = _fill(child)
         graph = ordered(graph, child.diagnostics) if not child.diagnostics else graph
         b.diagnostics.extend(problem.noted("used here", span) for problem in child.diagnostics)
         if child.diagnostics:
             raise Rejected
-        b.functions[key] = graph
+        b.functions[key], b.instances[key] = graph, (spec.path, numbers)
     return key, rename
 
 

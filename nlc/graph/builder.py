@@ -84,7 +84,8 @@ class Builder:
         self.flows: dict[str, Flow] = into.flows if into else dict(known.flows) if known else {}
         self.learners: dict[str, Learner] = into.learners if into else dict(known.learners) if known else {}
         self.functions: dict[str, LevelGraph] = into.functions if into else {}
-        self.settings: dict[str, tuple[str, tuple[tuple[str, Number_], ...]]] = into.settings if into else {}
+        self.instances: dict[str, tuple[str, dict[str, Number_]]] = into.instances if into else {}
+        """For each function, the file and the numbers that it was made of."""
         self.diagnostics: list[Diagnostic] = into.diagnostics if into else []
         self.written_out: dict[str, Function] = into.written_out if into else {}
         self.bound = dict(bound or {})

@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 
 NORM_EPS = 1e-6
-"""Added under the root of `l2norm`, `rmsnorm` and `layernorm`."""
+"""Added under the root of `l2norm`, and of `rmsnorm` and `layernorm` unless they say `eps`."""
+
+ROTARY_BASE = 10000.0
+"""The base of the wave lengths of `rope`."""
 
 QUINTIC = (3.4445, -4.775, 2.0315)
 """The coefficients of a step of Newton-Schulz that rises steepest at 0 (Jordan et al. 2024, Muon)."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nlc.graph import codes
 from nlc.graph.builder import Context, Operator
-from nlc.graph.constants import QUINTIC
+from nlc.graph.constants import QUINTIC, ROTARY_BASE
 from nlc.graph.inverse import solve
 from nlc.graph.ir import Axes, Init, Learner, Store, StoreTensor, show_axes, size_of
 from nlc.graph.ops import ShapeError, is_any, reduce_axes
-from nlc.language.expression import Call, Expr, Name
+from nlc.language.expression import Call, Expr, Name, to_text
 
 if TYPE_CHECKING:
     from nlc.graph.builder import Builder
@@ -39,10 +39,32 @@ def linear(b: Builder, expr: Call, context: Context, name: str | None) -> str:
 
 
 def unembed(b: Builder, expr: Call, context: Context, name: str | None) -> str:
-    """`unembed(x, vocab)`: scores of the entries of a vocabulary."""
-    b.arguments(expr, "a flow", "the size of the vocabulary")
+    """`unembed(x, vocab)`: scores of the entries of a vocabulary. `table=e`: by the table of the flow e, an `embed`, not one of its own."""
+    b.arguments(expr, "a flow", "the size of the vocabulary", options=("table",))
     x = b.expr(expr.args[0], context)
+    table = dict(expr.kwargs).get("table")
+    if table is not None:
+        return _by_table(b, x, b.expr(table, context), expr, context, name)
     return _linear(b, x, b.axes(expr.args[1]), expr, context, name, "unembed")
+
+
+def _by_table(b: Builder, x: str, embedded: str, expr: Call, context: Context, name: str | None) -> str:
+    """The product of each row of the table of an `embed` and x."""
+    embedding, table = b.flows[embedded], dict(expr.kwargs)["table"]
+    if embedding.op != "embed":
+        b.fail(codes.NotAValue, f"`{to_text(table)}` is no `embed`, so it has no table", table.span, "name the flow that is `embed(..)`")
+    learner = b.learners[embedding.attr("learner")]
+    rows, row = learner.store.in_axes, learner.store.out_axes
+    if (b.axis(expr.args[1]),) != rows:
+        note = (f"`{embedded}` is defined here", embedding.span)
+        b.fail(codes.ShapeMismatch, f"the table has {rows[0]} rows, not {b.axis(expr.args[1])}", expr.args[1].span, None, [note])
+    b.fits(x, row, expr.args[0].span, "the operand of `unembed`", row)
+    if len(row) != 1:
+        b.fail(
+            codes.NotCompiledYet, "`unembed` by a table with several axes a row is not compiled yet", expr.span, "its rows have one axis"
+        )
+    tensor = b.node("tensor", [], expr.span, context, None, rows + row, "table", learner=learner.id, state="start")
+    return b.node("contract", [tensor, x], expr.span, context, name, rows, copies=0)
 
 
 def _linear(b: Builder, x: str, out: Axes, expr: Call, context: Context, name: str | None, kind: str) -> str:
@@ -88,20 +110,58 @@ def embed(b: Builder, expr: Call, context: Context, name: str | None) -> str:
 
 def _norm(kind: str) -> Operator:
     def build(b: Builder, expr: Call, context: Context, name: str | None) -> str:
-        """Normalise the last axis and multiply by a learned gain; in the `call` of a store without one."""
-        b.arguments(expr, "a flow")
+        """Normalise the last axis and multiply by a learned gain; in the `call` of a store without one. `eps` is added under the root."""
+        b.arguments(expr, "a flow", options=("eps",))
         x = b.expr(expr.args[0], context)
+        eps = _eps(b, expr)
         axes = b.flows[x].axes
         b.fits(x, axes, expr.args[0].span, f"the operand of `{kind}`")
         if not axes:
             b.fail(codes.ShapeMismatch, f"`{kind}` needs at least one axis, `{x}` is one number", expr.span)
         if context.in_store:
-            return b.node(kind, [x], expr.span, context, name, axes)
+            return b.node(kind, [x], expr.span, context, name, axes, **eps)
         store = Store((StoreTensor("gain", axes[-1:]),), "value", (), axes[-1:])
         learner = _parameter(b, context, kind, store, Init("ones", learned=True), expr)
-        return b.node(kind, [x], expr.span, context, name, axes, learner=learner)
+        return b.node(kind, [x], expr.span, context, name, axes, learner=learner, **eps)
 
     return build
+
+
+def _eps(b: Builder, expr: Call) -> dict[str, Any]:
+    """What a norm adds under its root, where the spec says it."""
+    given = dict(expr.kwargs).get("eps")
+    if given is None:
+        return {}
+    eps = float(b.number(given))
+    if eps < 0:
+        b.fail(codes.BadSize, f"`eps` is {eps}; it is at least 0", given.span)
+    return {"eps": eps}
+
+
+def rope(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`rope(x, position, theta=10000)`: rotary position embedding of the last axis (Su et al. 2021, arXiv 2104.09864).
+
+    The channels i and i + K/2 of the K, a plane, are turned by the angle position * theta^(-2 i / K); `position` is a number a token.
+    """
+    b.arguments(expr, "a flow", "a number a token", options=("theta",))
+    x, place = b.all(context, *expr.args)
+    theta = _theta(b, expr)
+    axes = b.flows[x].axes
+    b.fits(x, axes, expr.args[0].span, "the operand of `rope`")
+    if not axes or axes[-1].size % 2:
+        note = [(f"`{x}` has axes {show_axes(axes)}", b.flows[x].span)]
+        help = "the last axis, such as the keys of a head, must have an even size"
+        b.fail(codes.ShapeMismatch, "`rope` turns pairs of channels of the last axis", expr.args[0].span, help, note)
+    b.fits(place, axes[:-1], expr.args[1].span, "the position of `rope`")
+    return b.node("rope", [x, place], expr.span, context, name, axes, theta=theta)
+
+
+def _theta(b: Builder, expr: Call) -> float:
+    given = dict(expr.kwargs).get("theta")
+    theta = ROTARY_BASE if given is None else float(b.number(given))
+    if given is not None and theta <= 0:
+        b.fail(codes.BadSize, f"`theta` is {theta}; it must be above 0", given.span)
+    return theta
 
 
 def _reduction(kind: str) -> Operator:
@@ -287,6 +347,7 @@ OPERATORS: dict[str, Operator] = {
     "embed": embed,
     "rmsnorm": _norm("rmsnorm"),
     "layernorm": _norm("layernorm"),
+    "rope": rope,
     "sum": _reduction("sum"),
     "mean": _reduction("mean"),
     "next": next_,

@@ -117,6 +117,7 @@ OPS: dict[str, Op] = {
         Op("total", 1, _scalar),
         Op("rmsnorm", 1, _needs_axis),
         Op("layernorm", 1, _needs_axis),
+        Op("rope", 2, _needs_axis),
         Op("conv", None, _same),
         Op("linear", 1, _same),
         Op("embed", 1, _scalar),

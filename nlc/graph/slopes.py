@@ -126,6 +126,8 @@ class _Chain:
                 return a.mul(s, a.mul(0.5, a.add(a.make(strict, x, other), a.make(loose, x, other))))  # a tie: half to each
             case "sg" | "sign" | "lt" | "le" | "gt" | "ge" | "eq" | "ne":
                 return 0
+            case "rope" if i == 0:  # turned back
+                return self.made("rope", (self.whole(flow, s), a.flow(a.neg(other))), flow.axes, theta=flow.attr("theta"))
             case "l2norm" | "rmsnorm" | "layernorm" | "softmax" if flow.attr("learner") is None:
                 return self.of_norm(flow, s, x)
         if flow.op in UNARY:
@@ -146,7 +148,7 @@ class _Chain:
         centred: Coefficient = x
         if flow.op == "layernorm":
             centred = a.sub(x, a.div(self.summed(x, last), n))
-        scale = a.pow(a.add(a.div(self.summed(a.mul(centred, centred), last), n), NORM_EPS), -0.5)
+        scale = a.pow(a.add(a.div(self.summed(a.mul(centred, centred), last), n), _eps(flow)), -0.5)
         inner = a.sub(s, a.mul(y, a.div(self.summed(a.mul(s, y), last), n)))
         if flow.op == "layernorm":
             inner = a.sub(inner, a.div(self.summed(s, last), n))
@@ -230,6 +232,12 @@ class _Chain:
             a.flows[id] = Flow(id, op, args, attrs, axes, scope=a.learner.scope, host=a.host, span=a.learner.span)
             self.known[key] = id
         return self.known[key]
+
+
+def _eps(flow: Flow) -> float:
+    """What a norm adds under its root."""
+    eps = flow.attr("eps")
+    return NORM_EPS if eps is None else float(eps)
 
 
 def _gelu(c: _Chain, x: str, y: str) -> Coefficient:

@@ -182,11 +182,20 @@ def ask(b: Builder, expr: Call, here: Context, name: str | None, learner: langua
     solve = solved_context(b, learner)
     b.arguments(expr, "query")
     query = b.expr(expr.args[0], here)
-    axes: Axes = b.flows[solve.query].axes
-    b.fits(query, axes, expr.args[0].span, f"the query of `{expr.function}`", axes)
     declared = b.learners[id]
-    out = declared.per + declared.store.out_axes
+    axes: Axes = b.flows[solve.query].axes
+    given = b.flows[query].axes
+    several = queries_of(given, axes)
+    if not set(axes) <= set(given) or any(axis in declared.store.out_axes for axis in several):
+        several = ()  # one query it is to be, or two axes of the answer would have one name
+    b.fits(query, axes + several, expr.args[0].span, f"the query of `{expr.function}`", axes)
+    out = declared.per + several + declared.store.out_axes
     return b.node("attend", [query, *solve.flows], expr.span, here, name, out, expr.function, learner=id, over=solve.over)
+
+
+def queries_of(given: Axes, one: Axes) -> Axes:
+    """The axes that count the queries which a token asks at once: those that one query does not have."""
+    return tuple(axis for axis in given if axis not in one)
 
 
 def said(graph: LevelGraph, learner: Learner, name: Callable[[str], str]) -> list[str]:
@@ -247,4 +256,4 @@ def _number(graph: LevelGraph, id: str) -> float | None:
     return number_of(flow.op, numbers) if flow.op in NUMERIC else None
 
 
-__all__ = ["ask", "check_constant", "is_solved", "is_whole", "said", "softmax_scale", "solved_context"]
+__all__ = ["ask", "check_constant", "is_solved", "is_whole", "queries_of", "said", "softmax_scale", "solved_context"]

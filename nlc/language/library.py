@@ -15,6 +15,8 @@ from nlc.language.spec import Spec
 from nlc.language.wording import did_you_mean, quoted
 
 MAX_CHAIN = 16
+MAPS = "maps"
+"""The folder of name maps, which are no specs."""
 SUFFIX = ".yaml"
 
 
@@ -96,7 +98,19 @@ class Library:
 
     def roles(self) -> tuple[str, ...]:
         """The folders of the spec library that hold specs, sorted."""
-        return tuple(folder.name for folder in _folders_in(self.root) if any(_specs_in(folder)))
+        return tuple(folder.name for folder in _roles_in(self.root) if any(_specs_in(folder)))
+
+    def locate_map(self, name: str | Path) -> Path:
+        """The file of a name map: a path, or a name of the folder `maps` of the search path or the library. Raises DataError."""
+        path = Path(name)
+        if os.path.lexists(path) or path.suffix or not _SEGMENT.fullmatch(str(name)):
+            return path
+        for folder in (*self.search, self.root):
+            found = folder / MAPS / f"{name}{SUFFIX}"
+            if _is_file(found) and _real(found).is_relative_to(folder):
+                return found
+        help = did_you_mean(str(name), self.names(MAPS)) or f"name a file, or a map of the library: {', '.join(self.names(MAPS))}"
+        raise DataError([MissingFile("there is no such name map", Span(str(name), 0, 0, 0, 0), help)])
 
     @property
     def opened(self) -> tuple[Path, ...]:
@@ -186,7 +200,7 @@ class Library:
 
     def _known(self, parent: str, folders: tuple[Path, ...]) -> list[str]:
         """The targets that exist: in the same folder as the one that was asked for, and in the library."""
-        known = {f"{role.name}/{path.stem}" for role in _folders_in(self.root) for path in _specs_in(role)}
+        known = {f"{role.name}/{path.stem}" for role in _roles_in(self.root) for path in _specs_in(role)}
         if not parent or all(_SEGMENT.fullmatch(segment) for segment in parent.split("/")):
             prefix = f"{parent}/" if parent else ""
             known.update(f"{prefix}{path.stem}" for folder in folders for path in _specs_in(folder / parent))
@@ -215,6 +229,11 @@ def _folders_in(folder: Path) -> Iterator[Path]:
         yield from (path for path in sorted(folder.iterdir()) if path.is_dir())
     except OSError:
         return
+
+
+def _roles_in(folder: Path) -> Iterator[Path]:
+    """The folders of a library that are of specs."""
+    yield from (role for role in _folders_in(folder) if role.name != MAPS)
 
 
 def _real(path: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nlc.graph.constants import NORM_EPS
 from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, moves_tensors, pred_id, size_of
 from nlc.graph.ops import carries
 from nlc.graph.outer import matrix_of, outer_states, owners
@@ -29,7 +30,7 @@ from nlc.graph.state import (
     sample_axes,
     state_tensors,
 )
-from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, inverse_root, newton_schulz, recall_map, solved_slope
+from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, inverse_root, newton_schulz, recall_map, rope, solved_slope
 
 Tensors = dict[str, Tensor]
 PARTS = ("anchor", "kept", "sum")
@@ -380,10 +381,13 @@ class Tick:
                 return args[0] if not dims else args[0].sum(dims) if flow.op == "sum" else args[0].mean(dims)
             case "dot":
                 return elementwise("mul", args, axes, max(axes, key=len)).sum(-1)
+            case "rope":
+                return rope(args[0], align(args[1], axes[1], axes[0][:-1]), flow.attr("theta"))
             case "cross_entropy":
                 return torch.logsumexp(args[0], -1) - args[0].gather(-1, args[1][:, None].clamp(min=0)).squeeze(-1)
             case op if op in LAST_AXIS:
-                normal = LAST_AXIS[op](args[0])
+                eps = flow.attr("eps")
+                normal = LAST_AXIS[op](args[0], NORM_EPS if eps is None else eps)
                 return normal if flow.attr("learner") is None else normal * self.parameter(flow)
         return elementwise(flow.op, args, axes, flow.axes)
 
@@ -420,7 +424,13 @@ class Tick:
         """
         solve = learner.solve
         assert solve is not None
-        query = align(query, axes, tuple(axis for axis in sample_axes(self.graph, learner, solve)[0] if axis != solve.axis))
+        one = self._axes(solve.query)
+        several = next((axis for axis in axes if axis not in one), None)
+        if several is not None:  # a query for each entry of that axis
+            rest, place = tuple(axis for axis in axes if axis != several), 1 + axes.index(several)
+            answers = [self._attend(learner, each, rest, list(samples)) for each in query.unbind(place)]
+            return torch.stack(answers, 1 + len(learner.per))
+        query = align(query, axes, one)
         starts = self._starts(learner, samples.pop()) if len(samples) % 2 else None
         weights, values = [], []
         for number, context in enumerate(solve.contexts):

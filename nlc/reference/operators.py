@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.graph.constants import NORM_EPS, SMALLEST_NORM
+from nlc.graph.constants import SMALLEST_NORM
 from nlc.graph.ir import Axes
 
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
@@ -50,12 +50,22 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "ne": lambda x, y: (x != y).to(x.dtype),
 }
 
-LAST_AXIS: dict[str, Callable[[Tensor], Tensor]] = {
-    "l2norm": lambda x: x * torch.rsqrt((x * x).sum(-1, keepdim=True) + NORM_EPS),
-    "softmax": lambda x: torch.softmax(x, -1),
-    "rmsnorm": lambda x: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + NORM_EPS),
-    "layernorm": lambda x: (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + NORM_EPS),
+LAST_AXIS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "l2norm": lambda x, eps: x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps),
+    "softmax": lambda x, eps: torch.softmax(x, -1),
+    "rmsnorm": lambda x, eps: x * torch.rsqrt((x * x).mean(-1, keepdim=True) + eps),
+    "layernorm": lambda x, eps: (x - x.mean(-1, keepdim=True)) * torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + eps),
 }
+
+
+def rope(x: Tensor, position: Tensor, theta: float) -> Tensor:
+    """Channel i and channel i + K/2 of x [B, .., K], a plane, turned by position * theta^(-2 i / K); position [B, ..]."""
+    half = x.shape[-1] // 2
+    turned = []
+    for i in range(half):
+        angle, a, b = position * theta ** (-i / half), x[..., i], x[..., i + half]
+        turned.append((a * torch.cos(angle) - b * torch.sin(angle), b * torch.cos(angle) + a * torch.sin(angle)))
+    return torch.stack([a for a, _ in turned] + [b for _, b in turned], -1)
 
 
 def align(x: Tensor, axes: Axes, target: Axes) -> Tensor:

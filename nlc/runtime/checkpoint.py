@@ -115,6 +115,10 @@ def load_parameters(module: nn.Module, run: Path, spec: str, held: Mapping[str, 
     """
     saved = load(run, spec)
     check_names(saved, dict(module.named_parameters()), saved.optimizer, run)
+    lacking = next((key for key in (held or {}).values() if key not in saved.optimizer), None)
+    if lacking is not None:
+        help = "`nlc train SPEC -o NEW --from RUN` begins with its weights and makes one"
+        raise _problem(codes.NoRun(f"the run `{run}` was not trained: it has no state `{lacking}`", NOWHERE, help))
     module.load_state_dict({**saved.parameters, **{name: saved.optimizer[key] for name, key in (held or {}).items()}})
     return saved.step
 

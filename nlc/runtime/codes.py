@@ -214,3 +214,58 @@ class StateMisfit(Diagnostic):
     """
 
     code = "NLC732"
+
+
+class NoForeignWeights(Diagnostic):
+    """A checkpoint that cannot be read as safetensors: a missing or damaged file, another format, a part outside its folder.
+
+    Why: weights are taken from safetensors files only. Pickled weights (`.bin`, `.pt`) can run any code when they are read.
+    Wrong:  nlc adapt pytorch_model.bin --spec model.yaml --map names.yaml -o run
+    Right:  nlc adapt model.safetensors --spec model.yaml --map names.yaml -o run
+    """
+
+    code = "NLC740"
+
+
+class NamesMisfit(Diagnostic):
+    """Tensors of a checkpoint, or parameters of a spec, that a name map does not bring together one by one.
+
+    Why: a tensor that is left out, or a parameter that keeps its random first values, is a model that computes something else.
+    Wrong:  a map without `lm_head.weight`, for a checkpoint and a spec that have it
+    Right:  tensors: {lm_head.weight: {to: logits.unembed.W, axes: [1, 0]}}      (or `ignore: [..]`, `fresh: [..]`)
+    """
+
+    code = "NLC741"
+
+
+class TensorMisfit(Diagnostic):
+    """A tensor whose shape or kind of numbers is not that of the parameter it is to be, or whose numbers are not finite.
+
+    Why: numbers in the wrong order, or rounded, are another model. Axes may be turned (`axes`), split and joined, nothing else.
+    Wrong:  tensors: {q_proj.weight: q.linear.W}            of shape [out, in], for a parameter [in, out]
+    Right:  tensors: {q_proj.weight: {to: q.linear.W, axes: [1, 0]}}
+    """
+
+    code = "NLC742"
+
+
+class ConfigMisfit(Diagnostic):
+    """A config.json that lacks a number the map takes from it, or says something that the map is not for.
+
+    Why: with another activation, or other positions, the same weights are another model.
+    Wrong:  a checkpoint with `hidden_act: gelu`, and a map with `require: {hidden_act: silu}`
+    Right:  a map and a spec of that model; a number that is missing may be given, `--set d=64`
+    """
+
+    code = "NLC743"
+
+
+class BadNameMap(Diagnostic):
+    """A name map that says something impossible: of a pattern, of axes, of a number of the config.
+
+    Why: a tensor in the wrong place is a model that computes something else, and nothing would say so.
+    Wrong:  tensors: {"layers.{i}.norm.weight": "h.{j}.u.rmsnorm.gain"}
+    Right:  tensors: {"layers.{i}.norm.weight": "h.{i}.u.rmsnorm.gain"}
+    """
+
+    code = "NLC744"

@@ -152,6 +152,11 @@ def _saved(run: Path, source: Source, corpus: Corpus, settings: Settings, thread
     """The checkpoint to go on from, the settings of the run, and what may keep the bits from being equal."""
     config = run_folder.read_config(run)
     saved = checkpoint.load(run, source.meaning)
+    if "adapted" in config:
+        help = "begin a run with its weights: `nlc train SPEC -o NEW --from RUN`"
+        raise DataError(
+            [codes.OtherSettings(f"the run `{run}` was adapted from other weights; it has no training to go on with", NOWHERE, help)]
+        )
     recorded, given = config["settings"], asdict(settings)
     if threads is None:
         given["threads"] = recorded.get("threads")

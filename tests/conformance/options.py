@@ -54,7 +54,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "backprop": ("absent", "stop", "first order", "truncated"),
     "init": ("zeros", "learned", "constant", "eye", "ones", "learned eye"),
     "learners": ("one", "several recalls", "feeds key", "feeds value", "feeds query", "feeds gate", "equal ones", "inverse", "mesa"),
-    "key from": ("input", "linear", "conv", "norm", "activation", "broadcast", "numbers", "feature map"),
+    "key from": ("input", "linear", "conv", "norm", "activation", "broadcast", "numbers", "feature map", "rotated"),
     "value from": ("input", "linear", "conv", "broadcast", "numbers", "position", "reduction"),
     "block": ("none", "used", "repeated", "in a block"),
     "training": ("none", "sgd", "momentum", "adamw", "adamw_clipped"),

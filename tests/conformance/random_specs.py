@@ -41,6 +41,8 @@ def case_of(number: int, options: Options | None = None) -> Case:
     o = dict(options or plan()[number])
     rng = random.Random(f"case {number}")
     sizes = {role: rng.choice((1, 2, 2, 3, 4)) for role in ("A", "H", "K", "V", "D", "R", "hidden", "Z")}
+    if o["key from"] == "rotated":  # pairs of channels are turned
+        sizes |= {role: sizes[role] + sizes[role] % 2 for role in ("K", "V")}
     writer = Writer(o, rng, HOSTILE, sizes)
     outputs, y = _body(writer, sizes)
     text = _text(writer, sizes, "case", outputs, None if o["training"] == "none" else y)

@@ -239,3 +239,15 @@ def test_what_no_form_compiles_the_reference_runs(library: Library) -> None:
             outputs, _ = model(drawn(model))
 
             assert all(torch.isfinite(x).all() for x in outputs.values())
+
+
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_two_calls_of_a_block_keep_their_params_apart(backend: str, tmp_path: Path) -> None:
+    block = "nlc: 1\nname: block\ndims: {d: 3}\nparams: {a: 0}\ninputs: {x: [d]}\noutputs: {y: a * x}\n"
+    (tmp_path / "block.yaml").write_text(block, encoding="utf-8")
+    host = "nlc: 1\nname: host\ndims: {d: 3}\ninputs: {x: [d]}\nuses: {b: block}\noutputs: {y: 'b(x, a=1) + 10 * b(x, a=2) + 100 * b(x)'}\n"
+    (tmp_path / "host.yaml").write_text(host, encoding="utf-8")
+
+    outputs, _ = nlc.compile(tmp_path / "host.yaml", backend=backend)({"x": torch.ones(1, 2, 3)})
+
+    assert torch.equal(outputs["y"], torch.full((1, 2, 3), 21.0))

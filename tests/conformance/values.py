@@ -120,6 +120,9 @@ class Values:
             one = any(name == last and self.sizes.get(role.removesuffix(" dim")) == 1 for role, name in self.taken.items())
             norms = ("tanh",) if one else ("rmsnorm", "layernorm", "l2norm")  # the norm of one number is its sign; its gradient is noise
             return self.flow(f"{rng.choice(norms)}({self.raw(axes)})")
+        if how == "rotated":
+            place = rng.choice(("position", "position", "0.5 * position + 1", self.raw(axes[:-1])))
+            return self.flow(f"rope({self.raw(axes)}, {place}{rng.choice(('', ', theta=20'))})")
         if how == "activation":
             return self.flow(f"{rng.choice(('silu', 'softmax', 'tanh', 'gelu', 'relu', 'sin', 'sigmoid', 'abs'))}({self.raw(axes)})")
         if how == "broadcast":

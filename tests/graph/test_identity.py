@@ -17,7 +17,7 @@ from nlc.diagnostics import SpecError
 from nlc.graph.identity import canonical_signature, equivalents, graph_hash, memories, prepared
 from nlc.graph.ir import LevelGraph
 from nlc.language import loads
-from nlc.language.library import Library
+from nlc.language.library import MAPS, Library
 from nlc.passes.expand_templates import expand
 from nlc.passmanager import PassManager
 
@@ -75,6 +75,7 @@ HOSTS = {
         "scalar": "levels: {m: {every: 1 token, learners: {S: {store: {scalar: []}, learn: {value: sum(v)}}}}}\noutputs: {o: S()}",
         "mlp": DEEP.replace("STORE", "{mlp: [K, 5, V]}"),
         "mlp3": DEEP.replace("STORE", "{mlp3: [K, 5, 6, V]}"),
+        "gated_mlp": DEEP.replace("STORE", "{gated_mlp: [K, 5, V]}"),
         "mlp4": DEEP.replace("STORE", "{mlp4: [K, 5, 6, 7, V]}"),
     },
     "functions": "outputs: {o: NAME(v)}",
@@ -116,7 +117,8 @@ def _leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def _specs() -> list[str]:
-    return sorted(str(path.relative_to(ROOT / "specs").with_suffix("")) for path in (ROOT / "specs").glob("*/*.yaml"))
+    files = (path for path in (ROOT / "specs").glob("*/*.yaml") if path.parent.name != MAPS)
+    return sorted(str(path.relative_to(ROOT / "specs").with_suffix("")) for path in files)
 
 
 def _built(spec: str, library: Path, scratch: Path) -> LevelGraph:

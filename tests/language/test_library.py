@@ -10,6 +10,7 @@ import pytest
 
 from nlc.diagnostics import SpecError
 from nlc.language import Library, load, loads
+from nlc.language.library import MAPS
 
 ROOT = Path(__file__).parents[2] / "specs"
 
@@ -144,6 +145,6 @@ def test_no_name_of_the_library_is_known_to_the_front_end(tmp_path: Path) -> Non
 
     library = Library(root)
 
-    assert all(load(path, library) for path in root.glob("*/*.yaml"))
+    assert all(load(path, library) for path in root.glob("*/*.yaml") if path.parent.name != MAPS)
     assert library.find("stores", renamed["matrix"]) is not None
     assert library.find("stores", "matrix") is None
