@@ -19,7 +19,7 @@ from nlc.graph.solved import softmax_scale
 from nlc.graph.state import context_keys, needs_position, sample_axes, state_tensors
 from nlc.program.program import Program, Region, Sweep
 
-QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
+QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "sum", "mean", "dot", "softmax", "part", "slice", "reshape", "recall", "contract"}
 """Operators whose unnamed, once-read flows are written inside the expression that reads them."""
 
 COUNTING = ("position", "boundary", "new")

@@ -330,6 +330,12 @@ class Tick:
             case "part":
                 start, size = flow.attr("start"), flow.attr("size")
                 return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
+            case "slice":
+                return args[0].narrow(-1, flow.attr("start"), flow.axes[-1].size)
+            case "padded":
+                return torch.nn.functional.pad(args[0], (flow.attr("start"), flow.axes[-1].size - axes[0][-1].size - flow.attr("start")))
+            case "reshape":
+                return args[0].reshape(-1, *(axis.size for axis in flow.axes))
             case "newton_schulz":
                 dtype = getattr(torch, flow.attr("dtype")) if flow.attr("dtype") else args[0].dtype
                 return newton_schulz(args[0], flow.attr("steps"), flow.attr("coefficients"), dtype)
