@@ -335,7 +335,8 @@ class Expressions:
     def _boundary(self, flow: Flow, args: list[Code]) -> Code:
         place = args[0].at(ATOM) if args else "ticks"
         ticks = f"({place} + 1)" if flow.attr("last") else place
-        return Code(f"({ticks} % {flow.attr('period')} == 0).to(dtype){'' if args else '[None]'}")
+        period = f" % {flow.attr('period')}" if flow.attr("period") else ""  # 0: the first token alone
+        return Code(f"({ticks}{period} == 0).to(dtype){'' if args else '[None]'}")
 
     # -- memories ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
+from nlc.graph.generated import Generated, check_names, generates, init_of, is_generated
 from nlc.graph.ir import (
     ANY,
     AS_WEIGHTS,
@@ -57,10 +58,12 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
             codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`"
         )
     else:
-        stored = _store(b, id, learner.store, learner.view)
+        stored = _store(b, id, learner.store, learner.view, generates(b, learner))
     if b.host is not None and isinstance(stored, Store) and stored.form == "map" and all(write.key is None for write in learner.learn):
         stored = Store(stored.tensors, "value", (), stored.tensors[0].axes)  # a memory without keys is asked for its tensor
-    for part, store in parts(b, id, stored, per, learner).items():
+    declared = parts(b, id, stored, per, learner)
+    check_names(b, learner, tuple(store.tensors[0].name for store in declared.values()))
+    for part, store in declared.items():
         group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
         _declare(b, level, learner, part, store, per, clock, group)
     if isinstance(stored, Function):
@@ -72,8 +75,12 @@ def _declare(
 ) -> None:
     """One learner of the graph."""
     defaults: list[tuple[str, str]] = []
-    init = _init(b, learner, store, defaults)
-    if not learner.learn and not init.learned and learner.owns is None:
+    given = init_of(b, learner, store.tensors[0].name)
+    generated = is_generated(b, given)
+    init = Init("zeros") if generated else _init(b, learner, given, store, defaults)
+    if generated and given is not None and not learner.learn:
+        b.generated[id] = Generated(learner, given)
+    elif not learner.learn and not init.learned and learner.owns is None:
         b.fail(
             codes.Untouched,
             f"learner `{learner.name}` is never written and always `{init}`",
@@ -198,7 +205,8 @@ def _clock_over_weights(b: Builder, every: language.Period, count: int) -> Clock
     return Clock("update", count // period)
 
 
-def _store(b: Builder, id: str, store: language.Store, view: Expr | None) -> Store | Function:
+def _store(b: Builder, id: str, store: language.Store, view: Expr | None, written_out: bool = False) -> Store | Function:
+    """`written_out`: as a function of its tensors, whatever its call."""
     if store.use is not None and store.use.function == "like":
         like = store.use.args[0] if store.use.args else None
         if b.over_weights and b.host is not None:
@@ -215,11 +223,12 @@ def _store(b: Builder, id: str, store: language.Store, view: Expr | None) -> Sto
             b.fail(codes.MissingPart, "a store with `params` needs a `call`, for example `call: z -> z @ W`", store.span)
         body, query = store.call.body, store.call.parameter
         seen = view if isinstance(view, Lambda) else None
-        return _form(tensors, body, query, seen) or function_of(b, id, tensors, query, body, b, store.span, None, seen)
-    return _used_store(b, id, store.use, store.span, view if isinstance(view, Lambda) else None)
+        known = None if written_out else _form(tensors, body, query, seen)
+        return known or function_of(b, id, tensors, query, body, b, store.span, None, seen)
+    return _used_store(b, id, store.use, store.span, view if isinstance(view, Lambda) else None, written_out)
 
 
-def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None) -> Store | Function:
+def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None, written_out: bool) -> Store | Function:
     """A store file: its dims are the arguments, its tensor params the tensors, its output the call."""
     spec = b.used("stores", call.function, call.span)
     items = call.args[0].items if len(call.args) == 1 and isinstance(call.args[0], ListOf) else call.args
@@ -234,7 +243,7 @@ def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None
     query = spec.inputs[0].name if spec.inputs else ""
     body = spec.outputs[0].value
     declared = (spec.inputs[0].axes or ()) if spec.inputs else ()
-    store = _form(tensors, body, query, view)
+    store = None if written_out else _form(tensors, body, query, view)
     if store is None:
         names = Builder(spec, b.library, {name: axis.size for name, axis in bound.items()}, prefix=b.prefix, host=b.host, into=b)
         axes = tuple(bound[name] for name in declared if name in bound)
@@ -260,8 +269,7 @@ def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str, view: Lambda
 DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
 
 
-def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tuple[str, str]]) -> Init:
-    expr = learner.init
+def _init(b: Builder, learner: language.Learner, expr: Expr | None, store: Store, defaults: list[tuple[str, str]]) -> Init:
     if expr is None:
         if learner.owns is None:
             _default(defaults, "init", "zeros")
@@ -274,7 +282,7 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
                 return Init("normal", (size_of(store.in_axes) ** -0.5,), learned=True)
             return Init("zeros", learned=True)
         case Call(function="learned", args=(inner,), kwargs=()):
-            return replace(_distribution(b, inner, learner.init), learned=True)
+            return replace(_distribution(b, inner, expr), learned=True)
     init = _distribution(b, expr, expr)
     if init.distribution in ("normal", "uniform") and not b.moves_weights:
         b.fail(

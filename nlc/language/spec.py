@@ -127,7 +127,7 @@ class Learner:
     store: Store | None
     owns: Expr | None
     per: tuple[Expr, ...]
-    init: Expr | None
+    init: Expr | dict[str, Expr] | None
     learn: tuple[Write, ...]
     read: str | None
     scope: str | None
