@@ -156,7 +156,6 @@ def _kept(b: Builder, learner: Learner, flow: str, reset: str, span: Span) -> st
         group=None,
         writes=(Write(None, flow, loss, pred, span),),
         at="running",
-        fold={"token": "each"} if period else {},
         keep=keep,
         rule=Rule(gradient=gradient, step=step),
     )
