@@ -22,6 +22,9 @@ from nlc.language.expression import Call, Expr, Name, parts_of
 from nlc.language.parser import parse
 from nlc.language.wording import did_you_mean
 
+DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
+"""The first states that are no flows, with the number of their arguments; a flow of such a name is none in `init`."""
+
 
 @dataclass
 class Generated:
@@ -56,7 +59,8 @@ def check_names(b: Builder, learner: language.Learner, tensors: tuple[str, ...])
 
 def is_generated(b: Builder, expr: Expr | None) -> bool:
     """Does an `init` name a flow, an input or a learner? Inside a rule it is a number."""
-    if expr is None or b.host is not None:
+    word = expr.name if isinstance(expr, Name) else expr.function if isinstance(expr, Call) else ""
+    if expr is None or b.host is not None or word in DISTRIBUTIONS or word == "learned":
         return False
     flows = {flow.name for flow in b.spec.flows} | {item.name for item in b.spec.inputs}
     for part in parts_of(expr):

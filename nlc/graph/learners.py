@@ -8,7 +8,7 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
-from nlc.graph.generated import Generated, check_names, generates, init_of, is_generated
+from nlc.graph.generated import DISTRIBUTIONS, Generated, check_names, generates, init_of, is_generated
 from nlc.graph.ir import (
     ANY,
     AS_WEIGHTS,
@@ -264,9 +264,6 @@ def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str, view: Lambda
             case Name(name=name) if name == W.name:
                 return Store(tensors, "value", (), W.axes)
     return None
-
-
-DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
 
 
 def _init(b: Builder, learner: language.Learner, expr: Expr | None, store: Store, defaults: list[tuple[str, str]]) -> Init:

@@ -193,3 +193,12 @@ def test_the_graph_shows_what_a_memory_begins_as() -> None:
     graph: LevelGraph = nlc.build(loads(spec(MATRIX.format(more=f", reset: {{every: 4 tokens}}, {LEARNS}"))))
 
     assert graph.learners["G"].first == "code"
+
+
+def test_a_word_of_first_states_is_no_flow_of_that_name() -> None:
+    text = spec(MATRIX.format(more=f", {LEARNS}")).replace("init: code", "init: ones").replace("code:", "ones:")
+
+    graph = nlc.build(loads(text))
+
+    assert graph.learners["G"].first is None
+    assert str(graph.learners["G"].init) == "ones"
