@@ -315,6 +315,20 @@ class Expressions:
             part = Code(f"{args[0].at(ATOM)}[..., {start}:{start + size}]")
         return part if len(flow.axes) == 1 else self._unflat(part, flow.axes)
 
+    def _slice(self, flow: Flow, args: list[Code]) -> Code:
+        start = flow.attr("start")
+        return Code(f"{args[0].at(ATOM)}[..., {start}:{start + flow.axes[-1].size}]")
+
+    def _padded(self, flow: Flow, args: list[Code]) -> Code:
+        """A slope that is zero outside of a slice."""
+        start = flow.attr("start")
+        after = flow.axes[-1].size - self.graph.flows[flow.args[0]].axes[-1].size - start
+        return Code(f"F.pad({args[0].text}, ({start}, {after}))")
+
+    def _reshape(self, flow: Flow, args: list[Code]) -> Code:
+        flat = args[0] if len(self.graph.flows[flow.args[0]].axes) == 1 else Code(f"{args[0].at(ATOM)}.flatten(2)")
+        return flat if len(flow.axes) == 1 else self._unflat(flat, flow.axes)
+
     def _unflat(self, x: Code, axes: Axes) -> Code:
         return Code(f"{x.at(ATOM)}.unflatten(-1, ({', '.join(str(axis.size) for axis in axes)}))")
 
@@ -334,7 +348,8 @@ class Expressions:
     def _boundary(self, flow: Flow, args: list[Code]) -> Code:
         place = args[0].at(ATOM) if args else "ticks"
         ticks = f"({place} + 1)" if flow.attr("last") else place
-        return Code(f"({ticks} % {flow.attr('period')} == 0).to(dtype){'' if args else '[None]'}")
+        period = f" % {flow.attr('period')}" if flow.attr("period") else ""  # 0: the first token alone
+        return Code(f"({ticks}{period} == 0).to(dtype){'' if args else '[None]'}")
 
     # -- memories ------------------------------------------------------------------------------------------------------
 

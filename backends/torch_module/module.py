@@ -159,6 +159,7 @@ class _Writer:
                 text = memory.text.replace(f"{stem}_recurrent(", f"{stem}_{n}_recurrent(").replace(
                     f"{stem}_chunkwise(", f"{stem}_{n}_chunkwise("
                 )
+            text = text.replace(f"def {memory.name}(", f"def {name}(")
             self.memories[name] = MemoryFunction(name, text, memory.uses)
             function.text = function.text.replace(f"= {memory.name}(", f"= {name}(")
         return function

@@ -19,7 +19,21 @@ from nlc.graph.solved import queries_of, softmax_scale
 from nlc.graph.state import context_keys, needs_position, sample_axes, state_tensors
 from nlc.program.program import Program, Region, Sweep
 
-QUIET = INLINE | {"l2norm", "rmsnorm", "layernorm", "rope", "sum", "mean", "dot", "softmax", "part", "recall", "contract"}
+QUIET = INLINE | {
+    "l2norm",
+    "rmsnorm",
+    "layernorm",
+    "rope",
+    "sum",
+    "mean",
+    "dot",
+    "softmax",
+    "part",
+    "slice",
+    "reshape",
+    "recall",
+    "contract",
+}
 """Operators whose unnamed, once-read flows are written inside the expression that reads them."""
 
 COUNTING = ("position", "boundary", "new")
@@ -114,8 +128,12 @@ class RegionWriter:
             self._line(f"z = begun(z, {self.expressions.code(reset).text}, {{{', '.join(states)}}})")
 
     def _first(self, id: str) -> str:
-        """What a learner begins with: a tensor without the batch, or a number."""
+        """What a learner begins with: a tensor, without the batch where it is the same for all rows, or a number."""
         init, like = self.graph.learners[id].init, f'z["{local(id, self.region.scope)}"]'
+        flow = self.graph.learners[id].first
+        if flow is not None:
+            first = f"{self.expressions.code(flow).at(ATOM)}[:, 0].to({like}.dtype)"
+            return f"{first}.detach()" if self.graph.learners[id].backprop.kind == "stop" else first
         if init.learned:
             first = f'p["{local(id, self.region.scope)}.init"].to({like}.dtype)'
             return f"{first}.detach()" if self.graph.learners[id].backprop.kind == "stop" else first
@@ -151,7 +169,8 @@ class RegionWriter:
         flow = self.graph.flows[id]
         if id in self.expressions.variables or self.expressions.constant(id):
             return
-        if flow.op == "tensor" and id not in self.region.outputs:  # a slow tensor is read where it is used
+        made = bool(flow.args) and not flow.attr("pred")
+        if flow.op == "tensor" and not made and id not in self.region.outputs:  # a slow tensor is read where it is used
             return
         anonymous = ":" in local(id, self.region.scope)
         if flow.op in QUIET and anonymous and self.reads[id] == 1 and id not in self.region.outputs:

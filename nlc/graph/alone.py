@@ -57,7 +57,7 @@ def _constant_places(spec: Spec) -> Iterator[Expr]:
             if learner.store is not None and learner.store.use is not None:
                 yield learner.store.use
             if learner.init is not None:
-                yield learner.init
+                yield from learner.init.values() if isinstance(learner.init, dict) else (learner.init,)
             for write in learner.learn:
                 if write.times is not None:
                     yield write.times

@@ -31,6 +31,7 @@ def anchored_forms(graph: LevelGraph, group: str) -> tuple[LevelGraph, dict[str,
     """
     members = [m for m in graph.learners.values() if m.group == group and m.host is None]
     problem = NotLinear("", members[0].span)
+    graph = _as_it_begins(graph, members)
     erases = any(flow.op == "erase" and flow.attr("learner") in {m.id for m in members} for flow in graph.flows.values())
     for whole in (False,) if erases else (False, True):  # what a matrix recalls for its input needs the matrix
         try:
@@ -41,6 +42,19 @@ def anchored_forms(graph: LevelGraph, group: str) -> tuple[LevelGraph, dict[str,
         except NotDifferentiable as reason:
             problem = NotLinear(str(reason), reason.span)
     return graph, {m.id: replace(problem, kind="deep") for m in members}
+
+
+def _as_it_begins(graph: LevelGraph, members: list[Learner]) -> LevelGraph:
+    """Where a period is one token, the state before its write is the state at its start."""
+    clock, ids = members[0].clock, {m.id for m in members}
+    if clock is None or clock.period > 1:
+        return graph
+    early = {
+        id: replace(flow, attrs={**flow.attrs, "state": "start"})
+        for id, flow in graph.flows.items()
+        if flow.op == "tensor" and flow.attr("learner") in ids and flow.attr("state") == "before"
+    }
+    return graph.with_(flows={**graph.flows, **early})
 
 
 def _forms(graph: LevelGraph, members: list[Learner], whole: bool) -> tuple[LevelGraph, dict[str, LinearForm | NotLinear]]:

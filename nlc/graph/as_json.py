@@ -139,6 +139,7 @@ def learner_json(learner: Learner) -> Json:
         "samples": str(learner.samples) if learner.samples is not None else None,
         "keep": learner.keep,
         "reset": learner.reset,
+        "first": learner.first,
         "restart": asdict(learner.restart) if learner.restart is not None else None,
         "like_weights": learner.like_weights,
         "rule": _rule(learner),

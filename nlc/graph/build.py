@@ -9,6 +9,7 @@ from nlc.diagnostics import Diagnostic, SpecError
 from nlc.graph import codes
 from nlc.graph.alone import is_rule, rule_graph
 from nlc.graph.builder import Builder, Context, Number_, Rejected, Value
+from nlc.graph.generated import attach_first, generates
 from nlc.graph.ir import Axis, Flow, LevelGraph, show_axes
 from nlc.graph.learners import attach, declare
 from nlc.graph.order import ordered
@@ -94,7 +95,9 @@ def _fill(b: Builder) -> LevelGraph:
         if b.id_of(learner.name) in b.learners or b.id_of(learner.name) in b.written_out:
             b.attempt(partial(attach, builders.get(learner.name, b), learner))
     for learner in spec.learners:
-        b.attempt(partial(attach_reset, builders.get(learner.name, b), learner))
+        if not generates(b, learner):
+            b.attempt(partial(attach_reset, builders.get(learner.name, b), learner))
+            b.attempt(partial(attach_first, builders.get(learner.name, b), learner))
     starts = sequence_starts(b)
     for learner in filter(is_solved, spec.learners):
         if b.id_of(learner.name) in b.learners:

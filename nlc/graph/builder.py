@@ -24,6 +24,7 @@ from nlc.language.wording import listed
 
 if TYPE_CHECKING:
     from nlc.graph.deep import Function
+    from nlc.graph.generated import Generated
 
 
 class Rejected(Exception):
@@ -88,6 +89,7 @@ class Builder:
         """For each function, the file and the numbers that it was made of."""
         self.diagnostics: list[Diagnostic] = into.diagnostics if into else []
         self.written_out: dict[str, Function] = into.written_out if into else {}
+        self.generated: dict[str, Generated] = into.generated if into else {}
         self.bound = dict(bound or {})
         self.uses = {use.name: use.spec for use in spec.uses}
         self.local_learners = {learner.name for learner in spec.learners}

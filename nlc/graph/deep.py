@@ -164,6 +164,11 @@ def write_out(
 def _leaf(b: Builder, store: Function, id: str, state: str, write: int | None = None) -> str:
     """The tensor of a learner in one of its versions, or the one that the gradient of a write is taken of; seen through its view."""
     learner = b.learners[id]
+    if id in b.generated:
+        from nlc.graph.generated import held
+
+        leaf = held(b, id)
+        return leaf if store.view is None else _seen(b, store, store.view, leaf)
     if write is None or store.view is not None:
         leaf = f"{id}:{state}"
         if leaf not in b.flows:

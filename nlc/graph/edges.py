@@ -11,7 +11,7 @@ key, value, objective, keep, rate, step, gradient
 rule                 into a learner: a flow bound to a param of its rule, before the rule is expanded
 reset                into a learner: where it begins anew; from a learner to weights that begin anew as what it holds
 form                 into a learner: a flow that its derived recurrence reads (`role`: key, probe, target, F 0 0, ..)
-initial state        from a parameter into the memory that starts with it
+initial state        from a parameter, or a flow, into the memory that starts with it
 owns, host           from an outer learner to a tensor it updates; from the learner of a rule to its host
 output, loss         from a flow to what leaves the graph
 """

@@ -83,14 +83,15 @@ def _learner(learner: Learner, known: Mapping[str, str]) -> object:
         form = _form(learner.linear, known)
     elif isinstance(learner.linear, NotLinear):
         form = "general"
-    replaced = ("writes", "keep", "reset", "rule", "linear", "owns", "solve")
+    replaced = ("writes", "keep", "reset", "first", "rule", "linear", "owns", "solve")
     rest = [(f.name, _plain(getattr(learner, f.name))) for f in fields(learner) if f.name not in SILENT and f.name not in replaced]
     writes = [(flow(w.key), flow(w.value), flow(w.loss), flow(w.pred), flow(w.rate)) for w in learner.writes]
     solve = learner.solve and [
         (*(flow(id) for id in (each.key, each.value, each.weight)), each.over, each.axis, each.once, each.every)
         for each in learner.solve.contexts
     ]
-    return rest, writes, flow(learner.keep), flow(learner.reset), _rule(learner.rule, known), form, sorted(learner.owns), solve
+    begins = flow(learner.reset), flow(learner.first)
+    return rest, writes, flow(learner.keep), *begins, _rule(learner.rule, known), form, sorted(learner.owns), solve
 
 
 def _rule(rule: Rule, known: Mapping[str, str]) -> object:

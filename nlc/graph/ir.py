@@ -273,6 +273,8 @@ class Learner:
     host: str | None = None
     reset: str | None = None
     """A number a token; where it is not 0 the learner and those of its rule begin anew."""
+    first: str | None = None
+    """The flow that it begins as, where it begins anew; else it begins as `init` says."""
     restart: Restart | None = None
     """For an outer level."""
     like_weights: bool = False
@@ -462,6 +464,8 @@ class LevelGraph:
             yield "keep", learner.keep
         if learner.reset is not None:
             yield "reset", learner.reset
+        if learner.first is not None:
+            yield "initial state", learner.first
         yield from learner.rule.args
         if learner.rule.step is not None:
             yield "step", learner.rule.step

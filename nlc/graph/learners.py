@@ -8,6 +8,7 @@ from nlc.diagnostics import Span
 from nlc.graph import codes
 from nlc.graph.builder import Builder, Context
 from nlc.graph.deep import Function, attach_function, copies_only, function_of, parts
+from nlc.graph.generated import DISTRIBUTIONS, Generated, check_names, generates, init_of, is_generated
 from nlc.graph.ir import (
     ANY,
     AS_WEIGHTS,
@@ -28,7 +29,7 @@ from nlc.graph.ir import (
     show_axes,
     size_of,
 )
-from nlc.graph.loss_learners import attach_own, backprop_of, begins_as, declare_own, is_own, learns_the_loss
+from nlc.graph.loss_learners import attach_own, backprop_of, begins_as, declare_own, is_own
 from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
 from nlc.graph.window import length, windowed
@@ -58,17 +59,19 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
             codes.MissingPart, f"learner `{learner.name}` has no `store` and owns nothing", learner.span, "give it a store, or `owns: rest`"
         )
     else:
-        stored = _store(b, id, learner.store, learner.view, whole=not learns_the_loss(learner))
+        stored = _store(b, id, learner.store, learner.view, generates(b, learner), learner.learns_from_loss)
     if b.host is not None and isinstance(stored, Store) and stored.form == "map" and all(write.key is None for write in learner.learn):
         stored = Store(stored.tensors, "value", (), stored.tensors[0].axes)  # a memory without keys is asked for its tensor
-    if learns_the_loss(learner):
+    if learner.learns_from_loss:
         _own_clock(b, learner, clock)
-    for part, store in parts(b, id, stored, per, learner).items():
+    declared = parts(b, id, stored, per, learner)
+    check_names(b, learner, tuple(store.tensors[0].name for store in declared.values()))
+    for part, store in declared.items():
         group = id if isinstance(stored, Function) else f"{b.prefix}{learner.name}" if b.suffix else None
         _declare(b, level, learner, part, store, per, clock, group)
     if isinstance(stored, Function):
         b.written_out[id] = stored
-    if learns_the_loss(learner):
+    if learner.learns_from_loss:
         declare_own(b, level, learner, clock)
 
 
@@ -85,8 +88,13 @@ def _declare(
 ) -> None:
     """One learner of the graph."""
     defaults: list[tuple[str, str]] = []
-    init = _init(b, learner, store, defaults)
-    if not learner.learn and not init.learned and learner.owns is None:
+    given = init_of(b, learner, store.tensors[0].name)
+    begun = begins_as(b, learner, store.tensors[0]) if learner.learns_from_loss else None
+    generated = begun is None and is_generated(b, given)
+    init = begun or (Init("zeros") if generated else _init(b, learner, given, store, defaults))
+    if generated and given is not None and not learner.learn:
+        b.generated[id] = Generated(learner, given)
+    elif not learner.learn and not init.learned and learner.owns is None:
         b.fail(
             codes.Untouched,
             f"learner `{learner.name}` is never written and always `{init}`",
@@ -97,7 +105,7 @@ def _declare(
         b.fail(codes.NotConstant, f"`{id.removeprefix(b.prefix)}` is no matrix, so its `init` cannot be `eye`", learner.span)
     if init.learned and b.moves_weights:
         b.fail(codes.NotCompiledYet, "a learned initial state in the rule of an outer level is not compiled yet", learner.span)
-    own = learns_the_loss(learner)
+    own = learner.learns_from_loss
     while_tokens_come = own and clock is not None and clock.unit == "token"
     if learner.scope == "stream" and not while_tokens_come:
         b.fail(codes.NotCompiledYet, "`scope: stream` of other learners than those of the loss is not compiled yet", learner.span)
@@ -138,7 +146,7 @@ def _declare(
 def _backprop(b: Builder, learner: language.Learner, defaults: list[tuple[str, str]]) -> Backprop:
     """What of the outer gradient crosses its updates; a learner of a rule has that of its host."""
     given = learner.backprop
-    if learns_the_loss(learner):
+    if learner.learns_from_loss:
         if given is None:
             _default(defaults, "backprop", "first_order")
         return backprop_of(b, learner)
@@ -227,10 +235,13 @@ def _clock_over_weights(b: Builder, every: language.Period, count: int) -> Clock
     return Clock("update", count // period)
 
 
-def _store(b: Builder, id: str, store: language.Store, view: Expr | None, whole: bool = True) -> Store | Function:
-    """`whole`: a matrix or a vector may be one node, no function that is written out."""
-    if not whole and (other := _like(b, store)) is not None:
-        return _store(b, id, other, view, whole)
+def _store(
+    b: Builder, id: str, store: language.Store, view: Expr | None, written_out: bool = False, named: bool = False
+) -> Store | Function:
+    """`written_out`: as a function of its tensors, whatever its call; `named`: and each is called by its name."""
+    if named:
+        whole = _store(b, id, _like(b, store) or store, view, written_out=True)
+        return replace(whole, named=True) if isinstance(whole, Function) else whole
     if store.use is not None and store.use.function == "like":
         like = store.use.args[0] if store.use.args else None
         if b.over_weights and b.host is not None:
@@ -247,13 +258,9 @@ def _store(b: Builder, id: str, store: language.Store, view: Expr | None, whole:
             b.fail(codes.MissingPart, "a store with `params` needs a `call`, for example `call: z -> z @ W`", store.span)
         body, query = store.call.body, store.call.parameter
         seen = view if isinstance(view, Lambda) else None
-        form = _form(tensors, body, query, seen) if whole else None
-        return form or _named(function_of(b, id, tensors, query, body, b, store.span, None, seen), whole)
-    return _used_store(b, id, store.use, store.span, view if isinstance(view, Lambda) else None, whole)
-
-
-def _named(function: Function, whole: bool) -> Function:
-    return function if whole else replace(function, named=True)
+        known = None if written_out else _form(tensors, body, query, seen)
+        return known or function_of(b, id, tensors, query, body, b, store.span, None, seen)
+    return _used_store(b, id, store.use, store.span, view if isinstance(view, Lambda) else None, written_out)
 
 
 def _like(b: Builder, store: language.Store) -> language.Store | None:
@@ -268,7 +275,7 @@ def _like(b: Builder, store: language.Store) -> language.Store | None:
     return other
 
 
-def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None, whole: bool) -> Store | Function:
+def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None, written_out: bool) -> Store | Function:
     """A store file: its dims are the arguments, its tensor params the tensors, its output the call."""
     spec = b.used("stores", call.function, call.span)
     items = call.args[0].items if len(call.args) == 1 and isinstance(call.args[0], ListOf) else call.args
@@ -283,11 +290,11 @@ def _used_store(b: Builder, id: str, call: Call, span: Span, view: Lambda | None
     query = spec.inputs[0].name if spec.inputs else ""
     body = spec.outputs[0].value
     declared = (spec.inputs[0].axes or ()) if spec.inputs else ()
-    store = _form(tensors, body, query, view) if whole else None
+    store = None if written_out else _form(tensors, body, query, view)
     if store is None:
         names = Builder(spec, b.library, {name: axis.size for name, axis in bound.items()}, prefix=b.prefix, host=b.host, into=b)
         axes = tuple(bound[name] for name in declared if name in bound)
-        return _named(function_of(b, id, tensors, query, body, names, span, axes, view), whole)
+        return function_of(b, id, tensors, query, body, names, span, axes, view)
     if tuple(bound.get(name) for name in declared) != store.in_axes:
         needed = f"`{query}` has axes [{', '.join(declared)}]; its tensor takes {show_axes(store.in_axes)}"
         b.fail(codes.ShapeMismatch, f"`{call.function}`: {needed}", spec.inputs[0].span if spec.inputs else spec.span)
@@ -306,13 +313,7 @@ def _form(tensors: tuple[StoreTensor, ...], call: Expr, query: str, view: Lambda
     return None
 
 
-DISTRIBUTIONS = {"zeros": 0, "ones": 0, "eye": 0, "normal": 1, "uniform": 2, "constant": 1}
-
-
-def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tuple[str, str]]) -> Init:
-    expr = learner.init
-    if learns_the_loss(learner) and (begun := begins_as(b, learner, store.tensors[0])) is not None:
-        return begun
+def _init(b: Builder, learner: language.Learner, expr: Expr | None, store: Store, defaults: list[tuple[str, str]]) -> Init:
     if expr is None:
         if learner.owns is None:
             _default(defaults, "init", "zeros")
@@ -325,7 +326,7 @@ def _init(b: Builder, learner: language.Learner, store: Store, defaults: list[tu
                 return Init("normal", (size_of(store.in_axes) ** -0.5,), learned=True)
             return Init("zeros", learned=True)
         case Call(function="learned", args=(inner,), kwargs=()):
-            return replace(_distribution(b, inner, learner.init), learned=True)
+            return replace(_distribution(b, inner, expr), learned=True)
     init = _distribution(b, expr, expr)
     if init.distribution in ("normal", "uniform") and not b.moves_weights:
         b.fail(
@@ -354,7 +355,7 @@ def attach(b: Builder, learner: language.Learner) -> None:
     id = b.id_of(learner.name)
     if not learner.learn:
         return
-    if learns_the_loss(learner):
+    if learner.learns_from_loss:
         declared = b.learners[id]
         on_steps = declared.clock is not None and declared.clock.unit == "step"
         b.learners[id] = _owner(b, declared, learner, learner.learn[0], list(declared.defaults)) if on_steps else declared

@@ -158,6 +158,8 @@ class Derivation:
         learner, a = self.learner, self.algebra
         if learner.sharing != "sequence":
             raise General(f"its state is `{learner.sharing}`, not one per sequence", learner.span)
+        if learner.first is not None:
+            raise General("it begins anew as a flow of the token, which no write makes", learner.span)
         self._no_feedback()
         states, rows = self.recurrence()
         if needs_anchor(self.graph, learner):

@@ -13,18 +13,13 @@ from dataclasses import replace
 from nlc.diagnostics import Diagnostic
 from nlc.graph import codes
 from nlc.graph.builder import CALLER, Builder, Context
+from nlc.graph.generated import init_of, is_generated
 from nlc.graph.ir import ANY, OWN, Backprop, Clock, Init, Learner, LevelGraph, Rule, Store, StoreTensor, Write
 from nlc.language import spec as language
 from nlc.language.expression import Call, Name
 
 LASTING = ("input", "recall", "attend", "conv", "delay", "position", "boundary", "next", "new")
 """Operators whose value differs from token to token."""
-
-
-def learns_the_loss(learner: language.Learner) -> bool:
-    """Does it have a store, and minimise `loss`?"""
-    first = learner.learn[0].minimize if learner.learn else None
-    return learner.store is not None and isinstance(first, Name) and first.name == "loss"
 
 
 def is_own(learner: Learner) -> bool:
@@ -56,11 +51,14 @@ def backprop_of(b: Builder, learner: language.Learner) -> Backprop:
 
 def begins_as(b: Builder, learner: language.Learner, tensor: StoreTensor) -> Init | None:
     """`init: I()`: what another learner of the loss holds; None for any other initial state."""
-    init = learner.init
-    if not isinstance(init, Call) or init.args or init.kwargs or init.function not in b.local_learners:
+    init = init_of(b, learner, tensor.name)
+    if init is None or not is_generated(b, init):
         return None
+    if not isinstance(init, Call) or init.args or init.kwargs or init.function not in b.local_learners:
+        text = f"`{learner.name}` learns from the loss and begins as a flow: not compiled yet"
+        b.fail(codes.NotCompiledYet, text, init.span, "`init: I()`, what another learner of the loss holds, or `init: learned`")
     other = next(each for each in b.spec.learners if each.name == init.function)
-    if not learns_the_loss(learner) or not learns_the_loss(other) or other.name == learner.name:
+    if not learner.learns_from_loss or not other.learns_from_loss or other.name == learner.name:
         text = f"`{learner.name}` begins as what `{other.name}` holds; both must learn from the loss on the clock `token`"
         b.fail(codes.NotCompiledYet, text, init.span, "`init: learned` makes a first state that outer levels learn")
     return Init("state", of=f"{b.id_of(other.name)}.{tensor.name}")
@@ -99,9 +97,8 @@ def _check_first(b: Builder, learner: language.Learner, declared: Learner) -> No
     for id in declared.owns:
         of = b.learners[id].init.of
         if of is not None and (of not in b.learners or b.learners[of].axes != b.learners[id].axes):
-            name = learner.init.function if isinstance(learner.init, Call) else of
-            text = f"`{learner.name}` begins as what `{name}` holds, which has other tensors"
-            b.fail(codes.ShapeMismatch, text, learner.init.span if learner.init is not None else learner.span, "`store: {like: ..}`")
+            text = f"`{learner.name}` begins as what another learner holds, which has other tensors: `{of}`"
+            b.fail(codes.ShapeMismatch, text, learner.spans.get("init", learner.span), "`store: {like: ..}`")
 
 
 def _fold(b: Builder, declared: Learner, write: language.Write, defaults: list[tuple[str, str]]) -> dict[str, str]:

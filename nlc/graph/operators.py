@@ -192,6 +192,41 @@ def next_(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     return b.node("next", [x], expr.span, context, name, b.flows[x].axes)
 
 
+def slice_(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`slice(x, start, size)`: so many entries of the last axis, from the one at `start`, counted from 0."""
+    b.arguments(expr, "a flow", "the first entry", "the number of entries")
+    x, axes = _with_an_axis(b, expr, context)
+    start, size = b.number(expr.args[1]), b.axis(expr.args[2])
+    if not isinstance(start, int) or start < 0 or start + size.size > axes[-1].size:
+        text = f"entries {start} to {start + size.size - 1} of the axis `{axes[-1].name}`, which has {axes[-1].size}, counted from 0"
+        b.fail(codes.BadSize, f"`slice` takes {text}", expr.span, None, [(f"`{x}` is defined here", b.flows[x].span)])
+    return b.node("slice", [x], expr.span, context, name, (*axes[:-1], size), start=start)
+
+
+def reshape(b: Builder, expr: Call, context: Context, name: str | None) -> str:
+    """`reshape(x, [X, Y])`: the same numbers with other axes, the last of them running fastest."""
+    b.arguments(expr, "a flow", "the axes of the result")
+    x, old = _with_an_axis(b, expr, context)
+    copies = tuple(axis for axis in old if axis in context.kept) if context.in_store else ()
+    axes = (*copies, *b.axes(expr.args[1]))
+    if old[: len(copies)] != copies or size_of(axes) != size_of(old) or not axes:
+        text = f"{show_axes(old)} are {size_of(old)} numbers, {show_axes(axes)} are {size_of(axes)}"
+        b.fail(codes.ShapeMismatch, f"`reshape`: {text}", expr.span, None, [(f"`{x}` is defined here", b.flows[x].span)])
+    return b.node("reshape", [x], expr.span, context, name, axes)
+
+
+def _with_an_axis(b: Builder, expr: Call, context: Context) -> tuple[str, Axes]:
+    """The first operand, numbers along at least one axis."""
+    x = b.expr(expr.args[0], context)
+    axes = b.flows[x].axes
+    if b.host is not None:
+        b.fail(codes.NotCompiledYet, f"`{expr.function}` inside a rule is not compiled yet", expr.span)
+    b.fits(x, axes, expr.args[0].span, f"the operand of `{expr.function}`")
+    if not axes:
+        b.fail(codes.ShapeMismatch, f"`{expr.function}` needs at least one axis, `{x}` is one number", expr.span)
+    return x, axes
+
+
 def new(b: Builder, expr: Call, context: Context, name: str | None) -> str:
     """`new(doc)`: 1 where an index differs from that of the token before, and at the first token of a stream; else 0."""
     b.arguments(expr, "an index")
@@ -350,6 +385,8 @@ OPERATORS: dict[str, Operator] = {
     "rope": rope,
     "sum": _reduction("sum"),
     "mean": _reduction("mean"),
+    "slice": slice_,
+    "reshape": reshape,
     "next": next_,
     "new": new,
     "age": age,

@@ -44,7 +44,7 @@ def tick_graph(graph: LevelGraph) -> nx.DiGraph[Node]:
         if learner.writes:
             tick.add_node(("update", learner.id))
     for flow in graph.flows.values():
-        for before in _needs(graph, flow):
+        for before in (*_needs(graph, flow), *_begins(graph, flow)):
             tick.add_edge(before, ("flow", flow.id))
     for learner in graph.learners.values():
         if learner.writes:
@@ -54,6 +54,14 @@ def tick_graph(graph: LevelGraph) -> nx.DiGraph[Node]:
             for id in needed:
                 tick.add_edge(("flow", id), ("update", learner.id))
     return tick
+
+
+def _begins(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
+    """Resets come first: a tensor that begins anew as a flow is read, in any version, after that flow and after what resets it."""
+    if flow.op in ("recall", "tensor") and any(m.first is not None for m in graph.learners.values()):
+        learner = graph.learners.get(str(flow.attr("learner")))
+        if learner is not None and learner.writes:
+            yield from (("flow", id) for id in (learner.reset, learner.first) if id is not None)
 
 
 def _needs(graph: LevelGraph, flow: Flow) -> Iterator[Node]:
@@ -105,6 +113,9 @@ def _cycle(graph: LevelGraph, nodes: list[Node]) -> Diagnostic:
     place = recalls[0] if recalls else graph.flows[nodes[0][1]]
     learner = graph.learners[recalls[0].attr("learner")].base if recalls else None
     help = f"`read: before` on `{learner}` lets this call see the state before the token" if learner else None
+    firsts = {("flow", m.first) for m in graph.learners.values() if m.base == learner}
+    if learner and firsts.intersection(nodes):
+        help = f"a tensor begins anew before it is read: make the `init` of `{learner}` of other learners"
     return codes.TickCycle(f"a cycle within one tick: {' -> '.join([*shown, shown[0]])}", place.span, help)
 
 
@@ -165,7 +176,8 @@ def levels(graph: LevelGraph) -> tuple[DerivedLevel, ...]:
     groups: dict[tuple[int, int, int], list[str]] = {}
     for learner in graph.learners.values():
         mover = graph.learners[learner.owner] if learner.owner is not None else learner
-        clock = effective_clock(graph, mover) if mover.writes or mover.solve is not None else None
+        changes = bool(mover.writes) or mover.solve is not None or mover.first is not None
+        clock = effective_clock(graph, mover) if changes else None
         unit = {"token": 0, "step": 1}[clock.unit] if clock else 2
         groups.setdefault((unit, clock.period if clock else 0, ranks.get(mover.id, 0)), []).append(learner.id)
     found = []

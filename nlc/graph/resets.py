@@ -42,10 +42,7 @@ def attach_reset(b: Builder, learner: language.Learner) -> None:
     if learner.owns is not None:
         b.learners[id] = replace(members[0], restart=_restart(b, members[0], reset))
         return
-    if members[0].clock is None or members[0].clock.unit != "token":
-        b.fail(codes.NotCompiledYet, "a reset on another clock than `token` is not compiled yet", reset.span)
-    if reset.to is not None and not (isinstance(reset.to, Name) and reset.to.name == "init"):
-        b.fail(codes.NotCompiledYet, "a reset to another value than `init` is not compiled yet", reset.spans["to"], "`to: init`")
+    _check(b, members[0], reset)
     if members[0].solve is not None and reset.every is not None and is_whole(members[0].solve):
         segments = replace(members[0].solve, every=_count(b, learner.name, members[0], reset.every))
         b.learners[id] = replace(members[0], solve=segments)
@@ -53,6 +50,22 @@ def attach_reset(b: Builder, learner: language.Learner) -> None:
     flow = _when(b, learner.name, members[0], reset)
     for member in members:
         b.learners[member.id] = replace(b.learners[member.id], reset=flow)
+
+
+def reset_of(b: Builder, learner: language.Learner, member: Learner) -> str | None:
+    """The flow that is 1 where a learner begins anew by itself; None where only sequences end it."""
+    if learner.reset is None:
+        return None
+    _check(b, member, learner.reset)
+    return _when(b, learner.name, member, learner.reset)
+
+
+def _check(b: Builder, learner: Learner, reset: language.Reset) -> None:
+    """Refuse what a learner in context cannot begin anew with."""
+    if learner.clock is None or learner.clock.unit != "token":
+        b.fail(codes.NotCompiledYet, "a reset on another clock than `token` is not compiled yet", reset.span)
+    if reset.to is not None and not (isinstance(reset.to, Name) and reset.to.name == "init"):
+        b.fail(codes.NotCompiledYet, "a reset to another value than `init` is not compiled yet", reset.spans["to"], "`to: init`")
 
 
 def _restart(b: Builder, owner: Learner, reset: language.Reset) -> Restart:

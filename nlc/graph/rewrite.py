@@ -40,6 +40,7 @@ def rewire(learner: Learner, ids: Callable[[str], str]) -> Learner:
         writes=tuple(Write(maybe(w.key), maybe(w.value), ids(w.loss), maybe(w.pred), w.span, maybe(w.rate)) for w in learner.writes),
         keep=maybe(learner.keep),
         reset=maybe(learner.reset),
+        first=maybe(learner.first),
         solve=None if learner.solve is None else rewire_solve(learner.solve, ids),
         rule=Rule(rule.call, rule.spec, tuple((n, ids(f)) for n, f in rule.args), maybe(rule.gradient), maybe(rule.step), maybe(rule.keep)),
         linear=rewire_form(learner.linear, ids) if isinstance(learner.linear, LinearForm) else learner.linear,

@@ -42,6 +42,8 @@ def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
     head = f"{learner.store.form}, every {learner.clock}, read {read}, init {init}, {learner.sharing}"
     if learner.backprop.kind != "unrolled":
         head += f", backprop {learner.backprop}"
+    if learner.first is not None:
+        head += f", begins as {_Literal(graph, learner).of(learner.first)}"
     if learner.samples is not None and learner.samples.size > 1:
         head += f", {learner.samples.size} steps" if learner.samples.name == STEPS else ", sample by sample"
     if isinstance(learner.linear, LinearForm):
@@ -405,6 +407,10 @@ class _Literal:
 
     def text(self) -> str:
         return self._learner(self.learner)
+
+    def of(self, flow: str) -> str:
+        """A flow of the context."""
+        return self._flow(flow)
 
     def _learner(self, learner: Learner) -> str:
         self.names[learner.id] = f"m{len(self.names)}"

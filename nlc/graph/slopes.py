@@ -96,6 +96,8 @@ class _Chain:
             return [(arg, self.of_product(flow, s, i)) for i, arg in mine.items()]
         if flow.op == "T":
             return [(arg, self.turned(self.whole(flow, s))) for arg in mine.values()]
+        if flow.op in ("slice", "reshape"):
+            return [(arg, self.placed(flow, self.whole(flow, s))) for arg in mine.values()]
         full = max((self.a.axes(arg) for arg in flow.args), key=len)  # the axes before a reduction
         return [(arg, self.fitted(self.part(flow, s, i), full, self.a.axes(arg))) for i, arg in mine.items()]
 
@@ -194,6 +196,13 @@ class _Chain:
         whole, other = self.whole(flow, s), self.turned(flow.args[1 - i])
         left, right = (whole, other) if i == 0 else (other, whole)
         return self.made("contract", (left, right), (self.a.axes(left)[0], self.a.axes(right)[1]), copies=0)
+
+    def placed(self, flow: Flow, s: str) -> str:
+        """The slope of all entries of an operand of which a slice is taken, or the axes are named anew."""
+        axes = self.a.axes(flow.args[0])
+        if flow.op == "reshape":
+            return self.made("reshape", (s,), axes)
+        return self.made("padded", (s,), axes, start=int(flow.attr("start")))
 
     def turned(self, x: str) -> str:
         rows, columns = self.a.axes(x)

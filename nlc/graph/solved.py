@@ -108,7 +108,8 @@ def _check(b: Builder, declared: Learner, learner: language.Learner) -> None:
     if declared.store.form != "value":
         b.fail(codes.NotCompiledYet, "an exact solve of a matrix is not compiled yet", write.spans["solve"], "`store: {vector: [V]}` is")
     if learner.init is not None:
-        b.fail(codes.BadChoice, "`init` has no meaning for `solve: exact`: nothing is stored", learner.init.span, "leave it out")
+        place = learner.spans["init"] if isinstance(learner.init, dict) else learner.init.span
+        b.fail(codes.BadChoice, "`init` has no meaning for `solve: exact`: nothing is stored", place, "leave it out")
     if declared.read != "after":
         b.fail(
             codes.NotCompiledYet, "a query that does not see its own token is not compiled yet", learner.spans["read"], "leave `read` out"

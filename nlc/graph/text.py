@@ -165,7 +165,7 @@ def _where(learner: Learner) -> str:
 def _state(learner: Learner) -> str:
     """First value, the version a call reads, whose state it is. A parameter is shared, and nothing writes it in a tick."""
     given = dict(learner.defaults)
-    parts = [f"init {learner.init}{_by_default(given, 'init', learner.init)}"]
+    parts = [f"init {learner.first or learner.init}{_by_default(given, 'init', learner.init)}"]
     if not learner.is_parameter or (learner.read, learner.sharing) != ("after", "shared"):
         parts.append(f"read {learner.read}{_by_default(given, 'read', learner.read)}")
         parts.append(f"scope {learner.sharing}{_by_default(given, 'scope', learner.sharing)}")

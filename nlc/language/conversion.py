@@ -267,7 +267,7 @@ class _Conversion:
         read, scope, reset = self.word(form.get("read")), self.word(form.get("scope")), self.reset(form.entries.get("reset"))
         view = function(form.entries["view"].value, "view", self.problems) if "view" in form.entries else None
         backprop = self.backprop(form.entries["backprop"].value) if "backprop" in form.entries else None
-        given = (store, optional("owns"), per, optional("init"), learn, read, scope)
+        given = (store, optional("owns"), per, self.for_each(form, "init"), learn, read, scope)
         return Learner(entry.key, *given, entry.key_span, _spans(form), view, reset, backprop)
 
     def reset(self, entry: Entry | None) -> Reset | None:
@@ -342,7 +342,7 @@ class _Conversion:
         key, value, minimize = optional("key"), optional("value"), optional("minimize")
         solve, over = self.word(form.get("solve")), self.over(form.get("over"))
         weight, times = optional("weight"), optional("times")
-        keep, rate = self.keep(form), optional("rate")
+        keep, rate = self.for_each(form, "keep"), optional("rate")
         return Write(key, value, minimize, fold, at, keep, rate, rule, span, _spans(form), solve, over, weight, times)
 
     def over(self, node: Node | None) -> Period | None:
@@ -353,13 +353,13 @@ class _Conversion:
             return Period(Number(0, node.span), "all", node.span)
         return period(node, self.problems)
 
-    def keep(self, form: Mapping) -> Expr | dict[str, Expr] | None:
-        """A gate, or one for each tensor. A map with one entry reads as a call; the graph builder knows the tensors."""
-        entry = form.entries.get("keep")
+    def for_each(self, form: Mapping, key: str) -> Expr | dict[str, Expr] | None:
+        """One expression, or one for each tensor. A map with one entry reads as a call; the graph builder knows the tensors."""
+        entry = form.entries.get(key)
         if entry is None:
             return None
         if isinstance(entry.value, Mapping) and len(entry.value.entries) > 1:
-            return {gate.key: expression(gate.value, self.problems) for gate in self.named(entry.value)}
+            return {tensor.key: expression(tensor.value, self.problems) for tensor in self.named(entry.value)}
         return expression(entry.value, self.problems)
 
     def rule(self, node: Node) -> Call | dict[str, Call] | None:

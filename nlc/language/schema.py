@@ -163,7 +163,10 @@ class LearnerForm(_Strict):
     )
     owns: Expression = _optional("Instead of a store, the tensors declared elsewhere that it moves: rest, matrix, under(name).")
     per: Axes = _optional("The axes of independent copies: [H].")
-    init: Expression = _optional("The first state: zeros (default), learned, learned(uniform(0, 2)), or an expression.")
+    init: Gate = _optional(
+        "The first state: zeros (default), learned, learned(uniform(0, 2)), or a flow, as it is where the learner begins anew; a map gives "
+        "each tensor its own."
+    )
     view: Expression = _optional(
         "What calls and gradients see of each tensor: `w -> softmax(w)`. The gradient in what is seen is a step of the tensor itself."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nlc.diagnostics import Span
-from nlc.language.expression import Call, Expr
+from nlc.language.expression import Call, Expr, Name
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Learner:
     store: Store | None
     owns: Expr | None
     per: tuple[Expr, ...]
-    init: Expr | None
+    init: Expr | dict[str, Expr] | None
     learn: tuple[Write, ...]
     read: str | None
     scope: str | None
@@ -139,6 +139,12 @@ class Learner:
     reset: Reset | None = None
     backprop: str | Period | None = None
     """A word, or the tokens between two cuts."""
+
+    @property
+    def learns_from_loss(self) -> bool:
+        """Has it a store of its own, and is the loss what it minimises?"""
+        first = self.learn[0].minimize if self.learn else None
+        return self.store is not None and isinstance(first, Name) and first.name == "loss"
 
 
 @dataclass(frozen=True)

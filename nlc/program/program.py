@@ -117,6 +117,8 @@ def _refuse_loops(graph: LevelGraph, sweeps: dict[str, Sweep], found: tuple[Loop
             help = f"a multiple of {loop.period} tokens compiles"
         elif loop.cut and not loop.learners and any(loop.body & other.body for other in found if other is not loop):
             why = "its outer gradient is cut, and a function of several tensors reads it while it learns"
+        elif any(("flow", graph.learners[id].first) in loop.body for id in loop.learners):
+            why = "what it begins as depends on what it, or a memory beside it, recalls"
         elif odd is not None:
             why = f"it and `{odd.base}` need each other's answers within a period, and differ in period or outer gradient"
             help = "the same ones for both compile"
@@ -182,7 +184,7 @@ def _reads(graph: LevelGraph, sweeps: dict[str, Sweep], answers: dict[str, str],
         assert isinstance(learner.linear, LinearForm)
         queries = [flow.args[0] if flow.args else None for flow in recalls]
         found += [flow for _, flow in roles(learner.linear, queries, ridges_of(recalls)) if flow is not None]
-        found += [learner.reset] if learner.group is not None and learner.reset is not None else []
+        found += [id for id in (learner.reset, learner.first) if learner.group is not None and id is not None]
     return [("flow", flow) for flow in found]
 
 

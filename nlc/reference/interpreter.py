@@ -277,15 +277,22 @@ class Tick:
             (item, end) for item in self.machine.states if (end := self._end_of(item)) is not None and item.kind not in ("context", "owned")
         ]
         place = {id: i for i, id in enumerate(self.graph.flows)}
-        ending.sort(key=lambda pair: place[pair[1]])  # what fires a reset may ask a memory that was reset before
+        flows = {item.key: self._first_flow(item) for item, _ in ending}
+        # what fires a reset, and what a learner begins as, may ask a memory that was reset before
+        ending.sort(key=lambda pair: max(place[pair[1]], place[flows[pair[0].key] or pair[1]]))
         new = self.machine.initial_state(1) if ending else {}
         self._cut("stop")
         self._mark_boundaries()
         for item, end in ending:
             fires = (self.flow(end) != 0).reshape(-1, *(1 for _ in item.axes))
             stops = item.learner is not None and self.graph.learners[item.learner].backprop.kind == "stop"
-            first = new[item.key].detach() if stops else new[item.key]
-            self.old[item.key] = torch.where(fires, first, self.old[item.key])
+            begun = flows[item.key]
+            first = new[item.key] if begun is None else self.flow(begun)
+            self.old[item.key] = torch.where(fires, first.detach() if stops else first, self.old[item.key])
+
+    def _first_flow(self, item: StateTensor) -> str | None:
+        """The flow that a learner begins as; what a period has gathered begins as zeros."""
+        return self.graph.learners[item.learner].first if item.learner is not None and item.kind != "sum" else None
 
     def _end_of(self, item: StateTensor) -> str | None:
         """The flow that ends what a state holds; a context is never cut, but samples from before its end have no weight."""
@@ -335,7 +342,7 @@ class Tick:
             case "gradient":
                 return self.gradient(graph.learners[flow.attr("learner")], flow.attr("write") or 0)
             case "tensor":
-                return self.tensor(flow)
+                return self.tensor(flow) if flow.attr("pred") or not args else args[0]
             case "contract" | "outer":
                 return PRODUCTS[flow.op](args[0], args[1], axes, flow.axes[: flow.attr("copies")])
             case "proximal":
@@ -358,6 +365,12 @@ class Tick:
             case "part":
                 start, size = flow.attr("start"), flow.attr("size")
                 return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
+            case "slice":
+                return args[0].narrow(-1, flow.attr("start"), flow.axes[-1].size)
+            case "padded":
+                return torch.nn.functional.pad(args[0], (flow.attr("start"), flow.axes[-1].size - axes[0][-1].size - flow.attr("start")))
+            case "reshape":
+                return args[0].reshape(-1, *(axis.size for axis in flow.axes))
             case "newton_schulz":
                 dtype = getattr(torch, flow.attr("dtype")) if flow.attr("dtype") else args[0].dtype
                 return newton_schulz(args[0], flow.attr("steps"), flow.attr("coefficients"), dtype)
@@ -372,8 +385,9 @@ class Tick:
                 period = ticking.clock.period if ticking is not None and ticking.clock is not None else 1
                 return ((self.old["position"] + 1) // period).to(self.machine.dtype).reshape(-1)
             case "boundary":
-                ends = 1 if flow.attr("last") else 0
-                return ((self.old["position"] + ends) % flow.attr("period") == 0).to(self.machine.dtype).reshape(-1)
+                ends, period = 1 if flow.attr("last") else 0, flow.attr("period")  # a period of 0 begins at the first token alone
+                at = self.old["position"] + ends
+                return ((at % period if period else at) == 0).to(self.machine.dtype).reshape(-1)
             case "folded":
                 return self._summed(graph.learners[flow.attr("learner")], args[0])
             case "sum" | "mean":

@@ -52,7 +52,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "times": ("1", "2"),
     "reset": ("none", "when", "every"),
     "backprop": ("absent", "stop", "first order", "truncated"),
-    "init": ("zeros", "learned", "constant", "eye", "ones", "learned eye"),
+    "init": ("zeros", "learned", "constant", "eye", "ones", "learned eye", "flow"),
     "learners": ("one", "several recalls", "feeds key", "feeds value", "feeds query", "feeds gate", "equal ones", "inverse", "mesa"),
     "key from": ("input", "linear", "conv", "norm", "activation", "broadcast", "numbers", "feature map", "rotated"),
     "value from": ("input", "linear", "conv", "broadcast", "numbers", "position", "reduction"),
@@ -78,8 +78,8 @@ def wrong(o: Options) -> int:
     matrix = o["store"] in ("matrix", "square matrix")
     curved, viewed, values = o["rule"] in ("rooted", "bounded", "slow rooted"), o["view"] != "none", "values" in o["keep"]
     erasing, twice, asks = o["rule"] == "erasing", o["times"] != "1", recalled in ("inverse", "mesa")
-    slow = "slow" in o["rule"]
-    by_period = deep or viewed or curved  # only with gradients at the start of a period, one update a token
+    slow, flows = "slow" in o["rule"], o["init"] == "flow"
+    by_period = deep or viewed or curved or flows  # only with gradients at the start of a period, one update a token
     found = (
         by_period and o["at"] not in ("absent", "start"),
         by_period and (o["samples"] != "none" or twice),
@@ -89,6 +89,7 @@ def wrong(o: Options) -> int:
         by_period and asks,
         by_period and both_sides and viewed,
         by_period and o["reset"] != "none" and o["every"] != "1",
+        flows and (deep or slow or o["backprop"] == "first order"),
         viewed and "eye" in o["init"],
         erasing and not matrix,
         erasing and (o["fold"] in ("sum", "mean") or window or o["writes"] != "one" or implicit),

@@ -260,7 +260,11 @@ class Writer(Values):
                 self.files[f"optimizers/{name}"] = RULES[name].replace("WORD", rng.choice(("sum", "mean", "last")))
         return f"rule: {call}" if call else ""
 
-    def init(self) -> str:
+    def init(self, axes: tuple[str, ...]) -> str:
+        """The first state of a learner whose tensor has these axes."""
+        if self.o["init"] == "flow":
+            made = self.flow(f"linear({self.wide()}, [{', '.join(axes)}])") if self.rng.random() < 0.5 else self.raw(axes)
+            return f", init: {json.dumps(made)}"
         values = {
             "zeros": self.rng.choice((None, "zeros")),
             "learned": self.rng.choice(("learned", "learned(normal(0.3))", "learned(uniform(-0.5, 0.5))")),
@@ -283,11 +287,12 @@ class Writer(Values):
         name = self.name(role)
         store = f"{{vector: [{V}]}}" if o["store"] == "vector" else f"{{matrix: [{K}, {V}]}}"
         store = self.function(K, V) if "function" in o["store"] else store
+        tensor = (V,) if o["store"] == "vector" else (K, V)
         copies = f", per: [{', '.join(per)}]" if per else ""
         read = f", read: {o['read']}" if o["read"] != "absent" else ""
         learn = self.learn(key, value, (K, V), per, gate)
         every = f"{o['every']} token{'s' if o['every'] != '1' else ''}"
-        text = f"{name}: {{store: {store}{copies}{read}{self.init()}{self.around()}, learn: {learn}}}"
+        text = f"{name}: {{store: {store}{copies}{read}{self.init((*per, *tensor))}{self.around()}, learn: {learn}}}"
         self.levels.setdefault(every, []).append(text)
         return name
 

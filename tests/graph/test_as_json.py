@@ -39,6 +39,7 @@ def test_form_of_the_json_stays(built: Build) -> None:
             "samples",
             "keep",
             "reset",
+            "first",
             "restart",
             "like_weights",
             "rule",

@@ -130,6 +130,21 @@ def test_slopes_are_those_of_autograd(seed: int) -> None:
     assert max(errors.values()) < 1e-10, f"{call}: {errors}"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "slice(C @ z, 1, 2)",
+        "z * sum(slice(tanh(A @ z), 1, 2), 2)",
+        "reshape(sum(reshape(tanh(A @ z), [2, h / 2]), 2), [2, 1]) * sum(slice(B @ a, 2, 1))",
+        "slice(reshape(tanh(A @ z), [2, h / 2]), 1, 1)",
+    ],
+)
+def test_slopes_pass_through_slices_and_other_axes(call: str) -> None:
+    errors = compared(graph_of(f"{call} {ALL}", "sin(M(x))"), 0)
+
+    assert max(errors.values()) < 1e-10, errors
+
+
 @pytest.mark.parametrize("score", ["M(x)", "abs(M(x) - c)^3", "(layernorm(M(x)) - c)^2 * s", "M(x) * g"])
 def test_slopes_begin_at_any_sum(score: str) -> None:
     score = score.replace("layernorm", "l2norm")

@@ -62,6 +62,7 @@ OTHER: dict[str, object] = {
     "samples": K,
     "keep": "beta",
     "reset": "beta",
+    "first": "beta",
     "restart": Restart(50, "S"),
     "like_weights": True,
     "rule": Rule(step="v"),
