@@ -91,6 +91,8 @@ class Stream:
 
     def learn(self, end: int, gradients: dict[str, Tensor], grams: dict[str, Tensor], after: dict[str, Tensor]) -> None:
         """A segment is over: the updates that are due at its end, the states there, and what begins anew."""
+        if self.module.FOLLOWS:  # what passes straight on may be one tensor, and sums are made in place
+            gradients = {key: x.clone() for key, x in gradients.items()}
         update = self.module.update(self.position + end, self.states, gradients, grams)
         for key in self.module.STRAIGHT:
             if key in update and self.states[key].requires_grad:
@@ -163,13 +165,17 @@ def trained(
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """The loss of a new stream, the gradients of the parameters, and x x^T of the inputs of weights, segment by segment.
 
-    No gradient passes by a state at the multiples of `module.CUT`. Where these are all boundaries, one backward pass over a segment has
-    the gradients of its learners of the loss and of the parameters. `shares` of the scored tokens [B, T] says how much each counts.
+    No gradient passes by a state at the multiples of `module.CUT`. Where these are all boundaries and all losses count alike, one
+    backward pass over a segment has the gradients of its learners of the loss and of the parameters. `shares` of the scored tokens [B, T]
+    says how much each counts.
     """
     weights = dict(module.named_parameters())
     stream = Stream(module, inputs, module.initial_state(next(iter(inputs.values())).shape[0], inputs))
+    stream.states |= {key: stream.states[key].detach() for key in module.TENSORS}
+    counts = scored_of(stream, next(iter(weights.values())))
+    share = shares(counts)
+    counts, scale = (counts, share.max()) if module.ALIKE else (share, share.new_ones(()))
     window = Window(module, weights)
-    share = shares(scored_of(stream, next(iter(weights.values()))))
     for begin, end, over in stream.parts():
         if begin and (stream.position + begin) % module.CUT == 0:
             stream.begun = {key: x.detach() for key, x in stream.begun.items()}
@@ -178,17 +184,15 @@ def trained(
         learned = stream.gradients(begin, end, weights)[:2] if over and not alone else None
         seen, roots = stream.leaves()
         lost, scored, _, after, rows = module.losses(stream.part(begin, end), {**stream.before(begin), **seen}, weights, True)
-        counts = share[:, begin:end]
-        window.add((lost * counts).sum(), roots, outer_grams(rows, counts))
+        window.add((lost * counts[:, begin:end]).sum(), roots, outer_grams(rows, counts[:, begin:end]))
         made = window.closed(list(seen.values()) if alone else []) if ends else []
         if alone:
-            found = {key: x / per_loss(counts, scored, x) for key, x in zip(seen, made, strict=True)}
-            learned = found, grams_by_row(rows, scored)
+            learned = dict(zip(seen, made, strict=True)), grams_by_row(rows, scored)
         if learned is not None:
             stream.learn(end, *learned, after)
         else:
             stream.begun, stream.begin = {key: after[key] for key in module.INSIDE}, end
-    return window.loss, window.gradient, window.grams
+    return window.loss * scale, scaled(window.gradient, scale), scaled(window.grams, scale)
 
 
 def scored_of(stream: Stream, like: Tensor) -> Tensor:
@@ -197,10 +201,9 @@ def scored_of(stream: Stream, like: Tensor) -> Tensor:
     return torch.ones(x.shape[:2], dtype=like.dtype, device=x.device) if stream.labels is None else (stream.labels >= 0).to(like.dtype)
 
 
-def per_loss(share: Tensor, scored: Tensor, like: Tensor) -> Tensor:
-    """How much the loss of a token counts, for each row: the same at all its tokens; for what all rows share, the same everywhere."""
-    found = (share.sum(1) / scored.sum(1).clamp(min=1)).clamp(min=torch.finfo(share.dtype).tiny)
-    return found.reshape(-1, *(1 for _ in like.shape[1:])) if like.shape[:1] == found.shape else found.max()
+def scaled(tensors: dict[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
+    """Each times a number, in place."""
+    return {key: x.mul_(scale) for key, x in tensors.items()}
 
 
 class Window:
@@ -228,12 +231,18 @@ class Window:
         made = torch.autograd.grad(torch.stack(self.losses).sum(), asked, materialize_grads=True)
         for total, x in zip(self.gradient.values(), made, strict=False):
             total += x
-        for (key, leaf), x in zip(self.leaves, made[len(self.weights) :], strict=False):
+        for (key, _), x in zip(self.leaves, made[len(self.weights) :], strict=False):
             first = self.module.STRAIGHT.get(key)
             if first is not None:
-                self.gradient[first] += x.sum(0) if leaf.dim() > self.gradient[first].dim() else x
+                add_rows(self.gradient[first], x)
         self.losses, self.leaves = [], []
         return list(made[len(asked) - len(also) :])
+
+
+def add_rows(total: Tensor, x: Tensor) -> None:
+    """Add all rows of x [B, ..], or what they share, in one pass."""
+    rows = x.reshape(-1, total.numel())
+    total.view(-1).addmv_(rows.T, rows.new_ones(len(rows)))
 
 
 def outer_grams(rows: dict[str, Tensor], share: Tensor) -> dict[str, Tensor]:

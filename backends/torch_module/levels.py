@@ -66,7 +66,7 @@ def tables(graph: LevelGraph) -> list[str]:
     firsts = {id: graph.parameter_name(learners[of]) if learners[of].init.learned else None for id, of in first.items()}
     inside = [item.key for item in state_tensors(graph) if item.kind != "owned"]
     fold = next((each.owner.fold for each in owners(graph)), {"row": "mean", "token": "mean"})
-    alike = (fold["token"], fold["row"]) != ("mean", "sum") or all(level.owner.sharing != "shared" for level in levels)
+    alike = (fold["token"], fold["row"]) != ("mean", "sum")
     return [
         "    # boundaries of segments, in tokens; where the outer gradient is cut; the input that is its own label",
         f"    PERIODS, CUT, LABEL = {periods(graph)!r}, {truncation(graph)}, {label!r}",
@@ -76,7 +76,7 @@ def tables(graph: LevelGraph) -> list[str]:
         "    # tensors that pass outer gradients straight on: to a parameter, or to the tensor they began as",
         f"    STRAIGHT = {firsts!r}",
         f"    FOLLOWS = {dict(sorted(follows.items(), key=lambda pair: _depth(graph, pair[0])))!r}",
-        "    # do all losses of a row count alike, for all tensors?",
+        "    # do all losses count alike?",
         f"    ALIKE = {alike}",
     ]
 
@@ -90,7 +90,10 @@ HEAD = '''\
     def update(
         self, position: int, state: dict[str, Tensor], gradients: dict[str, Tensor], grams: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What a boundary before the token `position` changes: what learners have gathered, and those whose periods end."""
+        """What a boundary before the token `position` changes: what learners have gathered, and those whose periods end.
+
+        Gradients are added to in place.
+        """
         new: dict[str, Tensor] = {}
         gradients, grams = dict(gradients), dict(grams)'''
 
@@ -117,7 +120,7 @@ def _bucket(graph: LevelGraph, update: Update) -> list[str]:
     if gathered:
         lines += [
             "            for learner, name in names:",
-            '                gradients[f"{learner}.{name}"] = gradients[f"{learner}.{name}"] + state[f"{learner}.sum.{name}"]',
+            '                gradients[f"{learner}.{name}"].add_(state[f"{learner}.sum.{name}"])',
             '                new[f"{learner}.sum.{name}"] = gradients[f"{learner}.{name}"]',
         ]
     lines += _grams(graph, update, gathered)
