@@ -31,10 +31,11 @@ def build(
     dims: Mapping[str, int] | None = None,
     params: Mapping[str, float | str] | None = None,
     library: Library | None = None,
+    preset: str | None = None,
 ) -> LevelGraph:
     """The level graph of a spec, before any pass."""
     loaded = spec if isinstance(spec, Spec) else _load(spec, library)
-    return _build(loaded, library, dims, params)
+    return _build(loaded, library, dims, params, preset)
 
 
 def compile(
@@ -51,12 +52,13 @@ def compile(
     exact: bool = False,
     seed: int = 0,
     library: Library | None = None,
+    preset: str | None = None,
 ) -> CompiledSpec:
     """Compile a spec to a module: `outputs, state = compiled(inputs, state)`.
 
-    dims, params: replace values of the spec. backend: `inductor` (the generated module, each region compiled as one
-    graph), `eager` (the generated module as it is), `reference` (the interpreter that defines the meaning),
-    `iree` (forward and step on the CPU, in float32, without gradients; one IREE module for each shape it meets).
+    preset: a set of values that the spec names. dims, params: replace values of the spec, and of the preset. backend: `inductor` (the
+    generated module, each region compiled as one graph), `eager` (the generated module as it is), `reference` (the interpreter that
+    defines the meaning), `iree` (forward and step on the CPU, in float32, without gradients; one IREE module for each shape it meets).
     form: `auto`, `chunkwise` or `recurrent` for all memories; chunk: a power of two, 0 for the cheapest.
     recompute: tokens of a segment that the backward pass runs anew, to keep less memory; 0 keeps everything.
     only, without, exact: choose passes. seed: of the parameters' first values.
@@ -66,7 +68,7 @@ def compile(
 
     if backend not in BACKENDS:
         raise UsageError(f"there is no backend `{backend}`; backends: {', '.join(BACKENDS)}")
-    graph = build(spec, dims, params, library)
+    graph = build(spec, dims, params, library, preset)
     options: dict[str, dict[str, object]] = {"choose-form": {"form": form, "chunk": chunk, "recompute": recompute}}
     passes = pipeline(None if only is None else tuple(only), without, exact=exact, options=options)
     after, stages = PassManager(passes).run(graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from nlc.graph.inverse import ridges_of
 from nlc.graph.ir import Bucket, Flow, Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, roles, sees_decayed
 from nlc.graph.order import Node, downstream, tick_graph
+from nlc.graph.outer import Outer, loss_levels, matrix_of
 from nlc.passes.classify import is_memory
 from nlc.passmanager import Numerics, Pass
 
@@ -22,7 +24,8 @@ class BucketFrequencies(Pass):
 
     Before: one sweep over the tokens for each memory.
     After: one sweep for each bucket: memories of a block with the same clock, the same class and the same sizes, none of
-    which needs another's value, run side by side as copies of one memory.
+    which needs another's value, run side by side as copies of one memory. Learners of the loss that are due at the same tokens by
+    the same rule, of all blocks, are one bucket too: one update of all their tensors.
     """
 
     name: ClassVar[str] = "bucket-frequencies"
@@ -47,12 +50,52 @@ class BucketFrequencies(Pass):
                     break
             else:
                 buckets.append([learner])
-        made = tuple(
+        made = (*_of_the_loss(graph),)
+        made += tuple(
             Bucket(f"{b[0].scope}/{b[0].clock}".lstrip("/") + f".{i}", b[0].clock, tuple(m.id for m in b))
             for i, b in enumerate(buckets)
             if len(b) > 1 and b[0].clock
         )
         return graph.with_(buckets=made) if made else graph
+
+
+def _of_the_loss(graph: LevelGraph) -> Iterator[Bucket]:
+    """Learners of the loss with one period, one fold and one rule; their updates are atomic, of what was before all of them."""
+    groups: dict[object, list[str]] = {}
+    for level in loss_levels(graph):
+        if not level.shared and not any(flow.op == "total" for flow in _rule_of(level).values()):
+            groups.setdefault(_kind(level), []).append(level.owner.id)
+    for members in groups.values():
+        clock = graph.learners[members[0]].clock
+        if len(members) > 1 and clock is not None:
+            yield Bucket(f"loss/{clock}.{members[0]}", clock, tuple(members))
+
+
+def _rule_of(level: Outer) -> dict[str, Flow]:
+    """The flows of a rule that end in its step and its keep, in order."""
+    ends = [id for m in (level.owner, *level.inner) for id in (m.keep, m.rule.keep, m.rule.step) if id is not None]
+    used = level.graph.upstream(*ends)
+    return {id: flow for id, flow in level.graph.flows.items() if id in used}
+
+
+def _kind(level: Outer) -> object:
+    """What two learners of the loss must have in common to be updated together; names of the rule are those within the learner."""
+    name = f"{level.owner.id}."
+
+    def own(x: object) -> object:
+        return str(x).removeprefix(name) if str(x).startswith(name) else "" if x == level.owner.id else x
+
+    flows = [
+        (own(f.id), f.op, tuple(map(own, f.args)), tuple((k, own(v)) for k, v in f.attrs.items()), f.axes) for f in _rule_of(level).values()
+    ]
+    inner = [(own(m.id), m.axes, m.init, m.read, m.at, own(m.keep), own(m.rule.step), own(m.rule.keep), m.clock) for m in level.inner]
+    owner = level.owner
+    ends = tuple(map(own, (owner.keep, owner.rule.step, owner.rule.keep)))
+    restart = {level.graph.learners[id].reset for id in owner.owns}
+    every = tuple(level.graph.flows[id].attr("period") if id is not None else 0 for id in restart)
+    kinds = tuple(matrix_of(level.graph.learners[id]) for id in owner.owns) if level.reads_rows else ()
+    told = (owner.clock, owner.sharing, tuple(sorted(owner.fold.items())), owner.axes, owner.backprop.kind, every, kinds)
+    return told, ends, tuple(flows), tuple(inner)
 
 
 def signature(graph: LevelGraph, learner: Learner) -> object:

@@ -165,11 +165,8 @@ def _due(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
     if ANY not in level.owner.axes:
         seen = "matrix({}, *views[learner, name])"
         lines.append(f"views = {_views(update, copies)}")
-    every = restarts(graph, level)
-    begun = f"(position - {level.steps}) % {every} + {level.steps}" if every else "position"
+    lines += _counts(graph, functions)
     lines += [
-        f"count = ({begun}) // {level.steps}" if every else f"count = position // {level.steps}",
-        "age = torch.tensor(float(count), dtype=torch.float64)",
         'moved = {f"{learner}.{name}": state[f"{learner}.{name}"].detach().clone() for learner, name in names}',
     ]
     keys = [key.removeprefix(f"{level.owner.id}.") for key in functions.outer.keys]
@@ -197,6 +194,17 @@ def _due(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
             zeros = f'{{f"{{learner}}.{key}.{{name}}": torch.zeros_like(state[f"{{learner}}.{key}.{{name}}"]) for learner, name in names}}'
             lines.append(f"new |= {zeros}")
     return lines
+
+
+def _counts(graph: LevelGraph, functions: OuterUpdate) -> list[str]:
+    """How many updates a learner has made since it began, with this one, where its rule or a slow learner in it asks."""
+    level, aged = functions.outer, any(v.numbers or v.sums for v in functions.variants) or bool(functions.outer.shared)
+    if not aged and not level.periods:
+        return []
+    every = restarts(graph, level)
+    begun = f"((position - {level.steps}) % {every} + {level.steps})" if every else "position"
+    age = ["age = torch.tensor(float(count), dtype=torch.float64)"] if aged else []
+    return [f"count = {begun} // {level.steps}", *age]
 
 
 def _views(update: Update, copies: int) -> str:

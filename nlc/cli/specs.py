@@ -37,11 +37,15 @@ SpecArgument = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Another value for a dim or a param; may be repeated.", show_default=False),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Another value for a dim or a param, or preset=NAME; may be repeated.", show_default=False
+    ),
 ]
 
 Value = int | float | str
 """A number, or a precision such as bfloat16."""
+PRESET = "preset"
+"""The name that `--set` takes a preset by."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Chosen:
 
 def open_spec(name: str, settings: Iterable[str] | None = None) -> Chosen:
     """Load a spec by path or library name. Raises SpecError, or DataError where there is no such file."""
+    from nlc.graph.build import preset_values
     from nlc.language.library import Library
 
     library = Library()
@@ -63,7 +68,10 @@ def open_spec(name: str, settings: Iterable[str] | None = None) -> Chosen:
     dims: dict[str, Value] = {}
     params: dict[str, Value] = {}
     declared = {param.name for param in spec.params}
-    for key, value in map(_setting, settings or ()):
+    chosen = [text for text in settings or () if text.partition("=")[0].strip() == PRESET]
+    given = [text for text in settings or () if text not in chosen]
+    values = [pair for text in chosen for pair in preset_values(spec, text.partition("=")[2].strip()).items()]
+    for key, value in [*values, *map(_setting, given)]:
         if key in declared:
             params[key] = value
         else:

@@ -29,14 +29,15 @@ def build(
     library: Library | None = None,
     dims: Mapping[str, int] | None = None,
     params: Mapping[str, Value] | None = None,
+    preset: str | None = None,
 ) -> LevelGraph:
-    """The level graph of a spec. `dims` and `params` replace the values written in it.
+    """The level graph of a spec. `dims` and `params` replace the values written in it, and those of one of its presets.
 
     A rule by itself is the graph of weights that are updated by it (`nlc.graph.alone`).
     Raises SpecError with all mistakes found, sorted by place.
     """
     library = library or Library()
-    numbers = _overrides(spec, dims or {}, params or {})
+    numbers = {**preset_values(spec, preset), **_overrides(spec, dims or {}, params or {})}
     if is_rule(spec):
         return rule_graph(spec, library, numbers)
     builder = Builder(spec, library, numbers)
@@ -47,6 +48,17 @@ def build(
         raise SpecError(builder.diagnostics, dict(graph.sources))
     verify(graph)
     return graph
+
+
+def preset_values(spec: Spec, name: str | None) -> dict[str, Value]:
+    """The values of a preset."""
+    if name is None:
+        return {}
+    found = next((each for each in spec.presets if each.name == name), None)
+    if found is None:
+        known = listed([each.name for each in spec.presets]) if spec.presets else "none"
+        raise SpecError([codes.UndefinedName(f"the spec has no preset `{name}`", spec.span, f"it has: {known}")], dict(spec.sources))
+    return {key: expr.name if isinstance(expr, Name) else Builder(spec, Library()).number(expr) for key, expr in found.values}
 
 
 def _overrides(spec: Spec, dims: Mapping[str, int], params: Mapping[str, Value]) -> dict[str, Value]:

@@ -8,7 +8,8 @@ from nlc.graph.edges import learners_of
 from nlc.graph.ir import Learner, LevelGraph, size_of
 from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.outer import outer_states
-from nlc.graph.state import sample_axes, state_tensors
+from nlc.graph.segments import START, carried
+from nlc.graph.state import sample_axes
 
 BYTES = 4
 """Of a number: states and weights are float32 unless asked otherwise."""
@@ -50,8 +51,8 @@ def _memory(graph: LevelGraph, learner: Learner, form: LinearForm, chosen: str |
 def state_numbers(graph: LevelGraph) -> dict[str, int]:
     """For each learner, the numbers that one sequence carries from call to call: its state, its anchor, its last inputs."""
     found: dict[str, int] = {}
-    for item in state_tensors(graph):
-        owner = item.learner or item.key
+    for item in carried(graph):
+        owner = item.learner or item.key.removeprefix(START)
         found[owner] = found.get(owner, 0) + size_of(item.axes)
     return found
 

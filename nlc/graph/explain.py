@@ -86,13 +86,15 @@ def _learners(graph: LevelGraph, library: Library) -> list[Json]:
 
 def kind_of(learner: Learner) -> str:
     """`memory` writes its own store, `solved` stores its context only, `outer` writes other learners' tensors, `rule` belongs to the
-    rule of another, `parameter` writes none."""
+    rule of another, `part` is moved by a learner of the loss, `parameter` writes none."""
     if learner.selector is not None:
         return "outer"
     if learner.host is not None:
         return "rule"
     if learner.solve is not None:
         return "solved"
+    if learner.owner is not None:
+        return "part"
     return "memory" if learner.writes else "parameter"
 
 
@@ -184,18 +186,23 @@ def explanation_text(explanation: Mapping[str, Any]) -> str:
     return "\n".join(_lines(explanation)) + "\n"
 
 
+TABLES = {"part": "tensors that learners of the loss move while tokens come", "parameter": "tensors that only outer levels write"}
+"""The kinds of learners that have one line each."""
+
+
 def _lines(e: Mapping[str, Any]) -> Iterator[str]:
     yield f"{e['name']} ({e['file']}){': ' + e['doc'] if e['doc'] else ''}"
     groups = alike(e)
     for copies in groups:
-        if copies[0]["kind"] != "parameter":
+        if copies[0]["kind"] not in TABLES:
             yield ""
             yield from learner_lines(copies)
-    parameters = [copies for copies in groups if copies[0]["kind"] == "parameter"]
-    if parameters:
-        yield ""
-        yield "tensors that only outer levels write"
-        yield from _table(parameters)
+    for kind, title in TABLES.items():
+        tensors = [copies for copies in groups if copies[0]["kind"] == kind]
+        if tensors:
+            yield ""
+            yield title
+            yield from _table(tensors)
     yield ""
     yield "in all"
     totals = e["totals"]

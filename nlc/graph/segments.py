@@ -25,9 +25,12 @@ UNKNOWN = -2
 
 
 def periods(graph: LevelGraph) -> tuple[int, ...]:
-    """The periods whose multiples cut a stream into segments, in tokens; none where it is run as a whole."""
-    found = {level.steps for level in loss_levels(graph)}
-    return tuple(sorted(found or {truncation(graph)} - {0}))
+    """The periods whose multiples cut a stream into segments, in tokens; none where it is run as a whole.
+
+    A multiple of another adds no boundary.
+    """
+    found = {level.steps for level in loss_levels(graph)} or {truncation(graph)} - {0}
+    return tuple(sorted(n for n in found if not any(n % other == 0 for other in found - {n})))
 
 
 def truncation(graph: LevelGraph) -> int:

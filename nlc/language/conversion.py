@@ -8,7 +8,7 @@ from nlc.diagnostics import Diagnostic, Span, SpecError
 from nlc.language.expression import Call, Expr, Lambda, ListOf, Name, Number
 from nlc.language.form import MissingKey, UnknownKey, UnknownWord, WrongKind, WrongVersion, check_form, unknown_word
 from nlc.language.schema import BACKPROP, DTYPES, FOLDS, INPUT_WORDS, STATES
-from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Reset, Sequences, Spec, Store, Use, Write
+from nlc.language.spec import Dim, Flow, Input, Learner, Level, Param, Period, Preset, Reset, Sequences, Spec, Store, Use, Write
 from nlc.language.templates import Templates, is_inline
 from nlc.language.values import Problems, axes, axis_names, call, check_name, expression, function, period, size
 from nlc.language.wording import closest, did_you_mean, listed, orderly
@@ -119,7 +119,20 @@ class _Conversion:
         self.sources |= {file: text for use in uses for file, text in use.spec.sources.items()}
         doc, spans = self.doc(), _spans(root)
         parts = (dims, params, inputs, uses, flows, levels, outputs, loss)
-        return Spec(self.file, name, doc, *parts, root.span, spans, self.sources, sequence, self.require(root.get("require")))
+        presets = tuple(
+            self.preset(entry, [*(dim.name for dim in dims), *(param.name for param in params)]) for entry in _entries(root.get("presets"))
+        )
+        return Spec(self.file, name, doc, *parts, root.span, spans, self.sources, sequence, self.require(root.get("require")), presets)
+
+    def preset(self, entry: Entry, known: list[str]) -> Preset:
+        """Values of dims and params by name."""
+        values = []
+        for each in _entries(entry.value):
+            if each.key not in known:
+                help = did_you_mean(each.key, known) or f"it has: {', '.join(known) or 'none'}"
+                self.problems.append(UnknownKey(f"the spec has no dim or param `{each.key}`", each.key_span, help))
+            values.append((each.key, self.param(each.value)))
+        return Preset(entry.key, tuple(values), entry.key_span)
 
     def require(self, node: Node | None) -> tuple[Expr, ...]:
         return tuple(expression(item, self.problems) for item in node.items) if isinstance(node, Sequence) else ()

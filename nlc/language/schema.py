@@ -57,6 +57,7 @@ _RULES: JsonSchemaValue = {"type": "object", "propertyNames": {"pattern": _NAME}
 RuleForm = Annotated[object, WithJsonSchema(_one_of(_NAMED_CALL, _RULES))]
 Size = Annotated[object, WithJsonSchema({"type": ["integer", "string"], "minimum": 1})]
 ParamValue = Annotated[object, WithJsonSchema(_one_of({"type": "number"}, _words(DTYPES), _AXES))]
+PresetValue = Annotated[object, WithJsonSchema(_one_of({"type": "number"}, _words(DTYPES)))]
 Requirements = Annotated[list[object], WithJsonSchema({"type": "array", "items": {"type": "string"}})]
 Period = Annotated[object, WithJsonSchema(_PERIOD)]
 State = Annotated[object, WithJsonSchema(_one_of(_words(STATES), {"type": "string", "pattern": "->"}))]
@@ -201,6 +202,9 @@ class SpecForm(_Strict):
     dims: dict[str, Size] = _names("Named sizes: whole numbers, or expressions of other dims.")
     params: dict[str, ParamValue] = _names(
         "Numbers that a caller may replace, or a precision (same, bfloat16, float32, float64); in a store, tensors as lists of axes."
+    )
+    presets: dict[str, dict[str, PresetValue]] = Field(
+        {}, description="Sets of values for dims and params, by name: {10M: {d: 256, layers: 6}}; `--set preset=10M`."
     )
     require: Requirements = Field([], description="What must hold of dims and params: [lr >= 0, b1 < 1].")
     inputs: dict[str, InputForm] = _names(

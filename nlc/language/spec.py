@@ -156,6 +156,15 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Values for dims and params that go together."""
+
+    name: str
+    values: tuple[tuple[str, Expr], ...]
+    span: Span
+
+
+@dataclass(frozen=True)
 class Spec:
     """One file. `sources` maps every file that was read for it to its text, for messages."""
 
@@ -176,6 +185,7 @@ class Spec:
     sequence: Sequences | None = None
     require: tuple[Expr, ...] = ()
     """What must hold of dims and params."""
+    presets: tuple[Preset, ...] = ()
 
     @property
     def is_function(self) -> bool:

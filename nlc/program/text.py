@@ -15,6 +15,8 @@ from nlc.graph.equations import equations, local
 from nlc.graph.ir import Flow, Learner, LevelGraph, show_axes
 from nlc.graph.linear import LinearForm
 from nlc.graph.order import schedule
+from nlc.graph.outer import loss_levels
+from nlc.graph.segments import periods
 from nlc.graph.state import longest_window
 from nlc.graph.text import Line, lines_of, operation, place
 from nlc.program.periods import Loop
@@ -35,17 +37,44 @@ def _body(program: Program) -> Iterator[Line]:
     if program.owners:
         clocks = dict.fromkeys(str(owner.clock) for owner in program.owners)
         yield Line(0, f"every {', '.join(clocks).removeprefix('1 ')} {{")
+    cuts = periods(program.graph)
+    if cuts:
+        yield Line(depth, f"every {' or '.join(map(str, cuts))} tokens {{")
+    yield from _call(program, depth + bool(cuts))
+    yield from _loss(program, depth + bool(cuts))
+    if cuts:
+        yield from _levels(program.graph, depth + 1)
+        yield Line(depth, "}")
+    for owner in program.owners:
+        yield from _update(program.graph, owner, depth)
+    if program.owners:
+        yield Line(0, "}")
+
+
+def _call(program: Program, depth: int) -> Iterator[Line]:
+    """What runs on all tokens of a call, or of a segment, together."""
     yield Line(depth, f"forward({', '.join(program.graph.inputs)}) {{")
     for run in chains(program):
         if not run[0].for_loss:
             yield from _run(program, run, depth + 1)
     yield Line(depth + 1, f"return {', '.join(name if name == id else f'{name} = {id}' for name, id in program.graph.outputs)}")
     yield Line(depth, "}")
-    yield from _loss(program, depth)
-    for owner in program.owners:
-        yield from _update(program.graph, owner, depth)
-    if program.owners:
-        yield Line(0, "}")
+
+
+def _levels(graph: LevelGraph, depth: int) -> Iterator[Line]:
+    """The learners of the loss, each with those that are updated together with it, at the ends of their periods."""
+    levels = {level.owner.id: level for level in loss_levels(graph)}
+    buckets = [bucket.learners for bucket in graph.buckets if bucket.learners[0] in levels]
+    alone = [(id,) for id in levels if not any(id in bucket for bucket in buckets)]
+    if levels:
+        yield Line(depth, f"gradients of the losses of its tokens: {sum(len(level.owner.owns) for level in levels.values())} tensors")
+    for members in [*buckets, *alone]:
+        owner = levels[members[0]].owner
+        yield Line(depth, f"where {owner.clock} end {{")
+        if len(members) > 1:
+            yield Line(depth + 1, f"also of {', '.join(members[1:])}")
+        yield from _update(graph, owner, depth + 1)
+        yield Line(depth, "}")
 
 
 def _run(program: Program, run: list[Region], depth: int) -> Iterator[Line]:

@@ -1,6 +1,7 @@
 """The ways in which levels hand on what they know (Nested Learning, section 3.3), one spec for each, against loops by hand; float64.
 
-A takes what B gives. Values and all gradients are compared, so that what must not be crossed is not crossed.
+A takes what B gives. Values and all gradients are compared, so that what must not be crossed is not crossed. Levels that share one
+backward pass are in test_continuum.
 """
 
 from __future__ import annotations

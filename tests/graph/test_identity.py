@@ -104,7 +104,7 @@ WORDS = [
     "square",
     "l2",
 ]
-SILENT = {"nlc", "doc", "name"}
+SILENT = {"nlc", "doc", "name", "presets"}
 
 
 def _leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,96 @@
+"""Levels that learn while tokens come, in training. Written to bench/results/continuum.json.
+
+Float32, B = 4, T = 1024. The peers are compiled by nlc too: the same model whose levels never change, and a transformer with as many
+parameters. Run: python -m bench.continuum [SECTION ..] [--quick]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nlc
+from bench.algebra import Row, row
+from bench.memories import RESULTS
+from bench.sections import run
+from bench.timing import medians
+from nlc.runtime.compiled import CompiledSpec
+
+SPECS = Path(__file__).parent / "specs"
+SIZE = {"d": 256, "H": 4, "K": 64, "V": 64, "h": 512, "layers": 4}
+SMALL = {"d": 16, "H": 2, "K": 8, "V": 8, "h": 16, "layers": 2}
+PERIODS = ((64, 512, 4096), (16, 256, 4096))
+
+
+def plain(dims: Mapping[str, int], backend: str) -> CompiledSpec:
+    """`models/hope_attention` whose levels never change."""
+    return nlc.compile(SPECS / "plain_chain_lm.yaml", dims=dims, backend=backend)
+
+
+def levels(dims: Mapping[str, int], periods: tuple[int, int, int], backend: str, **options: Any) -> CompiledSpec:
+    given = {**dims, "fast": periods[0], "middle": periods[1], "slow": periods[2]}
+    return nlc.compile("models/hope_attention", dims=given, backend=backend, **options)
+
+
+def numbers(compiled: CompiledSpec) -> int:
+    return sum(p.numel() for p in compiled.parameters())
+
+
+def steps_of(models: Mapping[str, CompiledSpec], shape: tuple[int, int], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds of the first and of the median train step of each, in turn."""
+    tokens = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0))
+    state: dict[str, Any] = dict.fromkeys(models)
+
+    def stepping(name: str) -> None:
+        _, state[name] = models[name].train_step({"tokens": tokens}, state[name])
+
+    return medians({name: partial(stepping, name) for name in models}, rounds)
+
+
+def continuum(quick: bool) -> Iterator[Row]:
+    """Three levels in each of four layers against the same chain of MLPs that never change."""
+    dims, shape, rounds, backend = (SMALL, (2, 64), 1, "eager") if quick else (SIZE, (4, 1024), 5, "inductor")
+    names = {f"{'/'.join(map(str, each))}": each for each in PERIODS}
+    models = {"plain": plain(dims, backend), **{name: levels(dims, each, backend) for name, each in names.items()}}
+    first, seconds = steps_of(models, shape, rounds)
+    for name in names:
+        more = {"seconds": {each: round(seconds[each], 3) for each in ("plain", name)}, "first_step_s": round(first[name], 1)}
+        more |= {"parameters": {each: numbers(models[each]) for each in ("plain", name)}}
+        case = f"{dims['layers']} layers of attention and three MLPs, d={dims['d']} h={dims['h']} B={shape[0]} T={shape[1]}, periods {name}"
+        what, ratio = f"train step, levels every {name} tokens: times the time", seconds[name] / seconds["plain"]
+        sense, bar = ("<=", 1.6) if name == "64/512/4096" else (">=", 0)  # reported beside it
+        yield row(what, "the same MLPs without levels", case, ratio, sense, bar, **more)
+
+
+def hope(quick: bool) -> Iterator[Row]:
+    """Hope of 9.3 million parameters against a transformer with as many."""
+    backend, shape, rounds = ("eager", (2, 64), 1) if quick else ("inductor", (4, 1024), 3)
+    small = {"d": 16, "m": 16, "h": 32, "layers": 2}
+    ours = nlc.compile("models/hope", dims=small if quick else {"d": 256, "m": 256, "h": 1024, "layers": 4}, backend=backend)
+    peer = nlc.compile(SPECS / "transformer_10m.yaml", dims={"layers": 2} if quick else {}, backend=backend)
+    first, seconds = steps_of({"hope": ours, "transformer": peer}, shape, rounds)
+    more = {"seconds": {name: round(each, 3) for name, each in seconds.items()}, "first_step_s": round(first["hope"], 1)}
+    more |= {"parameters": {"hope": numbers(ours), "transformer": numbers(peer)}}
+    case = f"d={16 if quick else 256} B={shape[0]} T={shape[1]}, memories every 16 and 64 tokens, levels every 64/512/4096"
+    yield row(
+        "Hope, train step", "a transformer with as many parameters", case, seconds["transformer"] / seconds["hope"], ">=", 0.15, **more
+    )
+
+
+def buckets(quick: bool) -> Iterator[Row]:
+    """What `bucket-frequencies` brings: the first step, which compiles, and the others."""
+    dims, shape, rounds, backend = (SMALL, (2, 64), 1, "eager") if quick else (SIZE, (4, 1024), 5, "inductor")
+    models = {"with": levels(dims, PERIODS[0], backend), "without": levels(dims, PERIODS[0], backend, without=("bucket-frequencies",))}
+    first, seconds = steps_of(models, shape, rounds)
+    more = {"seconds": {name: round(each, 3) for name, each in seconds.items()}, "first_step_s": {k: round(v, 1) for k, v in first.items()}}
+    more |= {"lines_of_source": {name: model.source.count("\n") for name, model in models.items()}}
+    case = f"{dims['layers']} layers, d={dims['d']} B={shape[0]} T={shape[1]}, periods 64/512/4096"
+    yield row("train step with bucket-frequencies", "without it", case, seconds["without"] / seconds["with"], ">=", 0, **more)
+
+
+if __name__ == "__main__":
+    run(__doc__, RESULTS / "continuum.json", {"continuum": continuum, "hope": hope, "buckets": buckets}, dtype="float32")
