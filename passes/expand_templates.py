@@ -44,7 +44,8 @@ class ExpandTemplates(Pass):
 def expand(graph: LevelGraph) -> LevelGraph:
     """Raises SpecError for mistakes inside the rules."""
     diagnostics: list[Diagnostic] = []
-    expanded = _expand_rules(with_the_loss(_expanded_blocks(graph)), diagnostics)
+    functions = {name: expand(function) for name, function in graph.functions.items()}
+    expanded = _expand_rules(with_the_loss(_inline_all(graph, functions)), diagnostics)
     if not diagnostics:
         diagnostics.extend([*counted_resets(expanded), *misplaced(expanded)])
         expanded = obey_sequences(expanded)
@@ -55,10 +56,6 @@ def expand(graph: LevelGraph) -> LevelGraph:
     if diagnostics:
         raise SpecError(diagnostics, dict(expanded.sources))
     return expanded if expanded != graph else graph
-
-
-def _expanded_blocks(graph: LevelGraph) -> LevelGraph:
-    return _inline_all(graph, {name: _expanded_blocks(function) for name, function in graph.functions.items()})
 
 
 # -- blocks -------------------------------------------------------------------------------------------------------------
