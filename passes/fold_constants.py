@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from nlc.graph.constants import NUMERIC, number_of
 from nlc.graph.ir import Flow, LevelGraph
-from nlc.graph.rewrite import substitute
+from nlc.graph.outer import loss_levels
+from nlc.graph.rewrite import keep_only, substitute
 from nlc.passmanager import Numerics, Pass
 
 
@@ -15,8 +16,9 @@ from nlc.passmanager import Numerics, Pass
 class FoldConstants(Pass):
     """Compute what is known when compiling.
 
-    Before: operators on numbers (`K ^ -0.5`), neutral operands (`x * 1`, `x + 0`), a keep of 1.
-    After: one number; the operand itself; no keep. Numbers are folded in float64, as the reference computes them.
+    Before: operators on numbers (`K ^ -0.5`), neutral operands (`x * 1`, `x + 0`), a keep of 1, learners of the loss with a rate of 0.
+    After: one number; the operand itself; no keep; tensors that nothing moves but the outer level. Numbers are folded in float64, as
+    the reference computes them.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -37,7 +39,7 @@ class FoldConstants(Pass):
                 new[flow.id] = same
             flows[flow.id] = flow
         folded = substitute(graph.with_(flows=flows), new) if new else graph
-        return _drop_unit_keeps(folded)
+        return _without_idle_levels(_drop_unit_keeps(folded))
 
 
 def _number(flow: Flow, flows: dict[str, Flow]) -> float | int | None:
@@ -69,3 +71,25 @@ def _drop_unit_keeps(graph: LevelGraph) -> LevelGraph:
         if learner is not graph.learners[learner.id]:
             graph = graph.with_learner(learner)
     return graph
+
+
+def _without_idle_levels(graph: LevelGraph) -> LevelGraph:
+    """Learners of the loss that never move their tensors, which begin as parameters: these are parameters then."""
+    for level in loss_levels(graph):
+        owner, followed = level.owner, {m.init.of for m in graph.learners.values()}
+        learned = all(graph.learners[id].init.learned and id not in followed for id in owner.owns)
+        if owner.keep is None and owner.rule.keep is None and learned and _is_zero(graph, str(owner.rule.step)):
+            gone = {owner.id, *(m.id for m in level.inner)}
+            flows = {id for id, flow in graph.flows.items() if flow.host not in gone}
+            graph = keep_only(graph, flows, set(graph.learners) - gone)
+            still = {
+                id: replace(graph.learners[id], owner=None, clock=None, reset=None, sharing="shared", defaults=()) for id in owner.owns
+            }
+            graph = graph.with_(learners={**graph.learners, **still})
+    return graph
+
+
+def _is_zero(graph: LevelGraph, id: str) -> bool:
+    """Is a flow made as something times 0?"""
+    flow = graph.flows[id]
+    return flow.attr("value") == 0 or (flow.op in ("mul", "neg") and any(_is_zero(graph, arg) for arg in flow.args))

@@ -200,6 +200,26 @@ def test_the_weights_of_a_learner_in_context_are_its_first_state(tmp_path: Path)
     assert not torch.equal(outputs["still"], outputs["moving"])
 
 
+def test_mlps_of_a_checkpoint_go_on_a_level(tmp_path: Path) -> None:
+    """Ad-hoc level stacking (Nested Learning, section 7.3): a rate of 0 is the frozen network, to the bit where it is folded."""
+    folder, tokens = llama.write(tmp_path / "checkpoint", llama.weights()), torch.randint(0, 300, (2, 33))
+    outputs = {}
+    for word, spec, rate in (("plain", "llama_lm", None), ("frozen", "llama_level_lm", 0.0), ("learning", "llama_level_lm", 0.01)):
+        given: dict[str, Any] = {} if rate is None else {"params": {"rate": rate}, "dims": {"period": 8}}
+        result = adapt(folder, f"models/{spec}", "llama", tmp_path / word, **given)
+        outputs[word] = load_run(tmp_path / word)({"tokens": tokens})[0]["logits"]
+        if word == "frozen":
+            unfolded = nlc.compile(f"models/{spec}", result.dims, result.params, "eager", without=("fold-constants",))
+            unfolded.load_state_dict({f"{k}.init" if ".mlp." in k else k: x for k, x in result.compiled.state_dict().items()})
+            outputs["unfolded"] = unfolded.double()({"tokens": tokens})[0]["logits"]
+            outputs["in float64"] = load_run(tmp_path / "plain").double()({"tokens": tokens})[0]["logits"]
+
+    assert torch.equal(outputs["plain"], outputs["frozen"])
+    assert torch.allclose(outputs["in float64"], outputs["unfolded"], rtol=0, atol=1e-12)
+    assert torch.allclose(outputs["plain"][:, :8], outputs["learning"][:, :8], rtol=0, atol=1e-5)
+    assert not torch.allclose(outputs["plain"][:, 9:], outputs["learning"][:, 9:], rtol=0, atol=1e-4)
+
+
 # -- runs ---------------------------------------------------------------------------------------------------------------
 
 
