@@ -303,8 +303,9 @@ class _Writer:
         outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in self.graph.outputs)
         text = FORWARD.replace("{OUTPUTS}", f"{{{outputs}}}")
         if is_segmented(self.graph):
+            text = text.replace(*FROZEN)
             text = text.replace(
-                "values, new = self.run(inputs, state)", "(_, _, values), new = streamed(self, inputs, state, losses=False)"
+                "values, new = self.run(inputs, state)", "(_, _, values), new = streamed(self, inputs, state, False, frozen)"
             )
             self.uses.add("streamed")
         return text.splitlines()
@@ -739,6 +740,15 @@ FORWARD = '''\
         """One token: inputs [B, ..] -> outputs [B, ..] and the new state."""
         outputs, new = self.forward({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
         return {name: x.squeeze(1) for name, x in outputs.items()}, new'''
+
+FROZEN = (
+    """inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        \"\"\"Inputs [B, T, ..] -> outputs [B, T, ..] and the new state. Changes no argument.""",
+    """
+        inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None, frozen: Collection[str] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        \"\"\"Inputs [B, T, ..] -> outputs [B, T, ..] and the new state. Changes no argument. States named in `frozen` stay.""",
+)
 
 STREAMED_LOSS = '''\
     def loss(
