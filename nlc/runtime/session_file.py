@@ -1,6 +1,6 @@
 """A session on disk: one safetensors file, written whole or not at all; reading it runs no code.
 
-Its metadata say which spec and which weights it is of. The tensors are those of the state under their keys, and what a session knows beside.
+Its metadata say which spec and which weights it is of. The tensors are those of the state, and what a session knows beside.
 """
 
 from __future__ import annotations

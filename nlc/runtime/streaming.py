@@ -1,7 +1,7 @@
 """`nlc stream`: a run reads bytes or token ids, chunk by chunk, and learns as it goes.
 
-After a chunk in which a boundary fell its state is on disk, so a stream that was killed goes on there. What was told of later chunks is told
-again, with the same positions and the same numbers.
+After a chunk in which a boundary fell its state is on disk, so a stream that was killed goes on there. What was told of later chunks is
+told again, with the same positions and the same numbers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from nlc.files import check_new, remove_unfinished
 from nlc.runtime import codes, session_file
 from nlc.runtime.byte_model import BYTES, ByteModel, byte_model
 from nlc.runtime.sampling import load_run
-from nlc.runtime.session import Session
 from nlc.runtime.text import cannot_read
 
 BLOCK = 1 << 16
@@ -79,10 +78,11 @@ class Streaming:
         if source != self.place.source:
             self.place = replace(self.place, source=source, consumed=0)
         try:
-            with path.open("rb") as stream:
-                yield from self._records(_tokens(stream, self.options.ids, self.place.consumed, path))
+            opened = path.open("rb")
         except (OSError, ValueError) as error:
             raise cannot_read(path, error) from None
+        with opened as stream:
+            yield from self._records(_tokens(stream, self.options.ids, self.place.consumed if path.is_file() else 0, path))
 
     def standard_input(self, stream: BinaryIO) -> Iterator[Record]:
         """Go on with what comes."""
@@ -93,10 +93,11 @@ class Streaming:
         """What is told of each chunk; chunks end at multiples of their length, wherever the stream goes on."""
         waiting: list[int] = []
         for piece in tokens:
-            waiting += piece
-            while len(waiting) >= (length := self.options.chunk - self.session.position % self.options.chunk):
-                yield from self._chunk(waiting[:length])
-                waiting = waiting[length:]
+            waiting, begin = waiting + piece, 0
+            while (end := begin + self.options.chunk - self.session.position % self.options.chunk) <= len(waiting):
+                yield from self._chunk(waiting[begin:end])
+                begin = end
+            waiting = waiting[begin:]
         if waiting:
             yield from self._chunk(waiting)
         self._keep()
