@@ -17,7 +17,9 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=300, check=False)
 
 
-@pytest.mark.parametrize("page", ["adapt.md", "tutorial.md", "own_learner.md", "optimizers.md", "self_modifying.md", "views.md"])
+@pytest.mark.parametrize(
+    "page", ["adapt.md", "tutorial.md", "own_learner.md", "optimizers.md", "self_modifying.md", "keeps_learning.md", "views.md"]
+)
 def test_a_page_runs_as_it_stands(page: str, tmp_path: Path) -> None:
     kinds = []
     for kind, name, body in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
