@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -116,7 +117,7 @@ class IreeModule(CompiledSpec):
 
     DTYPES: ClassVar = (torch.float32, torch.int64)
 
-    def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
+    def forward(self, inputs: Tensors, state: Tensors | None = None, frozen: Collection[str] = ()) -> tuple[Tensors, Tensors]:
         if torch.compiler.is_compiling():  # while it is exported
             return super().forward(inputs, state)
         batch, tokens = next(iter(inputs.values())).shape[:2]

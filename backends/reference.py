@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +35,8 @@ class ReferenceModule(nn.Module):
     def initial_state(self, batch: int, like: Tensors | None = None) -> Tensors:
         return self._machine(like).initial_state(batch)
 
-    def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
-        outputs, new = self._machine(inputs).run(inputs, state)
+    def forward(self, inputs: Tensors, state: Tensors | None = None, frozen: Collection[str] = ()) -> tuple[Tensors, Tensors]:
+        outputs, new = self._machine(inputs).run(inputs, state, frozen)
         return {name: outputs[name] for name, _ in self.graph.outputs}, new
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:

@@ -5,7 +5,7 @@ Such a module has `run` and `losses`, `update` and `restarted`, and tables of wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ class Stream:
     the segment that ends there has the gradients of all of them, and those that are due are updated.
     """
 
-    def __init__(self, module: Any, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    def __init__(self, module: Any, inputs: dict[str, Tensor], state: dict[str, Tensor], frozen: Collection[str] = ()) -> None:
         self.module, self.position, self.begin = module, int(state.get("pending:position", 0)), 0
+        self.frozen, self.learns = frozenset(frozen), any(key not in frozen for key in module.TENSORS)
         given = {name: x for name, x in inputs.items() if name != "targets"}
         pending = {name: state.get(f"pending:{name}", x[:, :0]).to(x.dtype) for name, x in given.items()}
         self.inputs = {name: torch.cat([pending[name], x], 1) if pending[name].shape[1] else x for name, x in given.items()}
@@ -90,16 +91,20 @@ class Stream:
         return dict(zip(seen, found, strict=True)), grams_by_row(rows, scored), made
 
     def learn(self, end: int, gradients: dict[str, Tensor], grams: dict[str, Tensor], after: dict[str, Tensor]) -> None:
-        """A segment is over: the updates that are due at its end, the states there, and what begins anew."""
+        """A segment is over: the updates that are due at its end, the states there, and what begins anew; what is frozen stays."""
         if self.module.FOLLOWS:  # what passes straight on may be one tensor, and sums are made in place
             gradients = {key: x.clone() for key, x in gradients.items()}
-        update = self.module.update(self.position + end, self.states, gradients, grams)
+        update = self.thawed(self.module.update(self.position + end, self.states, gradients, grams) if self.learns else {})
         for key in self.module.STRAIGHT:
             if key in update and self.states[key].requires_grad:
                 update[key] = update[key] + (self.states[key] - self.states[key].detach())
         self.states |= {**after, **update}
         self.begun, self.begin = {key: self.states[key] for key in self.module.INSIDE}, end
-        self.states |= self.module.restarted(self.position + end, self.states)
+        self.states |= self.thawed(self.module.restarted(self.position + end, self.states))
+
+    def thawed(self, new: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without the states that stay as they are."""
+        return {key: x for key, x in new.items() if key not in self.frozen}
 
     def ended(self) -> dict[str, Tensor]:
         """The state after this call."""
@@ -113,15 +118,18 @@ Values = tuple[Tensor, Tensor, dict[str, Tensor]]
 """What each token loses, whether that counts, and values by flow."""
 
 
-def streamed(module: Any, inputs: dict[str, Tensor], state: dict[str, Tensor], losses: bool) -> tuple[Values, dict[str, Tensor]]:
+def streamed(
+    module: Any, inputs: dict[str, Tensor], state: dict[str, Tensor], losses: bool, frozen: Collection[str] = ()
+) -> tuple[Values, dict[str, Tensor]]:
     """What the tokens of this call make, and the new state; without `losses` these may be left out.
 
-    Where gradients are wanted of results, they have those of all tokens; updates are constants.
+    frozen: keys of tensors of learners of the loss, and of what they hold beside, that stay as they are. Where gradients are wanted of
+    results, they have those of all tokens; updates are constants.
     """
     whole = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     with torch.inference_mode(False):
         inputs, state = ({name: x.clone() if x.is_inference() else x for name, x in each.items()} for each in (inputs, state))
-        stream = Stream(module, inputs, state)
+        stream = Stream(module, inputs, state, frozen)
         weights = {name: x if whole else x.detach() for name, x in module.named_parameters()}
         made = [advanced(stream, weights, part, whole, losses) for part in stream.parts()]
         lost, scored = joined([lost for lost, _, _ in made]), joined([scored for _, scored, _ in made])
@@ -133,7 +141,7 @@ def advanced(stream: Stream, weights: dict[str, Tensor], part: tuple[int, int, b
     """What a segment, or the part of it that this call has, makes of the tokens of this call. One that is over is run from its start."""
     begin, end, over = part
     first = begin if over else max(begin, stream.known)
-    learned = stream.gradients(begin, end, weights) if over else None
+    learned = stream.gradients(begin, end, weights) if over and stream.learns else None
     if learned is not None and not whole:
         lost, scored, values, after, _ = learned[2]
     else:
@@ -141,8 +149,8 @@ def advanced(stream: Stream, weights: dict[str, Tensor], part: tuple[int, int, b
             lost, scored, values, after, _ = stream.module.losses(stream.part(first, end), stream.seen(first), weights, losses)
     kept = (lambda x: x) if whole else Tensor.detach
     after = {key: kept(x) for key, x in after.items()}
-    if learned is not None:
-        stream.learn(end, learned[0], learned[1], after)
+    if over:
+        stream.learn(end, *(learned[:2] if learned is not None else ({}, {})), after)
     else:
         stream.states |= after
     earlier = max(stream.known - first, 0)

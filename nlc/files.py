@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -65,14 +66,20 @@ def check_new(path: Path, force: bool = False) -> None:
         raise _cannot_write(path, error) from None
 
 
-def write_atomically(path: Path, content: Content) -> None:
-    """Write a file beside its place and move it there. Raises DataError (NLC801) and leaves no part of it behind."""
+def write_atomically(path: Path, content: Content, through: bool = False) -> None:
+    """Write a file beside its place and move it there. Raises DataError (NLC801) and leaves no part of it behind.
+
+    through: wait until it is on the disk, so that the move does not outrun the bytes.
+    """
     beside: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(_bytes(content))
+            if through:
+                file.flush()
+                os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())
         Path(beside).replace(path)
     except (OSError, ValueError) as error:
@@ -80,6 +87,12 @@ def write_atomically(path: Path, content: Content) -> None:
     finally:
         if beside is not None:
             Path(beside).unlink(missing_ok=True)
+
+
+def remove_unfinished(path: Path) -> None:
+    """What a process left beside a file that was killed while it wrote it. Not for files that two processes write."""
+    for beside in path.absolute().parent.glob(f".{glob.escape(path.name)}.????????"):
+        beside.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path, force: bool = False) -> None:

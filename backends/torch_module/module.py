@@ -247,7 +247,9 @@ class _Writer:
         generator = f"torch.Generator().manual_seed({item.seed})" if item.init.distribution in ("normal", "uniform") else "None"
         value = f"drawn({_sizes(item)!r}, {_quoted(start)}, {args!r}, {generator}, dtype)"
         value = f"p[{_quoted(start)}]" if start.endswith(".init") else value
-        return f"{value}.to(device, dtype)" + ("" if item.shared else f".expand(batch, *{_sizes(item)!r}).contiguous()")
+        return f"{value}.to(device, dtype)" + (
+            ".clone()" if item.shared else f".expand(batch, *{_sizes(item)!r}).clone(memory_format=torch.contiguous_format)"
+        )
 
     def _run(self) -> list[str]:
         """The regions in order: one call each, a loop for the copies of a repeated block."""
@@ -303,8 +305,9 @@ class _Writer:
         outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in self.graph.outputs)
         text = FORWARD.replace("{OUTPUTS}", f"{{{outputs}}}")
         if is_segmented(self.graph):
+            text = text.replace(*FROZEN)
             text = text.replace(
-                "values, new = self.run(inputs, state)", "(_, _, values), new = streamed(self, inputs, state, losses=False)"
+                "values, new = self.run(inputs, state)", "(_, _, values), new = streamed(self, inputs, state, False, frozen)"
             )
             self.uses.add("streamed")
         return text.splitlines()
@@ -719,7 +722,7 @@ INITIAL = '''\
         state = {}
         for key, (shape, start, args) in self.STATES.items():
             value = p[start] if start in p else drawn(shape, start, args, None, dtype)
-            state[key] = value.to(device, dtype).expand(batch, *shape).contiguous()
+            state[key] = value.to(device, dtype).expand(batch, *shape).clone(memory_format=torch.contiguous_format)
         return state'''
 
 RUN = '''\
@@ -739,6 +742,15 @@ FORWARD = '''\
         """One token: inputs [B, ..] -> outputs [B, ..] and the new state."""
         outputs, new = self.forward({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
         return {name: x.squeeze(1) for name, x in outputs.items()}, new'''
+
+FROZEN = (
+    """inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        \"\"\"Inputs [B, T, ..] -> outputs [B, T, ..] and the new state. Changes no argument.""",
+    """
+        inputs: dict[str, Tensor], state: dict[str, Tensor] | None = None, frozen: Collection[str] = ()
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        \"\"\"Inputs [B, T, ..] -> outputs [B, T, ..] and the new state. Changes no argument. States named in `frozen` stay.""",
+)
 
 STREAMED_LOSS = '''\
     def loss(

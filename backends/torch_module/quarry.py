@@ -62,7 +62,7 @@ def _defined(node: ast.stmt) -> frozenset[str]:
 
 
 STANDARD = (
-    ("collections.abc", ("Callable", "Sequence")),
+    ("collections.abc", ("Callable", "Collection", "Sequence")),
     ("itertools", ("accumulate", "groupby")),
     ("typing", ("Any", "TypeGuard")),
 )

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from nlc.cli import adapting, comparing, compiling, emitting, explaining, exporting, inspecting, optimizing, starting, training, viewing
+from nlc.cli import (
+    adapting,
+    comparing,
+    compiling,
+    emitting,
+    explaining,
+    exporting,
+    inspecting,
+    optimizing,
+    starting,
+    streaming,
+    training,
+    viewing,
+)
 from nlc.cli.session import INTERRUPTED
 
 app = typer.Typer(
@@ -33,6 +46,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "train": (training.train, "Train a byte language model on a text."),
     "adapt": (adapting.adapt, "Give a spec the trained weights of a checkpoint."),
     "sample": (training.sample, "Print what a trained model writes."),
+    "stream": (streaming.stream, "Read on and learn, state kept on disk."),
     "passes": (optimizing.passes, "List the passes in order."),
     "list": (inspecting.list_specs, "List the spec library."),
     "schema": (inspecting.schema, "Print the JSON schema of specs."),

@@ -98,6 +98,12 @@ def _pending(graph: LevelGraph, inside: tuple[StateTensor, ...]) -> Iterator[Sta
             yield StateTensor(f"{START}{item.key}", item.axes, item.kind, item.learner, item.init)
 
 
+def held(graph: LevelGraph, level: Outer) -> tuple[str, ...]:
+    """The keys of all that a learner of the loss holds: its tensors, what they have gathered, the states of its rule."""
+    mine = {level.owner.id, *level.owner.owns, *(m.id for m in level.inner)}
+    return tuple(item.key for item in carried(graph) if item.learner in mine and ":" not in item.key)
+
+
 def axes_of(level: Outer, id: str) -> Axes:
     """The axes of a tensor of a level."""
     return level.graph.learners[id].axes

@@ -6,7 +6,7 @@ literal on purpose. Any dtype; differentiable in parameters, inputs and initial 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -106,23 +106,26 @@ class Reference:
             state[item.key] = value if item.kind == "position" or item.shared else value.expand(batch, *shape)
         return state
 
-    def run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None) -> tuple[Tensors, Tensors]:
+    def run(
+        self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None, frozen: Collection[str] = ()
+    ) -> tuple[Tensors, Tensors]:
         """inputs [B, T, *axes] -> outputs [B, T, *axes], state. With a loss, outputs also hold `loss` [B, T] and `scored`.
 
-        Inner gradients are taken by autograd, so it is on here whatever the caller's mode; then results are detached.
+        frozen: keys of states of learners of the loss that stay as they are. Inner gradients are taken by autograd, so it is on here
+        whatever the caller's mode; then results are detached.
         """
         if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
-            return self._run(inputs, state)
+            return self._run(inputs, state, frozen)
         with torch.inference_mode(False), torch.enable_grad():
-            made = self._run(_plain(inputs), None if state is None else _plain(state))
+            made = self._run(_plain(inputs), None if state is None else _plain(state), frozen)
             return tuple({name: x.detach() for name, x in part.items()} for part in made)  # type: ignore[return-value]
 
-    def _run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None) -> tuple[Tensors, Tensors]:
+    def _run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None, frozen: Collection[str]) -> tuple[Tensors, Tensors]:
         state = dict(state) if state is not None else self.initial_state(next(iter(inputs.values())).shape[0])
         if is_segmented(self.graph):
             from nlc.reference.segments import Stream
 
-            made, state = Stream(self, inputs, state).run()
+            made, state = Stream(self, inputs, state, frozen).run()
         else:
             made, state = self.tokens(inputs, state)
         return self._without_unscored(made), state

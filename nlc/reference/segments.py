@@ -6,7 +6,7 @@ of what the segment read; at the end of a period the rule is applied to their su
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,8 +27,8 @@ Tensors = dict[str, Tensor]
 class Stream:
     """A call on a stream: what was pending, and the tokens that come."""
 
-    def __init__(self, machine: Reference, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-        self.machine, self.graph = machine, machine.graph
+    def __init__(self, machine: Reference, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor], frozen: Collection[str] = ()) -> None:
+        self.machine, self.graph, self.frozen = machine, machine.graph, frozen
         self.levels, self.periods = loss_levels(self.graph), periods(self.graph)
         self.inside = [item.key for item in state_tensors(self.graph) if item.kind != "owned"]
         self.asks_next = [flow.args[0] for flow in self.graph.flows.values() if flow.op == "next"]
@@ -97,8 +97,8 @@ class Stream:
                 continue
             first = self.machine.initial_state(len(next(iter(self.inputs.values()))))
             mine = [item.key for item in carried(self.graph) if item.learner in (level.owner.id, *(m.id for m in level.inner))]
-            self.levels_state |= {key: first[key] for key in mine}
-            for id in level.owner.owns:
+            self.levels_state |= {key: first[key] for key in mine if key not in self.frozen}
+            for id in (id for id in level.owner.owns if id not in self.frozen):
                 of = self.graph.learners[id].init.of
                 self.levels_state[id] = self.levels_state[of] if of is not None else first[id]
 
@@ -111,7 +111,7 @@ class Stream:
         new: Tensors = {}
         for level in self.levels:
             new |= self._learned(level, gradients, self._grams(level, made), position)
-        self.levels_state |= new
+        self.levels_state |= {key: x for key, x in new.items() if key not in self.frozen}
 
     def _grams(self, level: Outer, made: Tensors) -> Tensors:
         """x x^T of the inputs of each tensor, one for each row, over the scored tokens."""

@@ -269,3 +269,58 @@ class BadNameMap(Diagnostic):
     """
 
     code = "NLC744"
+
+
+class UnknownLevel(Diagnostic):
+    """A level of a session that the spec does not have.
+
+    Why: levels are the learners that minimise the loss while tokens come, by their path in the spec; memories are no levels of this kind.
+    Wrong:  session.freeze("F1")          for a spec that calls a block in a flow `y`
+    Right:  session.freeze("y.F1")        `session.levels` lists them
+    """
+
+    code = "NLC750"
+
+
+class OtherModel(Diagnostic):
+    """A snapshot, or the state of a stream on disk, of another model: another spec, or other weights.
+
+    Why: tensors that learned beside other weights mean nothing beside these.
+    Wrong:  nlc stream run --state s.safetensors        with a state that `nlc stream other_run` wrote, or after more training
+    Right:  nlc stream run --state new.safetensors
+    """
+
+    code = "NLC751"
+
+
+class NotTogether(Diagnostic):
+    """Sessions that cannot be stepped by one call: at different places of their clocks, or of different specs.
+
+    Why: one call has one clock; a boundary must fall at the same token of all rows. Levels that rows share cannot be joined at all.
+    Wrong:  Session.joined([at_token_64, at_token_65])
+    Right:  [Session.joined(group) for group in Session.grouped(sessions)]
+    """
+
+    code = "NLC752"
+
+
+class BadTokens(Diagnostic):
+    """Token ids that cannot be read: words that are no whole numbers, or numbers outside the vocabulary.
+
+    Why: with `--ids` the input is whole numbers with white space between them; nothing is left out silently.
+    Wrong:  nlc stream run text.txt --ids        where text.txt holds letters
+    Right:  nlc stream run ids.txt --ids         where ids.txt holds: 17 4 250
+    """
+
+    code = "NLC753"
+
+
+class OtherText(Diagnostic):
+    """A file with fewer tokens than the stream has already read of it.
+
+    Why: a stream goes on in its file where it stopped; this is another file under the same name, or one that was cut.
+    Wrong:  nlc stream run day.log --state s.safetensors        after day.log began anew
+    Right:  nlc stream run --state s.safetensors < day.log      (what comes on standard input is new)
+    """
+
+    code = "NLC754"

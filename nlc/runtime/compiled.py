@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,10 @@ from nlc.graph.sequences import documents
 from nlc.passmanager import Stage
 from nlc.program.program import Program
 from nlc.runtime import codes
+
+if TYPE_CHECKING:
+    from nlc.runtime.served import Served
+    from nlc.runtime.session import Session
 
 Tensors = dict[str, Tensor]
 
@@ -38,7 +43,7 @@ class CompiledSpec(nn.Module):
         def initial_state(self, batch: int, like: Tensors | None = None) -> Tensors:
             """The state of a new stream of `batch` rows."""
 
-        def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
+        def forward(self, inputs: Tensors, state: Tensors | None = None, frozen: Collection[str] = ()) -> tuple[Tensors, Tensors]:
             """Inputs [B, T, *axes] -> outputs [B, T, *axes], the new state."""
 
         def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
@@ -57,6 +62,19 @@ class CompiledSpec(nn.Module):
     def levels(self) -> tuple[DerivedLevel, ...]:
         """The levels, highest frequency first."""
         return levels(self.graph)
+
+    @cached_property
+    def served(self) -> Served:
+        """What sessions must know of the spec."""
+        from nlc.runtime.served import served
+
+        return served(self.graph)
+
+    def session(self, state: Tensors | None = None, batch: int = 1) -> Session:
+        """A stream that is learned from while it is served, from a state (of any number of rows) or anew with `batch` rows."""
+        from nlc.runtime.session import begun
+
+        return begun(self, state, batch)
 
     def check_inputs(self, inputs: Mapping[str, Tensor], leading: tuple[str, ...] = ("B", "T")) -> None:
         """Raises DataError (NLC701), one diagnostic for each tensor that does not fit."""
@@ -174,11 +192,26 @@ class Checked(CompiledSpec):
         super().__init__(*args, **kwargs)
         self._accepted: set[object] = set()
 
-    def forward(self, inputs: Tensors, state: Tensors | None = None) -> tuple[Tensors, Tensors]:
-        """outputs, state = compiled(inputs, state): inputs and outputs [B, T, *axes], state a flat dict."""
+    def forward(self, inputs: Tensors, state: Tensors | None = None, frozen: Collection[str] = ()) -> tuple[Tensors, Tensors]:
+        """outputs, state = compiled(inputs, state): inputs and outputs [B, T, *axes], state a flat dict.
+
+        frozen: keys of the state that updates from the loss leave as they are; `Session.freeze` names those of a level.
+        """
         if not torch.compiler.is_compiling():
             self._check(inputs, state)
-        return super().forward(inputs, state)
+            self._check_frozen(frozen)
+        return super().forward(inputs, state, frozen) if frozen else super().forward(inputs, state)
+
+    def _check_frozen(self, frozen: Collection[str]) -> None:
+        """Raises DataError (NLC702) for what no update from the loss would change."""
+        held = {key for level in self.served.levels.values() for key in level.keys} if frozen else set()
+        problems: list[Diagnostic] = [
+            codes.BadState(f"`{key}` is no state of a level that learns from the loss while tokens come", self.graph.span)
+            for key in frozen
+            if key not in held
+        ]
+        if problems:
+            raise DataError(problems, dict(self.graph.sources))
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         """One token: inputs and outputs [B, *axes]."""

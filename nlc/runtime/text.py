@@ -94,11 +94,16 @@ def _read(path: Path) -> bytes:
         raise _problem(codes.NoText(f"`{path}` is a folder, not a text", NOWHERE, "name one file, or `builtin`"))
     try:
         return path.read_bytes()
-    except FileNotFoundError:
-        raise _problem(codes.NoText(f"there is no text `{path}`", NOWHERE, "name a file, or `builtin`")) from None
     except (OSError, ValueError) as error:
-        reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else "the name is not valid"
-        raise _problem(codes.NoText(f"the text `{path}` cannot be read: {reason}", NOWHERE)) from None
+        raise cannot_read(path, error, "name a file, or `builtin`") from None
+
+
+def cannot_read(path: Path, error: OSError | ValueError, help: str = "name a file") -> DataError:
+    """NLC710, with the reason."""
+    if isinstance(error, FileNotFoundError):
+        return _problem(codes.NoText(f"there is no text `{path}`", NOWHERE, help))
+    reason = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else "the name is not valid"
+    return _problem(codes.NoText(f"the text `{path}` cannot be read: {reason}", NOWHERE))
 
 
 def _problem(diagnostic: Diagnostic) -> DataError:
