@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from nlc.diagnostics import SpecError, UsageError
+from nlc.diagnostics import BackendError, Diagnostic, SpecError, UsageError
 from nlc.graph.alone import is_alone
+from nlc.graph.codes import CannotLower
 from nlc.graph.ir import Backprop, LevelGraph
 from nlc.graph.loss_learners import has_no_loss
+from nlc.graph.outer import loss_levels
 from nlc.graph.segments import periods
 from nlc.passmanager import Stage
 from nlc.program.program import schedule
@@ -24,6 +26,16 @@ def unrolled(graph: LevelGraph) -> LevelGraph:
     return graph if learners == dict(graph.learners) else graph.with_(learners=learners)
 
 
+def _refuse_levels(graph: LevelGraph) -> None:
+    """An exported module has no gradients, so nothing in it learns from the loss. Raises BackendError."""
+    problems: list[Diagnostic] = []
+    for level in loss_levels(graph):
+        text = f"`{level.owner.id}` cannot be exported: it learns by gradients of the loss, which an exported module does not have"
+        problems.append(CannotLower(text, level.owner.span, "the backends `inductor` and `eager` run it; with a rate of 0 it is exported"))
+    if problems:
+        raise BackendError(problems, dict(graph.sources))
+
+
 def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, seed: int, export: bool = False) -> CompiledSpec:
     """`export`: the generated module is in its form for export; see `generate`.
 
@@ -34,6 +46,7 @@ def compile_graph(graph: LevelGraph, stages: tuple[Stage, ...], backend: str, se
     if problems := list(has_no_loss(graph)):
         raise SpecError(problems, dict(graph.sources))
     if export or backend == "iree":
+        _refuse_levels(graph)
         graph = unrolled(graph)
     known: dict[str, Any] = {"graph": graph, "stages": stages, "backend": backend, "program": None, "source": ""}
     if backend == "reference":

@@ -399,3 +399,41 @@ outputs: {z: z}
 
     assert bool((state["y.F1.W1"] != first["y.F1.W1"]).any())
     assert torch.equal(state["z.F1.W1"], first["z.F1.W1"])
+
+
+BESIDE = {
+    "attention": "S: {store: {vector: [d]}, learn: {key: x, value: x, solve: exact, over: all, weight: 'exp(dot(query, key))'}}",
+    "window": "S: {store: {vector: [d]}, learn: {key: x, value: x, solve: exact, over: 3 tokens, weight: 'exp(dot(query, key))'}}",
+    "momentum": "S: {store: {matrix: [d, d]}, learn: {key: x, value: v, rule: {momentum: {rate: 0.1, decay: 0.5}}}}",
+}
+SLOWER = {
+    "function": "S: {store: {mlp: [d, h, d]}, init: learned, learn: {key: x, value: v, fold: each, rate: 0.1}}",
+    "folded": "S: {store: {matrix: [d, d]}, init: learned, read: start, learn: {key: x, value: v, rate: 0.1}}",
+    "reset": "S: {store: {matrix: [d, d]}, learn: {key: x, value: v, fold: each, rate: 0.1}, reset: {every: 6 tokens, to: init}}",
+}
+
+
+@pytest.mark.parametrize("name", [*BESIDE, *SLOWER])
+def test_levels_beside_other_states(name: str) -> None:
+    """Anchors, contexts, sums of periods, rows of convolutions and positions begin a segment as they ended the one before."""
+    memory = "S: {{store: {{matrix: [d, d]}}, learn: {{key: x, value: a0, rate: 0.3}}}}"
+    given = {**BESIDE, **SLOWER}[name].replace("{", "{{").replace("}", "}}")
+    spec = SPEC.replace(memory, given).replace(
+        "x: embed(tokens, vocab, d)", "x: conv(embed(tokens, vocab, d), 3)\n  v: x * 0.5 + sin(position)"
+    )
+    spec = spec.replace("every: 1 token, learners: {{S", f"every: {'3 tokens' if name in SLOWER else '1 token'}, learners: {{{{S")
+    clocks = {"fast": "4 tokens", "slow": "6 tokens"}
+    spec = spec.format(scope="stream", wiring=WIRINGS["sequential"], learn=RULES["momentum"], below=RULES["gd"], more="", **clocks)
+    x, reference, eager = tokens(23), made(spec, "reference"), made(spec)
+    (wanted, before), (got, after) = reference({"tokens": x}), eager({"tokens": x})
+    state, parts = eager.initial_state(B), []
+    with torch.no_grad():
+        for begin, stop in itertools.pairwise([0, 2, 3, 7, 8, 23]):
+            out, state = eager({"tokens": x[:, begin:stop]}, state)
+            parts.append(out["logits"])
+
+    assert largest(got, wanted) < 1e-11
+    assert largest(after, before) < 1e-11
+    assert largest(gradients(eager, x), gradients(reference, x)) < 1e-11
+    assert torch.allclose(torch.cat(parts, 1), got["logits"], rtol=0, atol=1e-11)
+    assert largest(state, after) < 1e-11
