@@ -407,7 +407,7 @@ BESIDE = {
     "momentum": "S: {store: {matrix: [d, d]}, learn: {key: x, value: v, rule: {momentum: {rate: 0.1, decay: 0.5}}}}",
 }
 SLOWER = {
-    "function": "S: {store: {mlp: [d, h, d]}, init: learned, learn: {key: x, value: v, fold: each, rate: 0.1}}",
+    "function": "S: {store: {mlp: [d, h, d]}, init: learned, learn: {key: x, value: v, fold: each, rate: 0.01}}",
     "folded": "S: {store: {matrix: [d, d]}, init: learned, read: start, learn: {key: x, value: v, rate: 0.1}}",
     "reset": "S: {store: {matrix: [d, d]}, learn: {key: x, value: v, fold: each, rate: 0.1}, reset: {every: 6 tokens, to: init}}",
 }
