@@ -28,6 +28,7 @@ class Stream:
         given = {name: x for name, x in inputs.items() if name != "targets"}
         pending = {name: state.get(f"pending:{name}", x[:, :0]).to(x.dtype) for name, x in given.items()}
         self.inputs = {name: torch.cat([pending[name], x], 1) if pending[name].shape[1] else x for name, x in given.items()}
+        self.rows = len(next(iter(given.values())))
         self.known, self.tokens = (next(iter(each.values())).shape[1] for each in (pending, self.inputs))
         self.labels = self.labelled(inputs, state) if module.LABEL is not None else None
         self.states = {key: x for key, x in state.items() if ":" not in key}
@@ -94,7 +95,7 @@ class Stream:
         """A segment is over: the updates that are due at its end, the states there, and what begins anew; what is frozen stays."""
         if self.module.FOLLOWS:  # what passes straight on may be one tensor, and sums are made in place
             gradients = {key: x.clone() for key, x in gradients.items()}
-        update = self.thawed(self.module.update(self.position + end, self.states, gradients, grams) if self.learns else {})
+        update = self.thawed(self.module.update(self.position + end, self.rows, self.states, gradients, grams) if self.learns else {})
         for key in self.module.STRAIGHT:
             if key in update and self.states[key].requires_grad:
                 update[key] = update[key] + (self.states[key] - self.states[key].detach())
@@ -189,7 +190,7 @@ def trained(
             stream.begun = {key: x.detach() for key, x in stream.begun.items()}
         ends = end == stream.tokens or (stream.position + end) % module.CUT == 0
         alone = over and ends and module.ALIKE and not window.losses
-        learned = stream.gradients(begin, end, weights)[:2] if over and not alone else None
+        learned = stream.gradients(begin, end, weights)[:2] if over and module.TENSORS and not alone else None
         seen, roots = stream.leaves()
         lost, scored, _, after, rows = module.losses(stream.part(begin, end), {**stream.before(begin), **seen}, weights, True)
         window.add((lost * counts[:, begin:end]).sum(), roots, outer_grams(rows, counts[:, begin:end]))

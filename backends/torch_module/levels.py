@@ -88,11 +88,11 @@ def _depth(graph: LevelGraph, id: str) -> int:
 
 HEAD = '''\
     def update(
-        self, position: int, state: dict[str, Tensor], gradients: dict[str, Tensor], grams: dict[str, Tensor]
+        self, position: int, rows: int, state: dict[str, Tensor], gradients: dict[str, Tensor], grams: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """What a boundary before the token `position` changes: what learners have gathered, and those whose periods end.
 
-        Gradients are added to in place.
+        Of `rows` rows. Gradients are changed in place.
         """
         new: dict[str, Tensor] = {}
         gradients, grams = dict(gradients), dict(grams)'''
@@ -133,11 +133,7 @@ def _folded_rows(level: Outer) -> list[str]:
     """The mean over rows of what they share; sums are there already."""
     if level.owner.sharing != "shared" or level.owner.fold["row"] != "mean":
         return []
-    rows = [
-        "            B = next(x.shape[0] for key, x in state.items() if key == self.INSIDE[0])",
-        "            for learner, name in names:",
-    ]
-    return [*rows, '                gradients[f"{learner}.{name}"] = gradients[f"{learner}.{name}"] / B']
+    return ["            for learner, name in names:", '                gradients[f"{learner}.{name}"].div_(rows)']
 
 
 def _grams(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:

@@ -148,8 +148,11 @@ def has_no_loss(graph: LevelGraph) -> Iterator[Diagnostic]:
 
 
 def misplaced(graph: LevelGraph) -> Iterator[Diagnostic]:
-    """Learners of the loss that have no program: in packed rows."""
+    """What packed rows have no program for: learners of the loss, and an outer gradient that is cut."""
     for m in graph.learners.values():
+        if m.selector is not None and m.backprop.tokens and graph.starts is not None:
+            text = f"the gradient of `{m.id}` is cut, and sequences start inside rows: not compiled yet"
+            yield codes.NotCompiledYet(text, m.span, "leave `sequence` or `backprop` out")
         if is_own(m) and m.clock is not None and m.clock.unit == "token" and graph.starts is not None:
             text = f"`{m.id}` learns from the loss on the clock `token`, and sequences start inside rows: not compiled yet"
             yield codes.NotCompiledYet(text, m.span, "leave `sequence` out, or put it on the clock `step`")

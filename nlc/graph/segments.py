@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nlc.graph.ir import Axes, Axis, Init, LevelGraph
+from nlc.graph.ir import Axis, Init, LevelGraph
 from nlc.graph.outer import Outer, loss_levels, owners, states_of
 from nlc.graph.state import CONTEXT, StateTensor, state_tensors
 
@@ -102,11 +102,6 @@ def held(graph: LevelGraph, level: Outer) -> tuple[str, ...]:
     """The keys of all that a learner of the loss holds: its tensors, what they have gathered, the states of its rule."""
     mine = {level.owner.id, *level.owner.owns, *(m.id for m in level.inner)}
     return tuple(item.key for item in carried(graph) if item.learner in mine and ":" not in item.key)
-
-
-def axes_of(level: Outer, id: str) -> Axes:
-    """The axes of a tensor of a level."""
-    return level.graph.learners[id].axes
 
 
 def first_of(graph: LevelGraph, id: str) -> Init:

@@ -437,3 +437,26 @@ def test_levels_beside_other_states(name: str) -> None:
     assert largest(gradients(eager, x), gradients(reference, x)) < 1e-11
     assert torch.allclose(torch.cat(parts, 1), got["logits"], rtol=0, atol=1e-11)
     assert largest(state, after) < 1e-11
+
+
+@pytest.mark.parametrize("fold", ["{row: mean, token: mean}", "{row: sum, token: mean}"])
+def test_a_model_without_levels_is_trained_segment_by_segment(fold: str) -> None:
+    """The outer gradient of a memory is cut at every n-th token; in float64, as the reference cuts it."""
+    spec = text().replace("every: 4 tokens, ", "").replace("every: 12 tokens, ", "").replace(", learn: {minimize: loss, rate: 0.1}", "")
+    spec = spec.replace(", read: start, scope: stream", "").replace("fold: {row: mean, token: mean}, rule", f"fold: {fold}, rule")
+    spec = spec.replace("owns: rest", "owns: rest\n        backprop: {truncated: 5 tokens}")
+    reference, eager, x = made(spec, "reference"), made(spec), tokens(18)
+
+    for _ in range(2):
+        (lost, _), (wanted, _) = eager.train_step({"tokens": x}), reference.train_step({"tokens": x})
+
+        assert abs(float(lost) - float(wanted)) < 1e-12
+    assert largest(dict(eager.named_parameters()), dict(reference.named_parameters())) < 1e-11
+
+
+def test_a_shared_level_of_a_model_without_other_states() -> None:
+    spec = text(scope="shared").replace("a: x + S(x)", "a: x")
+    spec = spec[: spec.index("  memory:")] + spec[spec.index("  fast:") :]
+    reference, eager, x = made(spec, "reference"), made(spec), tokens(18)
+
+    assert largest(eager({"tokens": x})[1], reference({"tokens": x})[1]) < 1e-12
