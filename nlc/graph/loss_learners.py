@@ -78,6 +78,9 @@ def attach_own(b: Builder, learner: language.Learner) -> None:
     for key in ("keep", "at", "times"):
         if key in write.spans:
             b.fail(codes.NotCompiledYet, f"`{key}` of a learner of the loss is not compiled yet", write.spans[key], "write it in the rule")
+    if isinstance(write.rule, dict):
+        text = f"a rule for each tensor of `{learner.name}`, which learns from the loss, is not compiled yet"
+        b.fail(codes.NotCompiledYet, text, write.spans["rule"], "one rule for all of them")
     if declared.read != (learner.read or "after"):
         help = "add `read: start`"
         b.fail(codes.TickCycle, f"the loss would need what its own gradient makes of `{learner.name}`", learner.span, help)

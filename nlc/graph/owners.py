@@ -29,6 +29,7 @@ def assign_owners(graph: LevelGraph, diagnostics: list[Diagnostic]) -> LevelGrap
     owners = [learner for learner in graph.learners.values() if learner.selector is not None and not is_own(learner)]
     owner = {id: m.id for m in graph.learners.values() if is_own(m) and on_steps(m) for id in m.owns}
     if not owners and not owner:
+        diagnostics += _no_matrices(graph)
         return graph
     own = set(owner)
     norms = {str(flow.attr("learner")) for flow in graph.flows.values() if flow.op in ("rmsnorm", "layernorm")}
@@ -90,6 +91,7 @@ def _no_matrices(graph: LevelGraph) -> Iterator[Diagnostic]:
                 names = ", ".join(f"`{m.id}` {show_axes(m.axes)}" for m in wrong[:3]) + (" .." if len(wrong) > 3 else "")
                 text = f"the rule of `{owner.id}` is for matrices; {names} {'are none' if len(wrong) > 1 else 'is none'}"
                 help = "`owns: matrix` takes matrices only; give the others to a second learner with `owns: rest`"
+                help = "take another rule, or a store of matrices" if is_own(owner) else help
                 yield codes.ShapeMismatch(text, owner.span, help, (("declared here", wrong[0].span),))
 
 

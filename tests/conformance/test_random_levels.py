@@ -1,0 +1,82 @@
+"""Random specs with learners of the loss: values, states, gradients and streams of the compiled form against the reference."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from tests.conformance.test_continuum import gradients, largest, made, tokens
+
+RULES = (
+    "rate: 0.05",
+    "rule: {momentum: {rate: 0.05, decay: 0.5}}",
+    "rule: {nesterov: {rate: 0.05, decay: 0.5}}",
+    "rule: {m3: {lr: 0.02, period: 3, eps: 0.1}}",
+    "rule: {adagrad: {lr: 0.02, eps: 0.1}}",
+    "rule: {dgd: {rate: 0.01}}",
+    "rule: {gd: {rate: '0.1 / age(self)'}}",
+)
+STORES = (
+    "{params: {W: [d, d]}, call: z -> W @ z}",
+    "{matrix: [d, d]}",
+    "{mlp: [d, h, d]}",
+    "{params: {W: [d, d], b: [d]}, call: z -> z + tanh(W @ z + b)}",
+)
+MEMORIES = (
+    "",
+    "S: {store: {matrix: [d, d]}, learn: {key: x, value: x, rate: 0.2, keep: 0.9}}",
+    "S: {store: {vector: [d]}, learn: {key: x, value: x, solve: exact, over: all, weight: 'exp(dot(query, key))'}}",
+    "S: {store: {vector: [d]}, learn: {key: x, value: x, solve: exact, over: 4 tokens, weight: 'exp(dot(query, key))'}}",
+)
+
+
+def random_spec(seed: int) -> str:
+    """One to three levels in a chain, beside a memory or none, with periods that may or may not divide each other."""
+    draw = random.Random(seed)
+    count, memory = draw.randint(1, 3), draw.choice(MEMORIES)
+    flows, levels = [f"  y: {'x + S(x)' if memory else 'x'}"], []
+    for i in range(count):
+        period, scope, kind = (
+            draw.choice((1, 2, 3, 4, 6, 8, 12)),
+            draw.choice(("stream", "stream", "sequence", "shared")),
+            draw.choice(STORES),
+        )
+        word = draw.choice(("sum", "mean"))
+        fold = f"{{token: {word}, row: {draw.choice(('sum', 'mean'))}}}" if scope == "shared" else word
+        rule = draw.choice(RULES if "b:" not in kind else [rule for rule in RULES if "m3" not in rule and "dgd" not in rule])  # no vectors
+        backprop = draw.choice(("first_order", "first_order", "stop"))
+        reset = f", reset: {{every: {period * draw.randint(2, 3)} tokens, to: init}}" if draw.random() < 0.2 and "m3" not in rule else ""
+        learn = f"{{minimize: loss, fold: {fold}, {rule}}}"
+        learner = f"F{i}: {{store: {kind}, init: learned, read: start, scope: {scope}, backprop: {backprop}, learn: {learn}{reset}}}"
+        levels.append(f"  level{i}: {{every: {period} tokens, learners: {{{learner}}}}}")
+        before = f"y{i - 1}" if i else "y"
+        flows.append(f"  y{i}: " + (f"F{i}({before})" if draw.random() < 0.5 else f"{before} + F{i}(rmsnorm({before}))"))
+    weights = "{owns: rest, scope: shared, read: start, learn: {minimize: loss, fold: {row: mean, token: mean}, rate: 0.1}}"
+    head = "nlc: 1\nname: drawn\ndims: {vocab: 7, d: 3, h: 4}\ninputs: {tokens: {index: vocab}}\nflows:\n  x: embed(tokens, vocab, d)\n"
+    lines = "\n".join(flows)
+    body = f"{head}{lines}\n  logits: unembed(y{count - 1}, vocab)\nloss: cross_entropy(logits, next(tokens))\nlevels:\n"
+    memory = f"  memory: {{every: 1 token, learners: {{{memory}}}}}\n" if memory else ""
+    outer = f"  training: {{every: 1 step, learners: {{weights: {weights}}}}}\n"
+    return body + memory + "\n".join(levels) + "\n" + outer + "outputs: {logits: logits}\n"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_compiled_form_is_the_reference(seed: int) -> None:
+    spec, x = random_spec(seed), tokens(19, seed)
+    reference, eager = made(spec, "reference"), made(spec)
+    cuts = sorted(random.Random(seed).sample(range(1, 19), 3))
+    (wanted, before), (got, after) = reference({"tokens": x}), eager({"tokens": x})
+    state, parts = eager.initial_state(len(x)), []
+    with torch.no_grad():
+        for begin, stop in itertools.pairwise([0, *cuts, 19]):
+            out, state = eager({"tokens": x[:, begin:stop]}, state)
+            parts.append(out["logits"])
+
+    assert largest(got, wanted) < 1e-9, spec
+    assert largest(after, before) < 1e-9, spec
+    assert torch.allclose(torch.cat(parts, 1), got["logits"], rtol=0, atol=1e-9), spec
+    assert largest(state, after) < 1e-9, spec
+    assert largest(gradients(eager, x), gradients(reference, x)) < 1e-9, spec
