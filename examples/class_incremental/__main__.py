@@ -35,10 +35,10 @@ State = dict[str, Tensor]
 class Settings:
     """steps: outer steps a stage, or calls of the stream of levels alone; reading: calls before the test `read`; each: queries of a class."""
 
-    steps: int = 60
-    first_steps: int = 120
-    rows: int = 16
-    queries: int = 4
+    steps: int = 20
+    first_steps: int = 60
+    rows: int = 48
+    queries: int = 2
     reading: int = 10
     each: int = 10
 
@@ -140,7 +140,10 @@ def spread_of(numbers: list[float]) -> str:
 
 
 def table(by_model: dict[str, Any]) -> str:
-    rows = ["| model | way | first stage, % | all classes at the end, % | mean over the stages, % | forgetting, points |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| model | way | first stage, % | all classes at the end, % | mean over the stages, % | forgetting, points |",
+        "|---|---|---|---|---|---|",
+    ]
     for model, ways in by_model.items():
         for way, runs in ways.items():
             curves = [accuracies(run) for run in runs]
@@ -196,17 +199,22 @@ def main() -> None:
         print(table(compare(made_up(HERE), list(MODELS), rates, [0], replace(Settings(), steps=2, first_steps=2, reading=1))))
         return
     file, s = HERE / "results.json", Settings()
+    old = json.loads(file.read_text(encoding="utf-8"))["data"] if options.data and file.exists() else {}
+    about = {"settings": asdict(s), "rates": rates, "slot": SLOT, "torch": torch.__version__}
     found: dict[str, Any] = {}
     for name in options.data or DATA:
         data = DATA[name](options.folder)
         data = replace(data, stages=data.stages[: options.stages or None])
-        found[name] = compare(data, options.only or list(MODELS), rates, list(range(options.seeds)), s)
+        found[name] = {}
+        for model in options.only or MODELS:
+            found[name] |= compare(data, [model], rates, list(range(options.seeds)), s)
+            if not (options.only or options.stages):
+                write({**about, "data": {**old, **found}})
         print(table(found[name]), flush=True)
-    if options.only or options.stages:
-        return
-    old = json.loads(file.read_text(encoding="utf-8"))["data"] if options.data and file.exists() else {}
-    results = {"settings": asdict(s), "rates": rates, "slot": SLOT, "torch": torch.__version__, "data": {**old, **found}}
-    file.write_text(json.dumps(results) + "\n", encoding="utf-8")
+
+
+def write(results: dict[str, Any]) -> None:
+    (HERE / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
     (HERE / "report.md").write_text(report(results), encoding="utf-8")
     draw(results["data"], HERE / "accuracy.png")
 
