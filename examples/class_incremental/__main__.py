@@ -1,8 +1,8 @@
 """Class-incremental learning of CLINC150 and Banking77 by models trained from scratch: accuracy after each stage, and what is forgotten.
 
-Each model learns stage after stage, from the classes of the stage only, in two ways. By outer steps: a row is a few queries, every step
-begins a new stream; it is tested on a new stream (`new`) and on one that has read queries of the stage with their labels, so that its levels
-have learned from them (`read`). By its levels alone: outer steps in the first stage only, then one stream through the other stages, whose
+Each model learns stage after stage, from the classes of the stage only, in two ways. By outer steps: a row is a few queries, each step
+begins a new stream; it is tested on a new stream (`new`) and on one that has read queries of the stage with their labels, so that its
+levels have learned from them (`read`). By its levels alone: outer steps in the first stage only, then one stream through the other stages, whose
 labels only the levels learn from (`levels`). What comes out is written beside this file, whatever it is.
 Run: python examples/class_incremental FOLDER [--rate MODEL=RATE] [--seeds N]     (FOLDER has the data; the plot needs matplotlib)
      python examples/class_incremental --quick      (made up queries, a few steps, nothing written: does it run?)
@@ -65,7 +65,7 @@ def right(compiled: CompiledSpec, data: Queries, classes: list[int], seen: list[
 
 def by_stage(compiled: CompiledSpec, data: Queries, stage: int, state: State | None, each: int) -> list[float]:
     """Accuracy on the classes of each stage so far."""
-    seen = sum(data.stages[: stage + 1], [])
+    seen = [label for classes in data.stages[: stage + 1] for label in classes]
     return [right(compiled, data, classes, seen, state, each) for classes in data.stages[: stage + 1]]
 
 

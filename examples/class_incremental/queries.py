@@ -1,4 +1,6 @@
-"""CLINC150 and Banking77 as queries of a fixed number of tokens, in stages of classes. Axes: B rows, T tokens, N queries, W tokens of a query.
+"""CLINC150 and Banking77 as queries of a fixed number of tokens, in stages of classes.
+
+Axes: B rows, T tokens, N queries, W tokens of a query.
 
 A query is its first words, lower case, hashed to numbers, padded before; its last token asks for the label, which only the target holds:
 the label is never an input. The numbers of labels come first in the vocabulary.

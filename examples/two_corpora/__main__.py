@@ -107,16 +107,13 @@ def with_levels(model: str, rate: float, corpora: list[Corpus], seed: int, s: Se
     return streamed(compiled, corpora, s)
 
 
-def compare(corpora: list[Corpus], seeds: list[int], rate: float, s: Settings) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    for seed in seeds:
-        runs = fine_tuned(corpora, seed, s)
-        for model in LEARNERS:
-            runs[model] = with_levels(model, rate, corpora, seed, s)
-        for name, found in runs.items():
-            results.setdefault(name, []).append(found)
-            print(f"{name}, seed {seed}: {[[round(x, 3) for x in each] for each in found]}", flush=True)
-    return results
+def compare(corpora: list[Corpus], seed: int, rate: float, s: Settings) -> dict[str, list[Bits]]:
+    """For each model the bits per byte of both corpora after each phase."""
+    runs = fine_tuned(corpora, seed, s)
+    for model in LEARNERS:
+        runs[model] = with_levels(model, rate, corpora, seed, s)
+        print(f"{model}, seed {seed}: {[[round(x, 3) for x in each] for each in runs[model]]}", flush=True)
+    return runs
 
 
 def cell(runs: list[list[Bits]], phase: int, corpus: int) -> str:
@@ -173,19 +170,26 @@ def main() -> None:
     english, s = load_text(BUILTIN), Settings()
     if options.quick or options.file is None:
         half = corpus_of(bytes(english.train_N[:100_000].tolist()), "a stand-in")
-        print(table(compare([half, english], [0], options.rate, replace(s, first_steps=2, steps=2, tested=1 << 11))))
+        found = compare([half, english], 0, options.rate, replace(s, first_steps=2, steps=2, tested=1 << 11))
+        print(table({model: [run] for model, run in found.items()}))
         return
     corpora = [load_text(options.file), english]
     if options.try_rate:
         tried(corpora, options.try_rate, s)
         return
-    models = compare(corpora, list(range(options.seeds)), options.rate, s)
-    results = {"settings": asdict(s), "rate": options.rate, "torch": torch.__version__, "models": models}
+    models: dict[str, Any] = {}
+    for seed in range(options.seeds):
+        for model, run in compare(corpora, seed, options.rate, s).items():
+            models.setdefault(model, []).append(run)
+        write({"settings": asdict(s), "rate": options.rate, "torch": torch.__version__, "models": models})
+    print(table(models))
+
+
+def write(results: dict[str, Any]) -> None:
     (HERE / "results.json").write_text(json.dumps(results) + "\n", encoding="utf-8")
     about = (HERE / "about.md").read_text(encoding="utf-8")
-    (HERE / "report.md").write_text(about.replace("TABLE", table(models)), encoding="utf-8")
-    draw(models, HERE / "curves.png")
-    print(table(models))
+    (HERE / "report.md").write_text(about.replace("TABLE", table(results["models"])), encoding="utf-8")
+    draw(results["models"], HERE / "curves.png")
 
 
 if __name__ == "__main__":
