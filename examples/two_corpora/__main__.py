@@ -107,10 +107,10 @@ def with_levels(model: str, rate: float, corpora: list[Corpus], seed: int, s: Se
     return streamed(compiled, corpora, s)
 
 
-def compare(corpora: list[Corpus], seed: int, rate: float, s: Settings) -> dict[str, list[Bits]]:
-    """For each model the bits per byte of both corpora after each phase."""
-    runs = fine_tuned(corpora, seed, s)
-    for model in LEARNERS:
+def compare(corpora: list[Corpus], seed: int, rate: float, s: Settings, only: list[str] | None = None) -> dict[str, list[Bits]]:
+    """For each model, or those with levels named, the bits per byte of both corpora after each phase."""
+    runs = fine_tuned(corpora, seed, s) if only is None else {}
+    for model in only or LEARNERS:
         runs[model] = with_levels(model, rate, corpora, seed, s)
         print(f"{model}, seed {seed}: {[[round(x, 3) for x in each] for each in runs[model]]}", flush=True)
     return runs
@@ -164,6 +164,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--only", choices=LEARNERS, action="append", help="this model; those of results.json stay")
     parser.add_argument("--try-rate", type=float, action="append", help="only try these on a seed of its own")
     options = parser.parse_args()
     set_up()
@@ -177,9 +178,10 @@ def main() -> None:
     if options.try_rate:
         tried(corpora, options.try_rate, s)
         return
-    models: dict[str, Any] = {}
+    models: dict[str, Any] = json.loads((HERE / "results.json").read_text(encoding="utf-8"))["models"] if options.only else {}
+    models |= {model: [] for model in options.only or ()}
     for seed in range(options.seeds):
-        for model, run in compare(corpora, seed, options.rate, s).items():
+        for model, run in compare(corpora, seed, options.rate, s, options.only).items():
             models.setdefault(model, []).append(run)
         write({"settings": asdict(s), "rate": options.rate, "torch": torch.__version__, "models": models})
     print(table(models))
