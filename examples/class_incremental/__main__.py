@@ -2,8 +2,8 @@
 
 Each model learns stage after stage, from the classes of the stage only, in two ways. By outer steps: a row is a few queries, each step
 begins a new stream; it is tested on a new stream (`new`) and on one that has read queries of the stage with their labels, so that its
-levels have learned from them (`read`). By its levels alone: outer steps in the first stage only, then one stream through the other stages, whose
-labels only the levels learn from (`levels`). What comes out is written beside this file, whatever it is.
+levels have learned from them (`read`). By its levels alone: outer steps in the first stage only, then one stream through the other
+stages, from whose labels only the levels learn (`levels`). What comes out is written beside this file, whatever it is.
 Run: python examples/class_incremental FOLDER [--rate MODEL=RATE] [--seeds N]     (FOLDER has the data; the plot needs matplotlib)
      python examples/class_incremental --quick      (made up queries, a few steps, nothing written: does it run?)
 """
@@ -33,7 +33,10 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """steps: outer steps a stage, or calls of the stream of levels alone; reading: calls before the test `read`; each: queries of a class."""
+    """steps: outer steps a stage, or calls of the stream of levels alone.
+
+    reading: calls before the test `read`; each: queries of a class in a test.
+    """
 
     steps: int = 20
     first_steps: int = 60
