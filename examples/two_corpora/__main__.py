@@ -119,6 +119,8 @@ def compare(corpora: list[Corpus], seed: int, rate: float, s: Settings, only: li
 def cell(runs: list[list[Bits]], phase: int, corpus: int) -> str:
     """Mean and standard deviation over the seeds."""
     found = [run[phase][corpus] for run in runs]
+    if not all(map(math.isfinite, found)):
+        return "not finite"
     return f"{statistics.mean(found):.3f} ± {statistics.stdev(found) if len(found) > 1 else 0:.3f}"
 
 
