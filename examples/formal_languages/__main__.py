@@ -2,7 +2,7 @@
 
 At every place a model says which symbols may follow (one class for each such set). A string counts where all its places are right.
 What comes out is written beside this file, whatever it is.
-Run: python examples/formal_languages [--quick] [--steps N] [--backend eager]     (about ten minutes on one core; the plot needs matplotlib)
+Run: python examples/formal_languages [--quick] [--steps N] [--backend eager]   (a quarter of an hour; the plot needs matplotlib)
 """
 
 import argparse
@@ -109,7 +109,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
         axes.set(title=f"lengths {bin}", xticks=range(len(found)), ylim=(0, 105))
         axes.set_xticklabels(LANGUAGES, rotation=20)
     all_axes[0].set_ylabel("strings with all places right, percent")
-    all_axes[1].legend()
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MODELS))
     figure.savefig(file, dpi=100)
 
 
