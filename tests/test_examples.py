@@ -45,3 +45,27 @@ def test_rules_are_compared() -> None:
 
     assert "| rule of the matrices | rate |" in out
     assert all(f"| {rule} |" in out for rule in ("AdamW", "Muon", "M3, sums as printed", "M3, averages"))
+
+
+def test_classes_come_in_stages() -> None:
+    out = run("class_incremental", "--quick")
+
+    assert "| Transformer | outer steps, new stream |" in out
+    ways = ("outer steps, new stream", "outer steps, after reading", "levels alone after stage 1")
+    assert all(f"| {model} | {way} |" in out for model in ("one level", "three levels", "Hope") for way in ways)
+
+
+def test_two_corpora_come_one_after_the_other() -> None:
+    out = run("two_corpora", "--quick")
+
+    models = ("frozen Transformer", "fine-tuned Transformer", "sequential", "nested", "independent", "Hope")
+    assert all(f"| {model} |" in out for model in models)
+    assert "nan" not in out
+
+
+def test_strings_of_formal_languages_are_told() -> None:
+    out = run("formal_languages", "--quick")
+
+    assert "| language | Transformer: to 40 |" in out
+    assert "Hope: 41 to 100" in out
+    assert all(f"| {language} |" in out for language in ("parity", "a^n b^n c^n"))
