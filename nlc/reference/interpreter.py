@@ -441,7 +441,7 @@ class Tick:
         """
         solve = learner.solve
         assert solve is not None
-        one = self._axes(solve.query)
+        one = tuple(axis for axis in sample_axes(self.graph, learner, solve)[0] if axis != solve.axis)
         several = next((axis for axis in axes if axis not in one), None)
         if several is not None:  # a query for each entry of that axis
             rest, place = tuple(axis for axis in axes if axis != several), 1 + axes.index(several)

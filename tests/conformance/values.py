@@ -117,8 +117,9 @@ class Values:
             learned = f"{self.feature_map(axes[:-1], last)}({self.raw((*axes[:-1], self.dim('Z')))})"
             return self.flow(f"{rng.choice(('relu', 'sigmoid', 'tanh', 'softplus'))}({learned})")
         if how == "norm":
-            one = any(name == last and self.sizes.get(role.removesuffix(" dim")) == 1 for role, name in self.taken.items())
-            norms = ("tanh",) if one else ("rmsnorm", "layernorm", "l2norm")  # the norm of one number is its sign; its gradient is noise
+            size = next((self.sizes.get(role.removesuffix(" dim")) for role, name in self.taken.items() if name == last), None)
+            centred = "tanh" if size == 2 else "layernorm"  # of two numbers it is a sign, as the norm of one; the gradient is noise
+            norms = ("tanh",) if size == 1 else ("rmsnorm", centred, "l2norm")
             return self.flow(f"{rng.choice(norms)}({self.raw(axes)})")
         if how == "rotated":
             place = rng.choice(("position", "position", "0.5 * position + 1", self.raw(axes[:-1])))
