@@ -73,8 +73,7 @@ def _of_the_loss(graph: LevelGraph) -> Iterator[Bucket]:
 
 def _rule_of(level: Outer) -> dict[str, Flow]:
     """The flows of a rule that end in its step and its keep, in order."""
-    ends = [id for m in (level.owner, *level.inner) for id in (m.keep, m.rule.keep, m.rule.step) if id is not None]
-    used = level.graph.upstream(*ends)
+    used = level.graph.upstream(*level.ends)
     return {id: flow for id, flow in level.graph.flows.items() if id in used}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from nlc.graph.ir import Learner, LevelGraph
 from nlc.graph.linear import LinearForm
 from nlc.graph.rewrite import flows_of_form, keep_only
+from nlc.graph.segments import begun_as
 from nlc.passmanager import Numerics, Pass
 
 
@@ -54,15 +54,8 @@ def live(graph: LevelGraph) -> tuple[set[str], set[str]]:
             if learner is not None and learner.id not in learners:
                 learners.add(learner.id)
                 todo.extend(_reads(graph, learner))
-    learners |= {of for id in set(learners) for of in _begun_as(graph, id)}
+    learners |= {of for id in set(learners) for of in begun_as(graph, id)}
     return flows, learners
-
-
-def _begun_as(graph: LevelGraph, id: str) -> Iterator[str]:
-    """The learners whose state it begins with."""
-    while (of := graph.learners[id].init.of) is not None:
-        yield of
-        id = of
 
 
 def _reads(graph: LevelGraph, learner: Learner) -> list[str]:

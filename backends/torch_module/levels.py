@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nlc.backends.torch_module.outer import OuterUpdate, Variant, outer_update
+from nlc.backends.torch_module.outer import OuterUpdate, Variant, calls, outer_update
 from nlc.graph.ir import ANY, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Outer, loss_levels, matrix_of, owners
-from nlc.graph.segments import carried, first_owner, needs_sum, periods, restarts, truncation
+from nlc.graph.segments import begun_as, carried, first_owner, needs_sum, periods, restarts, truncation
 from nlc.graph.state import state_tensors
 
 
@@ -39,8 +39,7 @@ def _update(levels: tuple[Outer, ...]) -> Update:
 
 def knows_tensors(level: Outer) -> bool:
     """Does its rule ask where a tensor ends, beyond the axes of matrices? Then several rows are not one tensor."""
-    ends = [id for m in (level.owner, *level.inner) for id in (m.keep, m.rule.keep, m.rule.step) if id is not None]
-    flows = [level.graph.flows[id] for id in level.graph.upstream(*ends)]
+    flows = [level.graph.flows[id] for id in level.graph.upstream(*level.ends)]
     mine = [flow for flow in flows if flow.id in level.differing]
     reduced = ANY in level.owner.axes and any(flow.op in ("sum", "mean", "softmax") for flow in mine)
     totals = any(flow.op == "total" for flow in flows)
@@ -75,15 +74,10 @@ def tables(graph: LevelGraph) -> list[str]:
         f"    TENSORS = {tuple(tensors)!r}",
         "    # tensors that pass outer gradients straight on: to a parameter, or to the tensor they began as",
         f"    STRAIGHT = {firsts!r}",
-        f"    FOLLOWS = {dict(sorted(follows.items(), key=lambda pair: _depth(graph, pair[0])))!r}",
+        f"    FOLLOWS = {dict(sorted(follows.items(), key=lambda pair: len(list(begun_as(graph, pair[0])))))!r}",
         "    # do all losses count alike?",
         f"    ALIKE = {alike}",
     ]
-
-
-def _depth(graph: LevelGraph, id: str) -> int:
-    of = graph.learners[id].init.of
-    return 0 if of is None else 1 + _depth(graph, of)
 
 
 HEAD = '''\
@@ -224,22 +218,7 @@ def _apply(update: Update, variant: Variant, seen: str, mean: str) -> list[str]:
         state = f'moved[f"{{learner}}.{key.removeprefix(f"{level.owner.id}.")}.{{name}}"]'
         columns.append(f"[{seen.format(state) if learner.axes == level.owner.axes else state} for learner, name in names]")
     lines.append(f"columns = [{', '.join(columns)}]")
-    name = functions.name
-    if variant.sums:
-        summed = "summed_rows({0}, columns, (age,))" if update.by_row else "summed({0}, columns, (age,), joined={1})"
-        lines.append(f"sums = {summed.format(f'{name}_total{variant.suffix}', variant.summed_elementwise)}")
-    shared = [f'moved["{m.id}"]' for m in functions.outer.shared]
-    numbers = "numbers" if variant.numbers else "()"
-    if variant.numbers or shared:
-        given = ", ".join(["age", *shared, *(["*sums"] if variant.sums else [])])
-        lines.append(f"numbers = {name}_numbers{variant.suffix}({given})")
-    for i, key in enumerate(shared):
-        lines.append(f"{key}.copy_(numbers[{variant.numbers + i}])")
-    if shared and variant.numbers:
-        numbers = f"numbers[:{variant.numbers}]"
-    call = "each_row({0}, columns, {1})" if update.by_row else "each_tensor({0}, columns, {1}, joined={2})"
-    lines.append(call.format(f"{name}_update{variant.suffix}", numbers, variant.elementwise))
-    return lines
+    return [*lines, *calls(functions, variant, [f'moved["{m.id}"]' for m in functions.outer.shared], update.by_row)]
 
 
 def _restarted(graph: LevelGraph) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nlc.backends.torch_module import levels, quarry
 from nlc.backends.torch_module.expressions import INLINE, Namer, identifier, reserved
 from nlc.backends.torch_module.memories import MemoryFunction
-from nlc.backends.torch_module.outer import OuterUpdate, Variant, outer_update
+from nlc.backends.torch_module.outer import OuterUpdate, Variant, calls, outer_update
 from nlc.backends.torch_module.periods import Gates
 from nlc.backends.torch_module.regions import RegionFunction, RegionWriter, full_flows, tick_arguments
 from nlc.backends.torch_module.rule import generate_rule
@@ -640,18 +640,7 @@ class _Writer:
             state = f'optimizer[f"{key}.{{name}}"]'
             columns.append(f"[{seen.format(state) if learner.axes == outer.owner.axes else state} for name in names]")
         lines.append(f"columns = [{', '.join(columns)}]")
-        if variant.sums:
-            lines.append(f"sums = summed({each.name}_total{variant.suffix}, columns, (age,), joined={variant.summed_elementwise})")
-        shared = [f"optimizer[{_quoted(m.id)}]" for m in outer.shared]
-        numbers = "numbers" if variant.numbers else "()"
-        if variant.numbers or shared:
-            given = ", ".join(["age", *shared, *(["*sums"] if variant.sums else [])])
-            lines.append(f"numbers = {each.name}_numbers{variant.suffix}({given})")
-        for i, key in enumerate(shared):
-            lines.append(f"{key}.copy_(numbers[{variant.numbers + i}])")
-        if shared and variant.numbers:
-            numbers = f"numbers[:{variant.numbers}]"
-        lines.append(f"each_tensor({each.name}_update{variant.suffix}, columns, {numbers}, joined={variant.elementwise})")
+        lines += calls(each, variant, [f"optimizer[{_quoted(m.id)}]" for m in outer.shared])
         return [f"{indent}{line}" for line in lines]
 
 

@@ -69,10 +69,29 @@ class OuterUpdate:
         return next(each for each in self.variants if each.due == due)
 
 
+def calls(update: OuterUpdate, variant: Variant, shared: list[str], by_row: bool = False) -> Iterator[str]:
+    """The statements of one update of the tensors in `columns`: sums over them, numbers, the new values of `shared` states, in place.
+
+    by_row: each row of a tensor is one by itself.
+    """
+    name, sums = f"{update.name}_total{variant.suffix}", "*sums" if variant.sums else ""
+    if variant.sums and by_row:
+        yield f"sums = summed_rows({name}, columns, (age,))"
+    elif variant.sums:
+        yield f"sums = summed({name}, columns, (age,), joined={variant.summed_elementwise})"
+    if variant.numbers or shared:
+        yield f"numbers = {update.name}_numbers{variant.suffix}({', '.join(filter(None, ['age', *shared, sums]))})"
+    for i, state in enumerate(shared):
+        yield f"{state}.copy_(numbers[{variant.numbers + i}])"
+    numbers = "()" if not variant.numbers else f"numbers[:{variant.numbers}]" if shared else "numbers"
+    name = f"{update.name}_update{variant.suffix}"
+    yield f"each_row({name}, columns, {numbers})" if by_row else f"each_tensor({name}, columns, {numbers}, joined={variant.elementwise})"
+
+
 def outer_update(outer: Outer) -> OuterUpdate:
     """The functions of one outer level."""
     graph, name = outer.graph, identifier(outer.owner.id)
-    used = graph.upstream(*(id for m in (outer.owner, *outer.inner) for id in _ends_of(m)))
+    used = graph.upstream(*outer.ends)
     params = tuple(id for id in graph.inputs if id in used)
     text: list[str] = []
     variants: list[Variant] = []

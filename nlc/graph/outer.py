@@ -26,6 +26,11 @@ class Outer:
         found = self.graph.learners.values()
         return tuple(m for m in found if m.host is not None and m.writes and root_of(self.graph.learners, m.id) == self.owner.id)
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """The flows that the rule ends in: steps and keeps, its learners' too."""
+        return tuple(id for m in (self.owner, *self.inner) for id in (m.keep, m.rule.keep, m.rule.step) if id is not None)
+
     @cached_property
     def shared(self) -> tuple[Learner, ...]:
         return tuple(m for m in self.inner if m.id not in self.each)

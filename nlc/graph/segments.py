@@ -104,13 +104,18 @@ def held(graph: LevelGraph, level: Outer) -> tuple[str, ...]:
     return tuple(item.key for item in carried(graph) if item.learner in mine and ":" not in item.key)
 
 
-def first_of(graph: LevelGraph, id: str) -> Init:
-    """What a tensor of a learner of the loss begins with, through those that begin as another holds."""
-    init = graph.learners[id].init
-    return first_of(graph, init.of) if init.of is not None else init
+def begun_as(graph: LevelGraph, id: str) -> Iterator[str]:
+    """The tensors whose values a tensor begins with, one after the other: that of another learner, which may begin as a third."""
+    while (of := graph.learners[id].init.of) is not None:
+        yield of
+        id = of
 
 
 def first_owner(graph: LevelGraph, id: str) -> str:
     """The tensor whose first value a tensor begins with: its own, or another's."""
-    of = graph.learners[id].init.of
-    return id if of is None else first_owner(graph, of)
+    return [id, *begun_as(graph, id)][-1]
+
+
+def first_of(graph: LevelGraph, id: str) -> Init:
+    """What a tensor of a learner of the loss begins with."""
+    return graph.learners[first_owner(graph, id)].init

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nlc.graph.ir import ANY
 from nlc.graph.outer import Outer, loss_levels, matrix_of
-from nlc.graph.segments import LABELS, PENDING, POSITION, START, UNKNOWN, carried, gram_of, needs_sum, periods, restarts, sum_of
+from nlc.graph.segments import LABELS, PENDING, POSITION, START, UNKNOWN, begun_as, carried, gram_of, needs_sum, periods, restarts, sum_of
 from nlc.graph.state import state_tensors
 from nlc.reference.outer import OuterUpdate
 
@@ -76,7 +76,7 @@ class Stream:
     def _leaves(self) -> Tensors:
         """What this segment reads of each tensor; one that began as another, and passes gradients straight on, is part of that one."""
         leaves: Tensors = {}
-        for level in sorted(self.levels, key=lambda level: self._depth(level.owner.owns[0])):
+        for level in sorted(self.levels, key=lambda level: len(list(begun_as(self.graph, level.owner.owns[0])))):
             for id in level.owner.owns:
                 old, of = self.levels_state[id], self.graph.learners[id].init.of
                 keeps = old.requires_grad and level.owner.backprop.kind != "stop"
@@ -84,10 +84,6 @@ class Stream:
                 straight = of is not None and level.owner.backprop.kind == "first_order"
                 leaves[id] = old.detach() + (leaves[str(of)] - leaves[str(of)].detach()) if straight else old.clone()
         return leaves
-
-    def _depth(self, id: str) -> int:
-        of = self.graph.learners[id].init.of
-        return 0 if of is None else 1 + self._depth(of)
 
     def _restart(self, position: int) -> None:
         """Learners with a `reset` begin anew: as what they were declared to begin with holds now, with new states of their rules."""
