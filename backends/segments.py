@@ -41,7 +41,11 @@ class Stream:
         given = inputs["targets"] if "targets" in inputs else torch.full_like(x[:, self.known :], UNKNOWN)
         given = torch.cat([before, given], 1)
         shifted = torch.cat([x[:, 1:], torch.full_like(x[:, :1], UNKNOWN)], 1)
-        return torch.where(given == UNKNOWN, shifted, given)
+        labels = torch.where(given == UNKNOWN, shifted, given)
+        if self.module.DOCUMENT is not None:  # the last token of a sequence has none
+            of = self.inputs[self.module.DOCUMENT]
+            labels[:, :-1].masked_fill_(of[:, 1:] != of[:, :-1], -1)
+        return labels
 
     def parts(self) -> list[tuple[int, int, bool]]:
         """The segments of the tokens, and whether each is over: it ends at a boundary, and has all its labels."""

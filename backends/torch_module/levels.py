@@ -9,7 +9,7 @@ from nlc.backends.torch_module.outer import OuterUpdate, Variant, calls, outer_u
 from nlc.graph.ir import ANY, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Outer, loss_levels, matrix_of, owners
-from nlc.graph.segments import begun_as, carried, first_owner, needs_sum, periods, restarts, truncation
+from nlc.graph.segments import begun_as, carried, document, first_owner, needs_sum, periods, restarts, truncation
 from nlc.graph.state import state_tensors
 
 
@@ -67,8 +67,10 @@ def tables(graph: LevelGraph) -> list[str]:
     fold = next((each.owner.fold for each in owners(graph)), {"row": "mean", "token": "mean"})
     alike = (fold["token"], fold["row"]) != ("mean", "sum")
     return [
-        "    # boundaries of segments, in tokens; where the outer gradient is cut; the input that is its own label",
-        f"    PERIODS, CUT, LABEL = {periods(graph)!r}, {truncation(graph)}, {label!r}",
+        "    # boundaries of segments, in tokens; where the outer gradient is cut",
+        f"    PERIODS, CUT = {periods(graph)!r}, {truncation(graph)}",
+        "    # the input that is its own label; the one whose change starts a sequence",
+        f"    LABEL, DOCUMENT = {label!r}, {document(graph)!r}",
         "    # states within a segment, and tensors of learners of the loss",
         f"    INSIDE = {tuple(inside)!r}",
         f"    TENSORS = {tuple(tensors)!r}",

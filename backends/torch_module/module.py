@@ -402,8 +402,8 @@ class _Writer:
         return [id for id in found if self.graph.flows[id].op != "next"]
 
     def _starts(self) -> list[str]:
-        """Where sequences start, for a loss that looks at the next token."""
-        asked = self.graph.loss is not None and any(flow.op == "next" for flow in self.graph.flows.values())
+        """Where sequences start, for a loss that looks at the next token; a stream that is cut into segments knows it."""
+        asked = self.graph.loss is not None and not periods(self.graph) and any(flow.op == "next" for flow in self.graph.flows.values())
         return [self.graph.starts] if asked and self.graph.starts is not None else []
 
     def _loss(self) -> list[str]:

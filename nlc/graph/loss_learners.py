@@ -15,6 +15,7 @@ from nlc.graph import codes
 from nlc.graph.builder import CALLER, Builder, Context
 from nlc.graph.generated import init_of, is_generated
 from nlc.graph.ir import ANY, OWN, Backprop, Clock, Init, Learner, LevelGraph, Rule, Store, StoreTensor, Write
+from nlc.graph.segments import document
 from nlc.language import spec as language
 from nlc.language.expression import Call, Name
 
@@ -151,11 +152,12 @@ def has_no_loss(graph: LevelGraph) -> Iterator[Diagnostic]:
 
 
 def misplaced(graph: LevelGraph) -> Iterator[Diagnostic]:
-    """What packed rows have no program for: learners of the loss, and an outer gradient that is cut."""
-    for m in graph.learners.values():
-        if m.selector is not None and m.backprop.tokens and graph.starts is not None:
-            text = f"the gradient of `{m.id}` is cut, and sequences start inside rows: not compiled yet"
-            yield codes.NotCompiledYet(text, m.span, "leave `sequence` or `backprop` out")
-        if is_own(m) and m.clock is not None and m.clock.unit == "token" and graph.starts is not None:
-            text = f"`{m.id}` learns from the loss on the clock `token`, and sequences start inside rows: not compiled yet"
-            yield codes.NotCompiledYet(text, m.span, "leave `sequence` out, or put it on the clock `step`")
+    """What packed rows have no program for."""
+    for m in graph.learners.values() if graph.starts is not None else ():
+        learns = is_own(m) and m.clock is not None and m.clock.unit == "token"
+        if learns and m.sharing == "sequence":
+            text = f"`{m.id}` learns from the loss and begins anew with each sequence, which may start anywhere in a row: not compiled yet"
+            yield codes.NotCompiledYet(text, m.span, "`scope: stream` goes on from one sequence of a row to the next")
+        elif (learns or (m.selector is not None and m.backprop.tokens)) and document(graph) is None:
+            text = f"rows are cut into segments for `{m.id}`, and where sequences start is not told by an input: not compiled yet"
+            yield codes.NotCompiledYet(text, m.span, "`sequence: {starts: new(doc)}`, with `doc` an input")

@@ -130,13 +130,14 @@ class Reference:
             made, state = self.tokens(inputs, state)
         return self._without_unscored(made), state
 
-    def tokens(self, inputs: Mapping[str, Tensor], state: Tensors) -> tuple[Tensors, Tensors]:
-        """One token after the other."""
+    def tokens(self, inputs: Mapping[str, Tensor], state: Tensors, before: int = 0) -> tuple[Tensors, Tensors]:
+        """One token after the other; `before` of them came earlier in the row."""
         batch, tokens = next(iter(inputs.values())).shape[:2]
         rows: dict[str, list[Tensor]] = {}
         needed = self.graph.upstream(*self.graph.roots())
         for t in range(tokens):
-            tick = Tick(self, inputs, t, state)
+            place = before + t
+            tick = Tick(self, inputs, t, state, cut=place > 0 and self.cut > 0 and place % self.cut == 0)
             for id in self.graph.flows:  # in order: a deep model is not a deep recursion
                 if id in needed:
                     tick.flow(id)
@@ -243,16 +244,21 @@ class Reference:
 
 
 class Tick:
-    """Everything that happens at one token; values are computed when first asked for."""
+    """Everything that happens at one token; values are computed when first asked for.
 
-    def __init__(self, machine: Reference, inputs: Mapping[str, Tensor], t: int, old: Tensors) -> None:
+    cut: the outer gradient of the weights passes by no state here, but those of learners of the loss.
+    """
+
+    def __init__(self, machine: Reference, inputs: Mapping[str, Tensor], t: int, old: Tensors, cut: bool = False) -> None:
         self.machine, self.graph, self.inputs, self.t = machine, machine.graph, inputs, t
         self.old: dict[str, Any] = dict(old)
         self.values: dict[str, Any] = {}
         self.new: Tensors = {}
         self.slopes: dict[str, Tensors] = {}
         self._cut("truncated")
-        self._cut_all()
+        if cut:
+            inside = [item.key for item in machine.states if item.kind != "owned" and not item.is_integer]
+            self.old.update({key: self.old[key].detach() for key in inside})
         self._begin()
 
     def _cut(self, kind: str) -> None:
@@ -264,13 +270,6 @@ class Tick:
             at, n = self.old.get("position", torch.ones(())), learner.backprop.tokens
             here = ((at > 0) & (at % n == 0) if n else torch.tensor([True])).reshape(-1, *(1 for _ in learner.axes))
             self.old.update({key: torch.where(here, self.old[key].detach(), self.old[key]) for key in mine})
-
-    def _cut_all(self) -> None:
-        """Where the outer gradient of the weights is truncated, that of all states but those of learners of the loss."""
-        n = self.machine.cut
-        if n and self.old["position"] > 0 and self.old["position"] % n == 0:
-            cut = [item.key for item in self.machine.states if item.kind != "owned" and not item.is_integer]
-            self.old.update({key: self.old[key].detach() for key in cut})
 
     def _begin(self) -> None:
         """Before anything else: where a sequence starts, or a learner is reset, the states are those of a new stream."""

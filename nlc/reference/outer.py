@@ -62,9 +62,6 @@ class OuterUpdate(Tick):
         """A new state; a constant, unless updates are unrolled."""
         return x if self.unrolled else x.detach()
 
-    def _cut_all(self) -> None:
-        """Nothing is cut here: no tokens."""
-
     def _begin(self) -> None:
         """An outer level has no sequences."""
 

@@ -14,7 +14,21 @@ from torch import Tensor
 
 from nlc.graph.ir import ANY
 from nlc.graph.outer import Outer, loss_levels, matrix_of
-from nlc.graph.segments import LABELS, PENDING, POSITION, START, UNKNOWN, begun_as, carried, gram_of, needs_sum, periods, restarts, sum_of
+from nlc.graph.segments import (
+    LABELS,
+    PENDING,
+    POSITION,
+    START,
+    UNKNOWN,
+    begun_as,
+    carried,
+    document,
+    gram_of,
+    needs_sum,
+    periods,
+    restarts,
+    sum_of,
+)
 from nlc.graph.state import state_tensors
 from nlc.reference.outer import OuterUpdate
 
@@ -46,7 +60,12 @@ class Stream:
         mine = inputs["targets"] if "targets" in inputs else torch.full_like(x[:, self.known :], UNKNOWN)
         given = torch.cat([state[LABELS], mine], 1)
         shifted = torch.cat([x[:, 1:], torch.full_like(x[:, :1], UNKNOWN)], 1)
-        return torch.where(given == UNKNOWN, shifted, given)
+        labels = torch.where(given == UNKNOWN, shifted, given)
+        of = document(self.graph)
+        if of is None:
+            return labels
+        ends = self.inputs[of][:, 1:] != self.inputs[of][:, :-1]  # the last token of a sequence has no label
+        return torch.cat([torch.where(ends, -1, labels[:, :-1]), labels[:, -1:]], 1)
 
     def run(self) -> tuple[Tensors, Tensors]:
         """Outputs of the tokens of this call, and the new state."""
@@ -57,7 +76,7 @@ class Stream:
             end = min(begin + min(n - (self.position + begin) % n for n in self.periods), self.tokens)
             full = any((self.position + end) % n == 0 for n in self.periods)
             leaves = self._leaves()
-            made, after = self.machine.tokens(self._part(begin, end), {**self.begun, **self.levels_state, **leaves})
+            made, after = self.machine.tokens(self._part(begin, end), {**self.begun, **self.levels_state, **leaves}, self.position + begin)
             rows.append({name: x[:, max(self.known - begin, 0) :] for name, x in made.items()})
             if not full or (self.labels is not None and bool((self.labels[:, end - 1] == UNKNOWN).any())):
                 return self._ended(rows, begin, {key: after[key] for key in self.inside})

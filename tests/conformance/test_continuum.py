@@ -86,8 +86,8 @@ def largest(a: Tensors, b: Tensors) -> float:
     return max((float((a[key].detach().double() - b[key].detach().double()).abs().max()) for key in a if a[key].numel()), default=0.0)
 
 
-def gradients(compiled: CompiledSpec, x: Tensor) -> Tensors:
-    loss, _, _ = compiled.loss({"tokens": x})
+def gradients(compiled: CompiledSpec, x: Tensor | Tensors) -> Tensors:
+    loss, _, _ = compiled.loss({"tokens": x} if isinstance(x, Tensor) else x)
     p = dict(compiled.named_parameters())
     return dict(zip(p, torch.autograd.grad(loss, list(p.values()), materialize_grads=True), strict=True))
 

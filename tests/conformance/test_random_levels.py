@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.conformance.test_continuum import gradients, largest, made, tokens
 
@@ -63,16 +64,32 @@ def random_spec(seed: int) -> str:
     return body + memory + "\n".join(levels) + "\n" + outer + "outputs: {logits: logits}\n"
 
 
+def inputs(seed: int, packed: bool) -> dict[str, Tensor]:
+    """Two rows; where they are packed, with a few documents in each."""
+    x = tokens(19, seed)
+    starts = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.2
+    return {"tokens": x, "doc": starts.cumsum(1)} if packed else {"tokens": x}
+
+
+def pack(spec: str) -> str:
+    """Levels go on from one document to the next."""
+    spec = spec.replace("{tokens: {index: vocab}}", "{tokens: {index: vocab}, doc: {index: 20}}").replace(
+        "scope: sequence", "scope: stream"
+    )
+    return spec.replace("flows:", "sequence: {starts: new(doc)}\nflows:")
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_the_compiled_form_is_the_reference(seed: int) -> None:
-    spec, x = random_spec(seed), tokens(19, seed)
+    packed = seed % 4 == 3
+    spec, x = pack(random_spec(seed)) if packed else random_spec(seed), inputs(seed, packed)
     reference, eager = made(spec, "reference"), made(spec)
     cuts = sorted(random.Random(seed).sample(range(1, 19), 3))
-    (wanted, before), (got, after) = reference({"tokens": x}), eager({"tokens": x})
-    state, parts = eager.initial_state(len(x)), []
+    (wanted, before), (got, after) = reference(x), eager(x)
+    state, parts = eager.initial_state(len(x["tokens"])), []
     with torch.no_grad():
         for begin, stop in itertools.pairwise([0, *cuts, 19]):
-            out, state = eager({"tokens": x[:, begin:stop]}, state)
+            out, state = eager({name: value[:, begin:stop] for name, value in x.items()}, state)
             parts.append(out["logits"])
 
     assert largest(got, wanted) < 1e-9, spec
