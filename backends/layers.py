@@ -452,6 +452,31 @@ def prefixed(tensors: dict[str, Tensor], path: str) -> dict[str, Tensor]:
     return {f"{path}.{name}": x for name, x in tensors.items()}
 
 
+def side_by_side(state: dict[str, Tensor], table: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """The states of several learners as that of one, [B, ..] each as [B, n, ..], under the key of the table."""
+    return {**state, **{key: beside([state[part] for part in parts]) for key, parts in table.items()}}
+
+
+def beside(parts: list[Tensor]) -> Tensor:
+    """Tensors [B, ..] as one [B, n, ..]; without a copy where they lie side by side already, as `taken_apart` leaves them."""
+    first, ends = parts[0], [part.storage_offset() for part in parts]
+    plain = not torch.compiler.is_compiling() and not any(part.requires_grad for part in parts)
+    if plain and len({(part.untyped_storage().data_ptr(), part.stride()) for part in parts}) == 1:
+        step = ends[1] - ends[0]
+        if step > 0 and ends == [ends[0] + i * step for i in range(len(parts))]:
+            rows, *within = first.stride()
+            return first.as_strided((len(first), len(parts), *first.shape[1:]), (rows, step, *within))
+    return torch.stack(parts, 1)
+
+
+def taken_apart(state: dict[str, Tensor], table: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """The inverse of `side_by_side`."""
+    apart = {key: x for key, x in state.items() if key not in table}
+    for key, parts in table.items():
+        apart |= zip(parts, state[key].unbind(1), strict=True) if key in state else {}
+    return apart
+
+
 def register(module: nn.Module, path: str, value: Tensor) -> None:
     """Add a parameter under a dotted path, with a container module for each part of it.
 

@@ -18,7 +18,9 @@ from bench.algebra import Row, row
 from bench.memories import RESULTS
 from bench.sections import run
 from bench.timing import medians
+from nlc.passmanager import PassManager, pipeline
 from nlc.runtime.compiled import CompiledSpec
+from nlc.runtime.compiling import compile_graph
 
 SPECS = Path(__file__).parent / "specs"
 SIZE = {"d": 256, "H": 4, "K": 64, "V": 64, "h": 512, "layers": 4}
@@ -81,16 +83,51 @@ def hope(quick: bool) -> Iterator[Row]:
     )
 
 
-def buckets(quick: bool) -> Iterator[Row]:
-    """What `bucket-frequencies` brings: the first step, which compiles, and the others."""
-    dims, shape, rounds, backend = (SMALL, (2, 64), 1, "eager") if quick else (SIZE, (4, 1024), 5, "inductor")
-    models = {"with": levels(dims, PERIODS[0], backend), "without": levels(dims, PERIODS[0], backend, without=("bucket-frequencies",))}
-    first, seconds = steps_of(models, shape, rounds)
-    more = {"seconds": {name: round(each, 3) for name, each in seconds.items()}, "first_step_s": {k: round(v, 1) for k, v in first.items()}}
-    more |= {"lines_of_source": {name: model.source.count("\n") for name, model in models.items()}}
-    case = f"{dims['layers']} layers, d={dims['d']} B={shape[0]} T={shape[1]}, periods 64/512/4096"
-    yield row("train step with bucket-frequencies", "without it", case, seconds["without"] / seconds["with"], ">=", 0, **more)
+def hope_without(dims: Mapping[str, int], backend: str, without: tuple[str, ...] = (), most: int | None = None) -> CompiledSpec:
+    """Hope without some passes; `most`: the largest tensor of memories that fuse-learners makes one of."""
+    options: dict[str, dict[str, object]] = {"fuse-learners": {"most": most}} if most is not None else {}
+    after, stages = PassManager(pipeline(without=without, options=options)).run(nlc.build("models/hope", dims))
+    return compile_graph(after, stages, backend, 0)
+
+
+def passes(quick: bool) -> Iterator[Row]:
+    """What `fuse-learners` and `bucket-frequencies` bring to Hope: train steps, and single tokens of one session."""
+    shape, rounds, backend = ((2, 64), 1, "eager") if quick else ((4, 1024), 5, "inductor")
+    for d in (16,) if quick else (64, 128):
+        dims = {"d": d, "m": d, "h": 2 * d, "layers": 3}
+        every = 4 * d * d  # as if there were no limit
+        names = {"fuse-learners": ("fuse-learners",)} | ({"bucket-frequencies": ("bucket-frequencies",)} if d != 128 else {})
+        models = {"with": hope_without(dims, backend, most=every)}
+        models |= {name: hope_without(dims, backend, without, every) for name, without in names.items()}
+        first, seconds = steps_of(models, shape, rounds)
+        for name in names:
+            more = {"seconds": {"with": round(seconds["with"], 3), "without": round(seconds[name], 3)}}
+            more |= {"first_step_s": {"with": round(first["with"], 1), "without": round(first[name], 1)}}
+            more |= {"lines_of_source": {"with": models["with"].source.count("\n"), "without": models[name].source.count("\n")}}
+            case = (
+                f"{dims['layers']} layers, d={d} h={2 * d} B={shape[0]} T={shape[1]}, memories every 16/64, levels every 64/512/4096 tokens"
+            )
+            more |= {"note": "tensors of this size stay apart by default"} if d == 128 else {}
+            yield row(f"Hope, train step with {name}", "without it", case, seconds[name] / seconds["with"], ">=", 0, **more)
+        yield from single_tokens(dims, every, rounds)
+
+
+def single_tokens(dims: Mapping[str, int], every: int, rounds: int) -> Iterator[Row]:
+    """One session, token by token, as generated."""
+    pair = {"with": hope_without(dims, "eager", (), every), "without": hope_without(dims, "eager", ("fuse-learners",), every)}
+    states = {name: each.initial_state(1) for name, each in pair.items()}
+    token = torch.zeros(1, 1, dtype=torch.int64)
+
+    def stepping(name: str) -> None:
+        with torch.no_grad():
+            for _ in range(8):
+                _, states[name] = pair[name]({"tokens": token}, states[name])
+
+    _, seconds = medians({name: partial(stepping, name) for name in pair}, 4 * rounds)
+    more = {"tokens_per_second": {name: round(8 / each, 1) for name, each in seconds.items()}}
+    case = f"{dims['layers']} layers, d={dims['d']} B=1, eager"
+    yield row("Hope, a token of one session with fuse-learners", "without it", case, seconds["without"] / seconds["with"], ">=", 0, **more)
 
 
 if __name__ == "__main__":
-    run(__doc__, RESULTS / "continuum.json", {"continuum": continuum, "hope": hope, "buckets": buckets}, dtype="float32")
+    run(__doc__, RESULTS / "continuum.json", {"continuum": continuum, "hope": hope, "passes": passes}, dtype="float32")

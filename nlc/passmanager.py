@@ -44,6 +44,7 @@ REGISTRY: dict[str, str] = {
     "share-flows": "nlc.passes.share_flows:ShareFlows",
     "drop-dead": "nlc.passes.drop_dead:DropDead",
     "hold-slow-flows": "nlc.passes.hold_slow_flows:HoldSlowFlows",
+    "fuse-learners": "nlc.passes.fuse_learners:FuseLearners",
     "classify": "nlc.passes.classify:Classify",
     "bucket-frequencies": "nlc.passes.bucket_frequencies:BucketFrequencies",
     "fuse-projections": "nlc.passes.fuse_projections:FuseProjections",
@@ -57,6 +58,7 @@ DEFAULT: tuple[str, ...] = (
     "share-flows",
     "drop-dead",  # after sharing: a shared flow may lose its last reader
     "hold-slow-flows",  # after drop-dead: what nobody reads needs no state
+    "fuse-learners",  # before the class is found: of one memory, and not of each
     "classify",
     "fuse-projections",  # after drop-dead: a dead projection must not widen a product
     "bucket-frequencies",  # needs the class: only learners of one class share a sweep

@@ -55,6 +55,7 @@ def live(graph: LevelGraph) -> tuple[set[str], set[str]]:
                 learners.add(learner.id)
                 todo.extend(_reads(graph, learner))
     learners |= {of for id in set(learners) for of in begun_as(graph, id)}
+    learners |= {id for m in set(learners) for id in graph.learners[m].joins}
     return flows, learners
 
 

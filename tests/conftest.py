@@ -8,7 +8,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-snapshots", action="store_true", help="rewrite the files that snapshot tests compare with")
-    parser.addoption("--random-specs", type=int, default=1000, metavar="N", help="how many random specs are compared with the reference")
+    parser.addoption("--random-specs", type=int, default=400, metavar="N", help="how many random specs are compared with the reference")
     parser.addoption("--random-spec", metavar="CASE", help="run one random spec: its number, or `17; keep: exp; every: 4`")
 
 

@@ -315,6 +315,10 @@ class Expressions:
             part = Code(f"{args[0].at(ATOM)}[..., {start}:{start + size}]")
         return part if len(flow.axes) == 1 else self._unflat(part, flow.axes)
 
+    def _pick(self, flow: Flow, args: list[Code]) -> Code:
+        """What one of several learners makes that stand side by side."""
+        return Code(f"{args[0].at(ATOM)}.select({-1 - len(flow.axes)}, {flow.attr('index')})")
+
     def _slice(self, flow: Flow, args: list[Code]) -> Code:
         start = flow.attr("start")
         return Code(f"{args[0].at(ATOM)}[..., {start}:{start + flow.axes[-1].size}]")

@@ -16,7 +16,7 @@ from nlc.graph.equations import local
 from nlc.graph.ir import ANY, Learner
 from nlc.graph.outer import Outer, OuterState, matrix_of, owners, states_of
 from nlc.graph.segments import carried, first_of, first_owner, is_segmented, periods, truncation
-from nlc.graph.state import ZEROS, StateTensor, needs_anchor, needs_position
+from nlc.graph.state import ZEROS, StateTensor, joined_states, needs_anchor, needs_position
 from nlc.program.program import Program, Region, chains
 
 
@@ -201,6 +201,8 @@ class _Writer:
                 "each_row",
                 "summed_rows",
                 "streamed",
+                "side_by_side",
+                "taken_apart",
             )
             if f"{piece}(" in text
         }
@@ -221,7 +223,11 @@ class _Writer:
         for item in (item for item in carried(graph) if not _by_itself(item)):
             start, args = self._start(item)
             lines.append(f"        {_quoted(item.key)}: ({_sizes(item)!r}, {_quoted(start)}, {args!r}),")
-        return [*lines, "    }", *(levels.tables(graph) if periods(graph) else [])]
+        lines.append("    }")
+        if joined := joined_states(graph):
+            lines += ["    # states that stand side by side while a call runs", "    JOINED = {"]
+            lines += [*(f"        {_quoted(key)}: {parts!r}," for key, parts in joined.items()), "    }"]
+        return [*lines, *(levels.tables(graph) if periods(graph) else [])]
 
     def _start(self, item: StateTensor) -> tuple[str, tuple[float, ...]]:
         """What a state begins with: a parameter, or a constant."""
@@ -258,6 +264,8 @@ class _Writer:
         if given:
             lines[1] = lines[1].replace("carry: bool = True", "carry: bool = True, p: dict[str, Tensor] | None = None")
         lines += [f"        p = dict(self.named_parameters()){given}", "        new: dict[str, Tensor] = {}"]
+        if joined_states(self.graph):
+            lines.append("        state = side_by_side(state, self.JOINED)")
         lines += [f"        {self.namer(name)} = inputs[{_quoted(name)}]" for name in self.graph.inputs]
         if any(function.ticks for function in self.named.values()) or needs_position(self.graph):
             lines += self._ticks()
@@ -271,7 +279,8 @@ class _Writer:
         early = [id for id in self._rows() if id not in self._late()]
         wanted = dict.fromkeys([id for _, id in self.graph.outputs] + self._loss_inputs() + self._starts() + early)
         values = ", ".join(f"{_quoted(id)}: {self._final(id)}" for id in wanted)
-        lines.append(f"        return {{{values}}}, new")
+        new = "taken_apart(new, self.JOINED)" if joined_states(self.graph) else "new"
+        lines.append(f"        return {{{values}}}, {new}")
         self._uses_in("\n".join(lines))
         return lines
 

@@ -16,7 +16,7 @@ from nlc.graph.linear import LinearForm, as_swept
 from nlc.graph.order import Node
 from nlc.graph.sequences import own_operands
 from nlc.graph.solved import queries_of, softmax_scale
-from nlc.graph.state import context_keys, needs_position, sample_axes, state_tensors
+from nlc.graph.state import context_keys, needs_position, running, sample_axes
 from nlc.program.program import Program, Region, Sweep
 
 QUIET = INLINE | {
@@ -29,6 +29,7 @@ QUIET = INLINE | {
     "dot",
     "softmax",
     "part",
+    "pick",
     "slice",
     "reshape",
     "recall",
@@ -115,7 +116,7 @@ class RegionWriter:
         """In a loop over periods, learners begin anew at the first token of one, before all else."""
         ids = self.region.loop.learners if self.region.loop is not None else ()
         first: dict[str, list[str]] = {}
-        for item in state_tensors(self.graph):
+        for item in running(self.graph):
             root = root_of(self.graph.learners, item.learner) if item.learner is not None else ""
             reset = self.graph.learners[root].reset if root in ids else None
             if item.learner is not None and reset is not None:

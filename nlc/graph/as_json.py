@@ -142,6 +142,8 @@ def learner_json(learner: Learner) -> Json:
         "first": learner.first,
         "restart": asdict(learner.restart) if learner.restart is not None else None,
         "like_weights": learner.like_weights,
+        "joins": list(learner.joins),
+        "joined": learner.joined,
         "rule": _rule(learner),
         "linear": _linear(learner.linear),
         "execution": _execution(learner),

@@ -277,6 +277,10 @@ class Learner:
     """The flow that it begins as, where it begins anew; else it begins as `init` says."""
     restart: Restart | None = None
     """For an outer level."""
+    joins: tuple[str, ...] = ()
+    """The learners whose tensors it holds side by side, along the axis `per[0]`, while a call runs."""
+    joined: str | None = None
+    """The learner that holds its tensor, beside those of others. Calls are given and return it by itself."""
     like_weights: bool = False
     """It holds a tensor for each weight of an outer level, its host, as an average of them does; no part of the rule."""
     scope: str = ""
@@ -291,7 +295,7 @@ class Learner:
     @property
     def is_parameter(self) -> bool:
         """True for a tensor that only the outer levels write."""
-        return not self.writes and self.init.learned and self.selector is None and self.owner is None
+        return not self.writes and self.init.learned and self.selector is None and self.owner is None and self.joined is None
 
     @property
     def is_state(self) -> bool:
@@ -486,7 +490,7 @@ class LevelGraph:
     @property
     def parameters(self) -> tuple[Learner, ...]:
         """The learners that hold parameters, in the order of the graph; a learned initial state counts."""
-        return tuple(learner for learner in self.learners.values() if learner.init.learned)
+        return tuple(learner for learner in self.learners.values() if learner.init.learned and not learner.joins)
 
     def parameter_name(self, learner: Learner) -> str:
         """`q.linear.W`; the learned initial state of a memory is `S.init`."""

@@ -152,6 +152,7 @@ OPS: dict[str, Op] = {
         Op("padded", 1, _same, callable=False),
         Op("project", 1, _scalar, callable=False),
         Op("part", 1, _scalar, callable=False),
+        Op("pick", 1, _scalar, callable=False),
         Op("attend", None, _scalar, callable=False),
         Op("proximal", 1, _scalar, callable=False),
         Op("erase", 1, _scalar, callable=False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nlc.graph.ir import Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, moves_tensors
 
@@ -85,6 +85,25 @@ def _counts_tokens(graph: LevelGraph, flow: Flow) -> bool:
 def state_tensors(graph: LevelGraph) -> tuple[StateTensor, ...]:
     """The state of `forward` and `step`: memories, the learners of their rules, anchors, what a period has gathered, convolution
     tails, contexts, the position."""
+    return tuple(part for item in running(graph) for part in parts_of(graph, item))
+
+
+def parts_of(graph: LevelGraph, item: StateTensor) -> tuple[StateTensor, ...]:
+    """A state as callers know it: of a learner that joins others, that of each of them."""
+    learner = graph.learners[item.learner] if item.learner is not None else None
+    if learner is None or not learner.joins:
+        return (item,)
+    end = item.key.removeprefix(learner.id)
+    return tuple(replace(item, key=f"{id}{end}", axes=item.axes[1:], learner=id) for id in learner.joins)
+
+
+def joined_states(graph: LevelGraph) -> dict[str, tuple[str, ...]]:
+    """The states that a call puts side by side, by the key that it calls them together."""
+    return {item.key: tuple(part.key for part in parts) for item in running(graph) if len(parts := parts_of(graph, item)) > 1}
+
+
+def running(graph: LevelGraph) -> tuple[StateTensor, ...]:
+    """The state as a call works with it: what learners hold that are joined stands side by side."""
     found: list[StateTensor] = []
     summed = {flow.attr("learner") for flow in graph.flows.values() if flow.op == "folded"}
     for learner in graph.learners.values():

@@ -157,6 +157,8 @@ def _where(learner: Learner) -> str:
     parts += [f"group {learner.level}"] if learner.level else []
     parts += [f"part of {learner.group}"] if learner.group is not None else []
     parts += [f"in {learner.scope}"] if learner.scope else []
+    parts += [f"side by side {', '.join(learner.joins)}"] if learner.joins else []
+    parts += [f"held by {learner.joined}"] if learner.joined is not None else []
     host = "like the weights of" if learner.like_weights else "host"
     parts += [f"{host} {learner.host}"] if learner.host is not None or learner.like_weights else []
     return "".join(f" {part}" for part in parts)

@@ -63,6 +63,15 @@ def learners_read_flows(graph: LevelGraph) -> Iterator[str]:
             yield f"the host of {learner.id} is {learner.host}, which does not exist"
 
 
+def joined_learners_know_each_other(graph: LevelGraph) -> Iterator[str]:
+    for learner in graph.learners.values():
+        for id in learner.joins:
+            if id not in graph.learners or graph.learners[id].joined != learner.id:
+                yield f"{learner.id} holds {id}, which does not exist or does not say so"
+        if learner.joined is not None and learner.id not in graph.learners[learner.joined].joins:
+            yield f"{learner.id} is held by {learner.joined}, which does not say so"
+
+
 def roots_exist(graph: LevelGraph) -> Iterator[str]:
     for root in graph.roots():
         if root not in graph.flows:
@@ -82,6 +91,7 @@ RULES: tuple[Callable[[LevelGraph], Iterator[str]], ...] = (
     elementwise_axes_fit,
     learners_exist,
     learners_read_flows,
+    joined_learners_know_each_other,
     roots_exist,
     buckets_hold_learners,
 )

@@ -23,12 +23,13 @@ from nlc.graph.state import (
     StateTensor,
     context_keys,
     folding,
+    joined_states,
     keeps_add_up,
     longest_window,
     needs_anchor,
     needs_kept,
+    running,
     sample_axes,
-    state_tensors,
 )
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, inverse_root, newton_schulz, recall_map, rope, solved_slope
 
@@ -75,7 +76,7 @@ class Reference:
     @cached_property
     def states(self) -> tuple[StateTensor, ...]:
         """What ticks hand on; `carried` has what a stream keeps beside."""
-        return state_tensors(self.graph)
+        return running(self.graph)
 
     def sample_graph(self, learner: Learner, axis: Axis, members: Iterable[str]) -> LevelGraph:
         """The graph as one of the samples that a token holds sees it: nothing has their axis."""
@@ -135,6 +136,8 @@ class Reference:
         batch, tokens = next(iter(inputs.values())).shape[:2]
         rows: dict[str, list[Tensor]] = {}
         needed = self.graph.upstream(*self.graph.roots())
+        beside = joined_states(self.graph)
+        state = {**state, **{key: torch.stack([state[part] for part in parts], 1) for key, parts in beside.items()}}
         for t in range(tokens):
             place = before + t
             tick = Tick(self, inputs, t, state, cut=place > 0 and self.cut > 0 and place % self.cut == 0)
@@ -154,6 +157,8 @@ class Reference:
             if self.graph.starts is not None:
                 rows.setdefault("starts", []).append(tick.flow(self.graph.starts).expand(batch) != 0)
             state = tick.advance()
+        for key, parts in beside.items():
+            state |= dict(zip(parts, state.pop(key).unbind(1), strict=True))
         return {name: torch.stack(values, 1) for name, values in rows.items()}, state
 
     def _without_unscored(self, made: Tensors) -> Tensors:
@@ -367,6 +372,8 @@ class Tick:
             case "part":
                 start, size = flow.attr("start"), flow.attr("size")
                 return args[0][:, start : start + size].unflatten(1, [axis.size for axis in flow.axes])
+            case "pick":
+                return args[0].select(1, flow.attr("index"))
             case "slice":
                 return args[0].narrow(-1, flow.attr("start"), flow.axes[-1].size)
             case "padded":

@@ -52,6 +52,7 @@ def case_of(number: int, options: Options | None = None) -> Case:
         cuts = sorted([*cuts, cuts[0] + 1])
     optional = ("fold-constants", "share-flows", "drop-dead", "fuse-projections", "bucket-frequencies")
     without = tuple(name for name in optional if rng.random() < 0.5)
+    without += ("fuse-learners",) if number % 2 else ()
     kinds = {name: source.kind for name, source in writer.inputs.items()}
     position = rng.choice((0, 1, 5)) if o["state"] == "given" else 0
     return Case(number, o, text, writer.files, kinds, rng.choice((1, 2)), tokens, (*cuts, tokens), position, without)

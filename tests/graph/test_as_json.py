@@ -42,6 +42,8 @@ def test_form_of_the_json_stays(built: Build) -> None:
             "first",
             "restart",
             "like_weights",
+            "joins",
+            "joined",
             "rule",
             "solve",
             "linear",

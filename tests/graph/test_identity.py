@@ -144,7 +144,9 @@ def _candidates(value: Any, data: Any) -> Iterator[Any]:
         yield from ("3 tokens", "16 tokens", "1 token")
     texts = [text for text in (str(_at(data, path)) for path in _leaves(data)) if not text.isdigit()]
     names = [str(path[-1]) for path in _leaves(data) if len(path) > 1]
-    yield from dict.fromkeys([*names, *texts, *WORDS, f"({value}) * 2", f"{value} + 1", "optimizers/sgd", "blocks/other"])
+    yield from dict.fromkeys(
+        [f"({value}) * 2", f"{value} + 1", *WORDS, *names, *texts, "optimizers/sgd", "blocks/other"]
+    )  # the likely first
 
 
 def _at(node: Any, path: tuple[Any, ...]) -> Any:

@@ -65,6 +65,8 @@ OTHER: dict[str, object] = {
     "first": "beta",
     "restart": Restart(50, "S"),
     "like_weights": True,
+    "joins": ("A", "B"),
+    "joined": "A_B",
     "rule": Rule(step="v"),
     "solve": Solve("k", "v", "beta", "q", "k", 3),
     "selector": parse("rest"),

@@ -13,6 +13,7 @@ from nlc.program.program import schedule
 HERE = Path(__file__).parent
 
 SPECS = {
+    "fuse-learners": "two_functions",
     "expand-templates": "copies_of_a_block",
     "fold-constants": "numbers",
     "share-flows": "equal_flows",
