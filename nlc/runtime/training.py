@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nlc.api import compile as compile_spec
 from nlc.diagnostics import NOWHERE, DataError, UsageError
+from nlc.graph.ir import Clock, LevelGraph
 from nlc.language.library import Library
 from nlc.language.spec import Spec
 from nlc.runtime import boards, checkpoint, codes, run_folder
@@ -125,6 +126,7 @@ def train(
         run_folder.check_new(run)
     with deterministic(settings.threads):
         compiled = compile_spec(source.spec, dims, params, backend, seed=seed, library=source.library)
+        notes += unreached(compiled.stages[0].graph, settings.length, steps)
         given = _begun_with(Path(begin), compiled, names or {}) if begin is not None else None
         if not resume:
             about = {"settings": asdict(settings), "deterministic": True, "text": _about(corpus), "versions": run_folder.versions()}
@@ -177,6 +179,18 @@ def _begun_with(run: Path, compiled: CompiledSpec, names: Names) -> tuple[dict[s
     saved = checkpoint.load(run)
     checkpoint.check_names(saved, dict(compiled.named_parameters()), saved.optimizer, run)
     return saved.parameters, of_model(compiled.graph, saved.optimizer, compiled.initial_optimizer(), names)
+
+
+def unreached(graph: LevelGraph, tokens: int, steps: int) -> list[str]:
+    """What learns nothing in so many steps with rows of so many tokens, since its period is longer."""
+    limits = {"token": (tokens, f"a row has {tokens}"), "step": (steps, f"the run has {steps}")}
+    found: dict[Clock, dict[str, None]] = {}
+    for learner in graph.learners.values():
+        if learner.clock is None or learner.host is not None or not learner.writes or learner.clock.unit not in limits:
+            continue
+        if learner.clock.period > limits[learner.clock.unit][0]:
+            found.setdefault(learner.clock, {})[learner.base] = None
+    return [f"never updated, since {limits[clock.unit][1]}: every {clock}, {', '.join(learners)}" for clock, learners in found.items()]
 
 
 class _Trainer:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import nlc
 from nlc.language import loads
+from nlc.runtime.compiled import CompiledSpec
 
 TRAINED = """
 nlc: 1
@@ -121,3 +122,63 @@ def test_memories_learn_whatever_the_mode_of_autograd(mode: Callable[[], Abstrac
     torch.testing.assert_close(same["o"], outputs["o"])
     torch.testing.assert_close(more["o"], memory(given, state)[0]["o"])
     assert not same["o"].requires_grad
+
+
+CHUNKED = (
+    "linear_attention",
+    "delta_rule",
+    "gated_delta_rule",
+    "kda",
+    "momentum_delta",
+    "rwkv7",
+    "separate_probe_key",
+    "gated_delta_product",
+)
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_o10_chunks_of_one_token_are_the_loop(name: str) -> None:
+    """O10: in chunks of 1 token, as in chunks of 8, a memory is what it is token by token."""
+    dims = {"H": 2, "K": 4, "V": 4}
+    loop = nlc.compile(f"ops/{name}", dims, backend="reference")
+    x = example(loop)
+    wanted, end = loop(x)
+    for chunk in (1, 8):
+        made, state = nlc.compile(f"ops/{name}", dims, backend="eager", form="chunkwise", chunk=chunk).double()(x)
+
+        torch.testing.assert_close(made["o"], wanted["o"], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(state, {key: value.to(state[key].dtype) for key, value in end.items()}, rtol=1e-11, atol=1e-11)
+
+
+def example(compiled: CompiledSpec) -> dict[str, Tensor]:
+    """Inputs of two rows of 19 tokens; keys of length one, rates and gates between 0 and 1, logarithms of gates below 0."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name in compiled.graph.inputs:
+        x = torch.randn(2, 19, *(axis.size for axis in compiled.graph.flows[name].axes), generator=generator, dtype=torch.float64)
+        unit = torch.nn.functional.normalize(x, dim=-1) if x.dim() == 4 else torch.sigmoid(x)
+        found[name] = -torch.sigmoid(x) if name in ("g", "w") else unit
+    return found
+
+
+@pytest.mark.parametrize("name", ["delta_rule", "gated_delta_rule"])
+def test_o15_the_chunk_form_is_the_product_of_the_tokens(name: str) -> None:
+    """O15: S_t = P_t..P_1 S_0 + sum_s P_t..P_{s+1} b_s k_s v_s^T with P = a (I - b k k^T), multiplied out."""
+    compiled = nlc.compile(f"ops/{name}", {"H": 1, "K": 4, "V": 3}, backend="eager", form="chunkwise", chunk=16).double()
+    x = example(compiled)
+    start = torch.randn(2, 1, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    outputs, state = compiled(x, compiled.initial_state(2) | {"S": start})
+    q, k, v, b = (x[each][0, :, 0] for each in ("q", "k", "v", "beta"))
+    a = x["g"][0, :, 0].exp() if "g" in x else torch.ones(19, dtype=torch.float64)
+    products = [a[t] * (torch.eye(4, dtype=torch.float64) - b[t] * torch.outer(k[t], k[t])) for t in range(19)]
+
+    def to_end(first: int, last: int) -> Tensor:
+        eye = torch.eye(4, dtype=torch.float64)
+        return torch.linalg.multi_dot([*reversed(products[first:last]), eye, eye])
+
+    for t in range(19):
+        writes = [to_end(s + 1, t + 1) @ (b[s] * torch.outer(k[s], v[s])) for s in range(t + 1)]
+        S = to_end(0, t + 1) @ start[0, 0] + torch.stack(writes).sum(0)
+
+        torch.testing.assert_close(outputs["o"][0, t, 0], q[t] @ S, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(state["S"][0, 0], S, rtol=1e-12, atol=1e-12)

@@ -252,3 +252,13 @@ def test_a_spec_that_is_no_language_model(tmp_path: Path) -> None:
 def test_wrong_numbers(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         train(MODEL, **{**TINY, "steps": 1, "out": tmp_path / "run", **wrong})
+
+
+def test_a_period_that_a_run_never_reaches_is_said(tmp_path: Path) -> None:
+    dims = {"d": 16, "m": 16, "h": 16, "layers": 1, "fast": 8, "middle": 16, "slow": 64}
+
+    result = train("models/hope", steps=1, out=tmp_path / "run", **{**TINY, "dims": dims})
+    averaged = train("models/diloco_lm", steps=2, out=tmp_path / "other", **{**TINY, "dims": {"d": 16, "layers": 1}})
+
+    assert result.notes == ["never updated, since a row has 32: every 64 tokens, y.0.o.Mk, y.0.o.Mv, y.0.o.Meta, y.0.o.Malpha, y.0.y.F3"]
+    assert averaged.notes == ["never updated, since the run has 2: every 100 steps, slow"]
