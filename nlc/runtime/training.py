@@ -23,6 +23,7 @@ from torch import Tensor
 from nlc.api import compile as compile_spec
 from nlc.diagnostics import NOWHERE, DataError, UsageError
 from nlc.graph.ir import Clock, LevelGraph
+from nlc.graph.order import effective_clock
 from nlc.language.library import Library
 from nlc.language.spec import Spec
 from nlc.runtime import boards, checkpoint, codes, run_folder
@@ -186,10 +187,9 @@ def unreached(graph: LevelGraph, tokens: int, steps: int) -> list[str]:
     limits = {"token": (tokens, f"a row has {tokens}"), "step": (steps, f"the run has {steps}")}
     found: dict[Clock, dict[str, None]] = {}
     for learner in graph.learners.values():
-        if learner.clock is None or not learner.writes or learner.clock.unit not in limits:
-            continue
-        if learner.clock.period > limits[learner.clock.unit][0]:
-            found.setdefault(learner.clock, {})[learner.base] = None
+        clock = effective_clock(graph, learner) if learner.writes and (learner.host is None or learner.like_weights) else None
+        if clock is not None and clock.unit in limits and clock.period > limits[clock.unit][0]:
+            found.setdefault(clock, {})[learner.base] = None
     return [f"never updated, since {limits[clock.unit][1]}: every {clock}, {', '.join(learners)}" for clock, learners in found.items()]
 
 
