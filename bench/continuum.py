@@ -18,9 +18,7 @@ from bench.algebra import Row, row
 from bench.memories import RESULTS
 from bench.sections import run
 from bench.timing import medians
-from nlc.passmanager import PassManager, pipeline
 from nlc.runtime.compiled import CompiledSpec
-from nlc.runtime.compiling import compile_graph
 
 SPECS = Path(__file__).parent / "specs"
 SIZE = {"d": 256, "H": 4, "K": 64, "V": 64, "h": 512, "layers": 4}
@@ -83,11 +81,9 @@ def hope(quick: bool) -> Iterator[Row]:
     )
 
 
-def hope_without(dims: Mapping[str, int], backend: str, without: tuple[str, ...] = (), most: int | None = None) -> CompiledSpec:
-    """Hope without some passes; `most`: the largest tensor of memories that fuse-learners makes one of."""
-    options: dict[str, dict[str, object]] = {"fuse-learners": {"most": most}} if most is not None else {}
-    after, stages = PassManager(pipeline(without=without, options=options)).run(nlc.build("models/hope", dims))
-    return compile_graph(after, stages, backend, 0)
+def hope_without(dims: Mapping[str, int], backend: str, *without: str) -> CompiledSpec:
+    """Hope without some passes."""
+    return nlc.compile("models/hope", dims=dims, backend=backend, without=without)
 
 
 def passes(quick: bool) -> Iterator[Row]:
@@ -95,10 +91,8 @@ def passes(quick: bool) -> Iterator[Row]:
     shape, rounds, backend = ((2, 64), 1, "eager") if quick else ((4, 1024), 5, "inductor")
     for d in (16,) if quick else (64, 128):
         dims = {"d": d, "m": d, "h": 2 * d, "layers": 3}
-        every = 4 * d * d  # as if there were no limit
-        names = {"fuse-learners": ("fuse-learners",)} | ({"bucket-frequencies": ("bucket-frequencies",)} if d != 128 else {})
-        models = {"with": hope_without(dims, backend, most=every)}
-        models |= {name: hope_without(dims, backend, without, every) for name, without in names.items()}
+        names = ("fuse-learners", "bucket-frequencies") if d != 128 else ("fuse-learners",)
+        models = {"with": hope_without(dims, backend), **{name: hope_without(dims, backend, name) for name in names}}
         first, seconds = steps_of(models, shape, rounds)
         for name in names:
             more = {"seconds": {"with": round(seconds["with"], 3), "without": round(seconds[name], 3)}}
@@ -107,14 +101,13 @@ def passes(quick: bool) -> Iterator[Row]:
             case = (
                 f"{dims['layers']} layers, d={d} h={2 * d} B={shape[0]} T={shape[1]}, memories every 16/64, levels every 64/512/4096 tokens"
             )
-            more |= {"note": "tensors of this size stay apart by default"} if d == 128 else {}
             yield row(f"Hope, train step with {name}", "without it", case, seconds[name] / seconds["with"], ">=", 0, **more)
-        yield from single_tokens(dims, every, rounds)
+        yield from single_tokens(dims, rounds)
 
 
-def single_tokens(dims: Mapping[str, int], every: int, rounds: int) -> Iterator[Row]:
+def single_tokens(dims: Mapping[str, int], rounds: int) -> Iterator[Row]:
     """One session, token by token, as generated."""
-    pair = {"with": hope_without(dims, "eager", (), every), "without": hope_without(dims, "eager", ("fuse-learners",), every)}
+    pair = {"with": hope_without(dims, "eager"), "without": hope_without(dims, "eager", "fuse-learners")}
     states = {name: each.initial_state(1) for name, each in pair.items()}
     token = torch.zeros(1, 1, dtype=torch.int64)
 

@@ -29,14 +29,14 @@ class FuseLearners(Pass):
     learn the same keys; what differs is what they hold.
     After: one memory with an axis more, which stands for them side by side, and a `pick` flow for each that somebody reads. States and
     parameters keep their names: calls put them side by side when they begin, and take them apart when they end. Functions with a
-    tensor of more than `most` numbers stay as they are: on a CPU their products take as long together as one by one, and more memory.
+    tensor of more than `most` numbers stay as they are: on a CPU their products take as long together as one by one.
     """
 
     name: ClassVar[str] = "fuse-learners"
     numerics: ClassVar[Numerics] = Numerics.TOLERANCE
     bound: ClassVar[float] = 1e-12
 
-    most: int = 1 << 13
+    most: int = 1 << 15
 
     def run(self, graph: LevelGraph) -> LevelGraph:
         groups: list[Alike] = []

@@ -505,8 +505,9 @@ class RegionWriter:
 
     def _like(self) -> str:
         """Some tensor of the region, for dtype and device."""
+        known = self.expressions.variables - self.expressions.split  # a product that is split is a tuple
         floats = [id for id in self.region.inputs if self.graph.flows[id].dtype == "float"]
-        floats += [id for id in self.expressions.variables if self.graph.flows[id].dtype == "float"]
+        floats += [id for id, flow in self.graph.flows.items() if id in known and flow.dtype == "float"]
         return self.namer(floats[0]) if floats else "next(iter(z.values()))"
 
     def _state(self, learner: Learner, key: str) -> str:
