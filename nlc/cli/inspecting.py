@@ -89,7 +89,8 @@ def _summary(graph: LevelGraph | None) -> str:
     from nlc.graph.order import levels
 
     parameters = sum(size_of(learner.axes) for learner in graph.parameters)
-    found = [(len(levels(graph)), "level"), (len(graph.learners), "learner"), (len(graph.flows), "flow"), (parameters, "parameter")]
+    learners = sum(learner.joined is None for learner in graph.learners.values())
+    found = [(len(levels(graph)), "level"), (learners, "learner"), (len(graph.flows), "flow"), (parameters, "parameter")]
     counted = [f"{count:,} {noun}{'' if count == 1 else 's'}" for count, noun in found]
     return f" ({', '.join(counted)})"
 

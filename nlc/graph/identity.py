@@ -145,13 +145,13 @@ def memories(graph: LevelGraph) -> dict[str, Learner]:
 
 
 def prepared(graph: LevelGraph) -> LevelGraph:
-    """The graph after the default passes, unless its memories are classified already."""
-    from nlc.passmanager import PassManager  # passes stand above the graph; a graph is prepared only where one asks for it
+    """The graph after the default passes, each learner by itself, unless its memories are classified already."""
+    from nlc.passmanager import PassManager, pipeline  # passes stand above the graph; a graph is prepared only where one asks for it
 
     expanded = not graph.functions and all(m.rule.call is None or m.rule.expanded for m in graph.learners.values())
     if expanded and all(m.linear is not None for m in memories(graph).values()):
         return graph
-    return PassManager().run(graph)[0]
+    return PassManager(pipeline(without=("fuse-learners",))).run(graph)[0]
 
 
 def _library_signatures(library: Library) -> dict[str, str]:

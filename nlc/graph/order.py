@@ -175,7 +175,7 @@ def levels(graph: LevelGraph) -> tuple[DerivedLevel, ...]:
     ranks = _ranks(graph)
     groups: dict[tuple[int, int, int], list[str]] = {}
     for learner in graph.learners.values():
-        mover = graph.learners[learner.owner] if learner.owner is not None else learner
+        mover = graph.learners[learner.owner or learner.joined or learner.id]
         changes = bool(mover.writes) or mover.solve is not None or mover.first is not None
         clock = effective_clock(graph, mover) if changes else None
         unit = {"token": 0, "step": 1}[clock.unit] if clock else 2

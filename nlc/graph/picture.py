@@ -111,14 +111,14 @@ class _Collector:
             if self._is_shown(flow) and self._stands(flow.id):
                 picture.boxes[flow.id] = self._flow(flow)
         for learner in graph.learners.values():
-            if not learner.is_parameter and self._stands(learner.id):
+            if not learner.is_parameter and learner.joined is None and self._stands(learner.id):
                 picture.boxes[f"learner {learner.id}"] = self._learner(learner)
         self._tensors()
         for flow in graph.flows.values():
             if self._is_shown(flow):
                 self._into_flow(flow)
         for learner in graph.learners.values():
-            if not learner.is_parameter:
+            if not learner.is_parameter and learner.joined is None:
                 self._into_learner(learner)
         picture.lanes = dict(sorted(picture.lanes.items()))
         drawn = [f"{box.block}." for box in picture.boxes.values() if box.lane is None]

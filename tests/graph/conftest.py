@@ -21,11 +21,14 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def built() -> Build:
-    """`built("ops/delta_rule")`; with `passes=True` after the default passes, with `chunk` in chunks of that many tokens."""
+    """`built("ops/delta_rule")`; with `passes=True` after the default passes, with `chunk` in chunks of that many tokens.
+
+    As drawings show it: each learner by itself.
+    """
 
     def build(name: str, passes: bool = False, chunk: int = 0) -> LevelGraph:
         graph = nlc.build(Path("specs") / f"{name}.yaml")
-        chosen = pipeline(options={"choose-form": {"chunk": chunk}})
+        chosen = pipeline(without=("fuse-learners",), options={"choose-form": {"chunk": chunk}})
         return PassManager(chosen).run(graph)[0] if passes or chunk else graph
 
     return build

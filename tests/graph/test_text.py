@@ -66,7 +66,7 @@ OTHER: dict[str, object] = {
     "restart": Restart(50, "S"),
     "like_weights": True,
     "joins": ("A", "B"),
-    "joined": "A_B",
+    "joined": "S",
     "rule": Rule(step="v"),
     "solve": Solve("k", "v", "beta", "q", "k", 3),
     "selector": parse("rest"),
