@@ -95,14 +95,18 @@ def alike(graph: LevelGraph, bases: tuple[str, ...]) -> Alike | None:
         return None
     of = {m.id: (i, name) for i, side in enumerate(sides) for name, m in side.items()}
     known, found = classes(graph, of, len(bases))
-    complete = Alike(bases, {number: tuple(members[i] for i in range(len(bases))) for number, members in found.items()})
-    fits = all(flow.id in known for flow in graph.flows.values() if flow.attr("learner") in of or flow.host in of)
-    fits = fits and all(joinable(graph, graph.flows[members[0]], of, known) for members in complete.classes.values())
-    seen = {id for id in known if graph.flows[id].attr("learner") in of}
-    fits = fits and not any(arg in seen and flow.id not in known for flow in graph.flows.values() for arg in flow.args)
-    fits = fits and not seen & {*graph.roots(), *(id for m in graph.learners.values() if m.id not in of for _, id in graph.needs_of(m))}
     kinds = [[kind(m, of, known) for m in side.values()] for side in sides]
-    return complete if fits and all(each == kinds[0] for each in kinds) else None
+    if any(each != kinds[0] for each in kinds) or not _may_widen(graph, of, known, found):
+        return None
+    return Alike(bases, {number: tuple(members[i] for i in range(len(bases))) for number, members in found.items()})
+
+
+def _may_widen(graph: LevelGraph, of: dict[str, tuple[int, str]], known: dict[str, int], found: dict[int, dict[int, str]]) -> bool:
+    """May one more axis stand for them: is all that they hold read by flows of classes only, which may have it?"""
+    mine = [flow for flow in graph.flows.values() if flow.attr("learner") in of or flow.host in of]
+    tensors = {flow.id for flow in mine if flow.attr("learner") in of}
+    complete = all(flow.id in known for flow in mine) and not tensors & read_outside(graph, set(known), set(of))
+    return complete and all(joinable(graph, graph.flows[members[0]], of, known) for members in found.values())
 
 
 def classes(graph: LevelGraph, of: dict[str, tuple[int, str]], count: int) -> tuple[dict[str, int], dict[int, dict[int, str]]]:

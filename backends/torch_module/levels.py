@@ -9,7 +9,7 @@ from nlc.backends.torch_module.outer import OuterUpdate, Variant, calls, outer_u
 from nlc.graph.ir import ANY, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Outer, loss_levels, matrix_of, owners
-from nlc.graph.segments import begun_as, carried, document, first_owner, needs_sum, periods, restarts, truncation
+from nlc.graph.segments import begun_as, document, first_owner, held, needs_sum, periods, restarts, truncation
 from nlc.graph.state import state_tensors
 
 
@@ -240,8 +240,7 @@ def _restarted(graph: LevelGraph) -> list[str]:
 
 
 def _anew(graph: LevelGraph, level: Outer) -> Iterator[str]:
-    mine = (level.owner.id, *(m.id for m in level.inner))
-    keys = [item.key for item in carried(graph) if item.learner in mine and ":" not in item.key]
+    keys = [key for key in held(graph, level) if key not in level.owner.owns]
     fresh = [id for id in level.owner.owns if graph.learners[id].init.of is None]
     for id in level.owner.owns:
         if id not in fresh:

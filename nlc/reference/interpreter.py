@@ -78,6 +78,11 @@ class Reference:
         """What ticks hand on; `carried` has what a stream keeps beside."""
         return running(self.graph)
 
+    @cached_property
+    def joined(self) -> dict[str, tuple[str, ...]]:
+        """The states that ticks see side by side, by the key that they call them together."""
+        return joined_states(self.graph)
+
     def sample_graph(self, learner: Learner, axis: Axis, members: Iterable[str]) -> LevelGraph:
         """The graph as one of the samples that a token holds sees it: nothing has their axis."""
         if learner.id not in self._sample_graphs:
@@ -136,8 +141,7 @@ class Reference:
         batch, tokens = next(iter(inputs.values())).shape[:2]
         rows: dict[str, list[Tensor]] = {}
         needed = self.graph.upstream(*self.graph.roots())
-        beside = joined_states(self.graph)
-        state = {**state, **{key: torch.stack([state[part] for part in parts], 1) for key, parts in beside.items()}}
+        state = {**state, **{key: torch.stack([state[part] for part in parts], 1) for key, parts in self.joined.items()}}
         for t in range(tokens):
             place = before + t
             tick = Tick(self, inputs, t, state, cut=place > 0 and self.cut > 0 and place % self.cut == 0)
@@ -157,7 +161,7 @@ class Reference:
             if self.graph.starts is not None:
                 rows.setdefault("starts", []).append(tick.flow(self.graph.starts).expand(batch) != 0)
             state = tick.advance()
-        for key, parts in beside.items():
+        for key, parts in self.joined.items():
             state |= dict(zip(parts, state.pop(key).unbind(1), strict=True))
         return {name: torch.stack(values, 1) for name, values in rows.items()}, state
 

@@ -24,6 +24,7 @@ from nlc.graph.segments import (
     carried,
     document,
     gram_of,
+    held,
     needs_sum,
     periods,
     restarts,
@@ -111,8 +112,8 @@ class Stream:
             if not every or position % every or position == 0:
                 continue
             first = self.machine.initial_state(len(next(iter(self.inputs.values()))))
-            mine = [item.key for item in carried(self.graph) if item.learner in (level.owner.id, *(m.id for m in level.inner))]
-            self.levels_state |= {key: first[key] for key in mine if key not in self.frozen}
+            mine = [key for key in held(self.graph, level) if key not in (*level.owner.owns, *self.frozen)]
+            self.levels_state |= {key: first[key] for key in mine}
             for id in (id for id in level.owner.owns if id not in self.frozen):
                 of = self.graph.learners[id].init.of
                 self.levels_state[id] = self.levels_state[of] if of is not None else first[id]
