@@ -9,7 +9,8 @@ from nlc.backends.torch_module.outer import OuterUpdate, Variant, calls, outer_u
 from nlc.graph.ir import ANY, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Outer, loss_levels, matrix_of, owners
-from nlc.graph.segments import begun_as, document, first_owner, held, needs_sum, periods, restarts, truncation
+from nlc.graph.segments import begun_as, first_owner, held, needs_sum, periods, restarts, truncation
+from nlc.graph.sequences import document
 from nlc.graph.state import state_tensors
 
 

@@ -15,7 +15,7 @@ from nlc.graph import codes
 from nlc.graph.builder import CALLER, Builder, Context
 from nlc.graph.generated import init_of, is_generated
 from nlc.graph.ir import ANY, OWN, Backprop, Clock, Init, Learner, LevelGraph, Rule, Store, StoreTensor, Write
-from nlc.graph.segments import document
+from nlc.graph.sequences import document
 from nlc.language import spec as language
 from nlc.language.expression import Call, Name
 

@@ -43,12 +43,6 @@ def is_segmented(graph: LevelGraph) -> bool:
     return bool(loss_levels(graph))
 
 
-def document(graph: LevelGraph) -> str | None:
-    """The input whose change starts a sequence inside a row, `sequence: {starts: new(doc)}`; None where a row is one sequence."""
-    flow = graph.flows[graph.starts] if graph.starts is not None else None
-    return flow.args[0] if flow is not None and flow.op == "new" and flow.args[0] in graph.inputs else None
-
-
 def needs_sum(graph: LevelGraph, level: Outer) -> bool:
     """Does a boundary fall inside its periods, so that gradients are carried past it?"""
     return any(period % level.steps for period in periods(graph))

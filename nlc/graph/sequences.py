@@ -63,6 +63,12 @@ def documents(graph: LevelGraph) -> dict[str, str]:
     return {flow.args[0]: str(flow.attr("tail")) for flow in flows if flow.op == "new" and flow.args[0] in graph.inputs}
 
 
+def document(graph: LevelGraph) -> str | None:
+    """The input whose change starts a sequence inside a row, `sequence: {starts: new(doc)}`; None where a row is one sequence."""
+    flow = graph.flows[graph.starts] if graph.starts is not None else None
+    return flow.args[0] if flow is not None and flow.op == "new" and flow.args[0] in graph.inputs else None
+
+
 def own_operands(flow: Flow, learners: Mapping[str, Learner]) -> int:
     """The number of operands of a flow that carries something, without the one that says where its past ends."""
     if flow.op == "attend":

@@ -22,7 +22,6 @@ from nlc.graph.segments import (
     UNKNOWN,
     begun_as,
     carried,
-    document,
     gram_of,
     held,
     needs_sum,
@@ -30,6 +29,7 @@ from nlc.graph.segments import (
     restarts,
     sum_of,
 )
+from nlc.graph.sequences import document
 from nlc.graph.state import state_tensors
 from nlc.reference.outer import OuterUpdate
 
