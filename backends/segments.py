@@ -31,7 +31,8 @@ class Stream:
         self.rows = len(next(iter(given.values())))
         self.known, self.tokens = (next(iter(each.values())).shape[1] for each in (pending, self.inputs))
         self.labels = self.labelled(inputs, state) if module.LABEL is not None else None
-        self.states = {key: x for key, x in state.items() if ":" not in key}
+        aside = {"pending:position", "pending:next", *(f"pending:{name}" for name in given), *(f"start:{key}" for key in module.INSIDE)}
+        self.states = {key: x for key, x in state.items() if key not in aside}
         self.begun = {key: state.get(f"start:{key}", self.states[key]) for key in module.INSIDE}
 
     def labelled(self, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
@@ -82,8 +83,49 @@ class Stream:
         """What began as another tensor, and passes gradients straight on to it, is that one plus a constant."""
         seen = dict(tensors)
         for key, of in self.module.FOLLOWS.items():
-            seen[key] = seen[key].detach() + (seen[of] - seen[of].detach())
+            if key not in self.module.UNROLLED:
+                seen[key] = passed_on(seen[key], seen[of])
         return seen
+
+    def through(
+        self, weights: dict[str, Tensor], part: tuple[int, int, bool]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """What a segment loses, what of it counts, its values, and what tensors are multiplied with. If it is over, updates are made.
+
+        All of it has outer gradients, those that pass by the updates of `module.UNROLLED` too: the gradients that these are made of
+        are differentiated, so compiled functions run as they are written.
+        """
+        begin, end, over = part
+        with torch.compiler.set_stance("force_eager"):
+            seen = self.followed({key: self.passing(key) for key in self.module.TENSORS})
+            made = self.module.losses(self.part(begin, end), {**self.before(begin), **seen}, weights, True)
+            lost, scored, values, after, rows = made
+            if over and self.learns:
+                found = torch.autograd.grad((lost * scored).sum(), list(seen.values()), create_graph=True, materialize_grads=True)
+                self.learn(end, dict(zip(seen, found, strict=True)), grams_by_row(rows, scored, self.module.UNROLLED), after)
+            elif over:
+                self.learn(end, {}, {}, after)
+        if not over:
+            self.states |= after
+        return lost, scored, values, rows
+
+    def passing(self, key: str) -> Tensor:
+        """A tensor as a segment reads it: with a gradient of its own, and passing outer gradients on."""
+        x = self.states[key]
+        passes = x.requires_grad and (key in self.module.STRAIGHT or key in self.module.UNROLLED)
+        return x.clone() if passes else x.detach().requires_grad_()
+
+    def cut(self, first: bool) -> dict[str, Tensor]:
+        """Outer gradients end here. Returns the tensors, as leaves. At the first token other states keep the gradients that they have."""
+        roots = {key: self.states[key].detach().requires_grad_() for key in self.module.TENSORS}
+        seen = dict(roots)
+        for key, of in self.module.FOLLOWS.items():
+            seen[key] = passed_on(seen[key], seen[of])
+        if not first:
+            self.states = {key: x.detach() for key, x in self.states.items()}
+            self.begun = {key: x.detach() for key, x in self.begun.items()}
+        self.states |= seen
+        return roots
 
     def gradients(self, begin: int, end: int, weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Any]]:
         """Those of the losses of a segment, for what it reads of each tensor, x x^T of the inputs of tensors, and what it makes."""
@@ -97,12 +139,12 @@ class Stream:
 
     def learn(self, end: int, gradients: dict[str, Tensor], grams: dict[str, Tensor], after: dict[str, Tensor]) -> None:
         """A segment is over: the updates that are due at its end, the states there, and what begins anew; what is frozen stays."""
-        if self.module.FOLLOWS:  # what passes straight on may be one tensor, and sums are made in place
-            gradients = {key: x.clone() for key, x in gradients.items()}
+        if self.module.FOLLOWS or self.module.UNROLLED:  # gradients may be one tensor, and sums are made in place
+            gradients = {key: (x if key in self.module.UNROLLED else x.detach()).clone() for key, x in gradients.items()}
         update = self.thawed(self.module.update(self.position + end, self.rows, self.states, gradients, grams) if self.learns else {})
         for key in self.module.STRAIGHT:
             if key in update and self.states[key].requires_grad:
-                update[key] = update[key] + (self.states[key] - self.states[key].detach())
+                update[key] = passed_on(update[key], self.states[key])
         self.states |= {**after, **update}
         self.begun, self.begin = {key: self.states[key] for key in self.module.INSIDE}, end
         self.states |= self.thawed(self.module.restarted(self.position + end, self.states))
@@ -146,6 +188,10 @@ def advanced(stream: Stream, weights: dict[str, Tensor], part: tuple[int, int, b
     """What a segment, or the part of it that this call has, makes of the tokens of this call. One that is over is run from its start."""
     begin, end, over = part
     first = begin if over else max(begin, stream.known)
+    if whole and stream.module.UNROLLED:
+        lost, scored, values, _ = stream.through(weights, (first, end, over))
+        earlier = max(stream.known - first, 0)
+        return lost[:, earlier:], scored[:, earlier:], {key: x[:, earlier:] for key, x in values.items()}
     learned = stream.gradients(begin, end, weights) if over and stream.learns else None
     if learned is not None and not whole:
         lost, scored, values, after, _ = learned[2]
@@ -167,9 +213,14 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([*parts], 1)
 
 
-def grams_by_row(rows: dict[str, Tensor], scored: Tensor) -> dict[str, Tensor]:
+def passed_on(x: Tensor, to: Tensor) -> Tensor:
+    """The number x, whose gradient is that of another tensor."""
+    return x.detach() + (to - to.detach())
+
+
+def grams_by_row(rows: dict[str, Tensor], scored: Tensor, differentiated: Collection[str] = ()) -> dict[str, Tensor]:
     """x x^T [B, I, I] of the inputs of tensors, over the scored tokens."""
-    weighed = {key: x.detach().flatten(2) * scored.unsqueeze(2) for key, x in rows.items()}
+    weighed = {key: (x if key in differentiated else x.detach()).flatten(2) * scored.unsqueeze(2) for key, x in rows.items()}
     return {key: x.mT @ x for key, x in weighed.items()}
 
 
@@ -189,6 +240,24 @@ def trained(
     share = shares(counts)
     counts, scale = (counts, share.max()) if module.ALIKE else (share, share.new_ones(()))
     window = Window(module, weights)
+    (through_updates if module.UNROLLED else by_segments)(stream, window, counts)
+    return window.loss * scale, scaled(window.gradient, scale), scaled(window.grams, scale)
+
+
+def through_updates(stream: Stream, window: Window, counts: Tensor) -> None:
+    """Segments whose updates are differentiated: one backward pass from cut to cut."""
+    for begin, end, over in stream.parts():
+        opens, closes = ((stream.position + n) % stream.module.CUT == 0 for n in (begin, end))
+        roots = stream.cut(not begin) if opens or not begin else {}
+        lost, _, _, rows = stream.through(window.weights, (begin, end, over))
+        window.add((lost * counts[:, begin:end]).sum(), roots, outer_grams(rows, counts[:, begin:end]))
+        if closes or end == stream.tokens:
+            window.closed([])
+
+
+def by_segments(stream: Stream, window: Window, counts: Tensor) -> None:
+    """Segments whose updates are constants: a backward pass from cut to cut, and one a segment that may be the same."""
+    module, weights = stream.module, window.weights
     for begin, end, over in stream.parts():
         if begin and (stream.position + begin) % module.CUT == 0:
             stream.begun = {key: x.detach() for key, x in stream.begun.items()}
@@ -205,7 +274,6 @@ def trained(
             stream.learn(end, *learned, after)
         else:
             stream.begun, stream.begin = {key: after[key] for key in module.INSIDE}, end
-    return window.loss * scale, scaled(window.gradient, scale), scaled(window.grams, scale)
 
 
 def scored_of(stream: Stream, like: Tensor) -> Tensor:
@@ -245,7 +313,7 @@ class Window:
         for total, x in zip(self.gradient.values(), made, strict=False):
             total += x
         for (key, _), x in zip(self.leaves, made[len(self.weights) :], strict=False):
-            first = self.module.STRAIGHT.get(key)
+            first = self.module.STRAIGHT.get(key, self.module.UNROLLED.get(key))
             if first is not None:
                 add_rows(self.gradient[first], x)
         self.losses, self.leaves = [], []
@@ -265,6 +333,24 @@ def outer_grams(rows: dict[str, Tensor], share: Tensor) -> dict[str, Tensor]:
         x = x.detach().flatten(0, 1).flatten(1)
         found[key] = x.mT @ (share.reshape(-1, 1) * x)
     return found
+
+
+def each_moved(
+    update: Callable[..., tuple[Tensor, ...]],
+    before: list[list[Tensor]],
+    after: list[list[Tensor]],
+    numbers: Sequence[Tensor],
+    by_row: bool,
+) -> None:
+    """Apply a rule that is differentiated: of tensors, gradients and states `before` it makes the tensors and states `after`.
+
+    by_row: tensors are [B, ..], each row a tensor by itself.
+    """
+    for given, row in zip(zip(*before, strict=True), zip(*after, strict=True), strict=True):
+        given = (*given, *numbers)
+        made = torch.vmap(update, in_dims=tuple(0 if x.dim() else None for x in given))(*given) if by_row else update(*given)
+        for old, new in zip((row[0], *row[len(row) - len(made) + 1 :]), made, strict=True):
+            old.copy_(new)
 
 
 def each_row(update: Callable[..., None], columns: list[list[Tensor]], numbers: Sequence[Tensor]) -> None:

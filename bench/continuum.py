@@ -18,6 +18,7 @@ from bench.algebra import Row, row
 from bench.memories import RESULTS
 from bench.sections import run
 from bench.timing import medians
+from nlc.language import loads
 from nlc.runtime.compiled import CompiledSpec
 
 SPECS = Path(__file__).parent / "specs"
@@ -64,6 +65,35 @@ def continuum(quick: bool) -> Iterator[Row]:
         what, ratio = f"train step, levels every {name} tokens: times the time", seconds[name] / seconds["plain"]
         sense, bar = ("<=", 1.6) if name == "64/512/4096" else (">=", 0)  # reported beside it
         yield row(what, "the same MLPs without levels", case, ratio, sense, bar, **more)
+
+
+def outer(quick: bool) -> Iterator[Row]:
+    """What the outer gradient of levels costs: cut at the shortest period, whole, and through their updates."""
+    shape, rounds, backend = ((2, 64), 1, "eager") if quick else ((4, 1024), 5, "inductor")
+    dims = {"d": 16, "H": 2, "K": 8, "V": 8, "h": 16, "fast": 8, "middle": 16, "slow": 32} if quick else {}
+    cut = (SPECS / "outer_gradients.yaml").read_text()
+    through = cut.replace("backprop: first_order", "backprop: unrolled")
+    whole = "        backprop: {truncated: fast tokens}\n"
+    texts = {
+        "cut": cut,
+        "whole": cut.replace(whole, ""),
+        "through updates, cut every 512": through.replace("fast tokens}\n", "slow tokens}\n"),
+    }
+    texts["through updates"] = through.replace(whole, "")
+    models = {name: nlc.compile(loads(text), dims=dims, backend=backend) for name, text in texts.items()}
+    first, seconds = steps_of(models, shape, rounds)
+    case = f"one layer of attention and three MLPs, d={dims.get('d', 256)} B={shape[0]} T={shape[1]}, levels every 64/256/512 tokens"
+    for name in [name for name in texts if name != "cut"]:
+        more = {"seconds": {each: round(seconds[each], 3) for each in ("cut", name)}, "first_step_s": round(first[name], 1)}
+        yield row(
+            f"train step, outer gradient {name}: times the time",
+            "cut every 64 tokens",
+            case,
+            seconds[name] / seconds["cut"],
+            ">=",
+            0,
+            **more,
+        )
 
 
 def hope(quick: bool) -> Iterator[Row]:
@@ -123,4 +153,4 @@ def single_tokens(dims: Mapping[str, int], rounds: int) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    run(__doc__, RESULTS / "continuum.json", {"continuum": continuum, "hope": hope, "passes": passes}, dtype="float32")
+    run(__doc__, RESULTS / "continuum.json", {"continuum": continuum, "outer": outer, "hope": hope, "passes": passes}, dtype="float32")

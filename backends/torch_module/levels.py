@@ -34,8 +34,13 @@ def updates(graph: LevelGraph) -> tuple[Update, ...]:
 
 
 def _update(levels: tuple[Outer, ...]) -> Update:
-    functions = outer_update(levels[0])
+    functions = outer_update(levels[0], in_place=not is_unrolled(levels[0]))
     return Update(levels, functions, levels[0].owner.sharing != "shared" and knows_tensors(levels[0]))
+
+
+def is_unrolled(level: Outer) -> bool:
+    """Does the outer gradient pass through its updates?"""
+    return level.owner.backprop.kind == "unrolled"
 
 
 def knows_tensors(level: Outer) -> bool:
@@ -60,10 +65,12 @@ def tables(graph: LevelGraph) -> list[str]:
     levels, learners = loss_levels(graph), graph.learners
     label = next((flow.args[0] for flow in graph.flows.values() if flow.op == "next"), None)
     tensors = [id for level in levels for id in level.owner.owns]
-    straight = [id for level in levels if level.owner.backprop.kind == "first_order" for id in level.owner.owns]
-    follows = {id: learners[id].init.of for id in straight if learners[id].init.of is not None}
-    first = {id: first_owner(graph, id) for id in straight if id not in follows}
+    passing = [id for level in levels if level.owner.backprop.kind != "stop" for id in level.owner.owns]
+    differentiated = {id for level in levels if is_unrolled(level) for id in level.owner.owns}
+    follows = {id: learners[id].init.of for id in passing if learners[id].init.of is not None}
+    first = {id: first_owner(graph, id) for id in passing if id not in follows}
     firsts = {id: graph.parameter_name(learners[of]) if learners[of].init.learned else None for id, of in first.items()}
+    straight = {id: name for id, name in firsts.items() if id not in differentiated}
     inside = [item.key for item in state_tensors(graph) if item.kind != "owned"]
     fold = next((each.owner.fold for each in owners(graph)), {"row": "mean", "token": "mean"})
     alike = (fold["token"], fold["row"]) != ("mean", "sum")
@@ -76,7 +83,9 @@ def tables(graph: LevelGraph) -> list[str]:
         f"    INSIDE = {tuple(inside)!r}",
         f"    TENSORS = {tuple(tensors)!r}",
         "    # tensors that pass outer gradients straight on: to a parameter, or to the tensor they began as",
-        f"    STRAIGHT = {firsts!r}",
+        f"    STRAIGHT = {straight!r}",
+        "    # tensors whose updates are differentiated by the outer gradient",
+        f"    UNROLLED = {dict.fromkeys(sorted(differentiated)) | {id: firsts[id] for id in firsts if id in differentiated}!r}",
         f"    FOLLOWS = {dict(sorted(follows.items(), key=lambda pair: len(list(begun_as(graph, pair[0])))))!r}",
         "    # do all losses count alike?",
         f"    ALIKE = {alike}",
@@ -98,8 +107,9 @@ HEAD = '''\
 def methods(graph: LevelGraph, found: tuple[Update, ...]) -> list[str]:
     """`update` and `restarted` of the class."""
     lines = HEAD.splitlines()
-    body = [line for each in found for line in _bucket(graph, each)]
-    lines += ["        with torch.no_grad():", *body] if body else []
+    for constant in (True, False):
+        body = [line for each in found if each.functions.in_place is constant for line in _bucket(graph, each)]
+        lines += ["        with torch.no_grad():", *body] if body and constant else [line.removeprefix("    ") for line in body]
     return [*lines, "        return new", "", *_restarted(graph)]
 
 
@@ -154,13 +164,14 @@ def _due(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
     level, functions = update.levels[0], update.functions
     mean = f" / {level.steps}" if level.owner.fold["token"] == "mean" else ""
     copies = 0 if level.owner.sharing == "shared" else 1
+    constant = ".detach()" if functions.in_place else ""
     seen, lines = "{}", []
     if ANY not in level.owner.axes:
         seen = "matrix({}, *views[learner, name])"
         lines.append(f"views = {_views(update, copies)}")
     lines += _counts(graph, functions)
     lines += [
-        'moved = {f"{learner}.{name}": state[f"{learner}.{name}"].detach().clone() for learner, name in names}',
+        f'moved = {{f"{{learner}}.{{name}}": state[f"{{learner}}.{{name}}"]{constant}.clone() for learner, name in names}}',
     ]
     keys = [key.removeprefix(f"{level.owner.id}.") for key in functions.outer.keys]
     for key in keys:

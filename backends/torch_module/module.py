@@ -14,7 +14,7 @@ from nlc.backends.torch_module.rule import generate_rule
 from nlc.graph.alone import is_alone
 from nlc.graph.equations import local
 from nlc.graph.ir import ANY, Learner
-from nlc.graph.outer import Outer, OuterState, matrix_of, owners, states_of
+from nlc.graph.outer import Outer, OuterState, loss_levels, matrix_of, owners, states_of
 from nlc.graph.segments import carried, first_of, first_owner, is_segmented, periods, truncation
 from nlc.graph.state import ZEROS, StateTensor, joined_states, needs_anchor, needs_position
 from nlc.program.program import Program, Region, chains
@@ -79,6 +79,7 @@ LOCALS = (
 class _Writer:
     def __init__(self, program: Program, export: bool) -> None:
         self.program, self.graph, self.export = program, program.graph, export
+        self.twice = any(map(levels.is_unrolled, loss_levels(self.graph)))
         self.functions: dict[str, RegionFunction] = {}
         self.memories: dict[str, MemoryFunction] = {}
         self.gates: dict[str, Gates] = {}
@@ -101,7 +102,7 @@ class _Writer:
         cls = self._class(outer)
         for function in self.functions.values():
             self.uses |= function.uses
-        parts = [quarry.copy(self.uses, self.export)]
+        parts = [quarry.copy(self.uses, self.export, self.twice)]
         parts += [memory.text for memory in self.memories.values()]
         parts += [gates.text for gates in self.gates.values()]
         parts += [function.text for function in self.functions.values()]
@@ -109,7 +110,7 @@ class _Writer:
         parts.append(cls)
         body = "\n\n\n".join(parts)
         source = f"{self._header(body)}\n\n\n{body}\n"
-        compiled = [*outer, *(each.functions for each in self.updates if not each.by_row)]
+        compiled = [*outer, *(each.functions for each in self.updates if not each.by_row and each.functions.in_place)]
         updates = tuple(tuple(name for each in compiled for name in each.functions[i]) for i in (0, 1))
         return Generated(source, self._class_name(), (*self.gates, *self.functions), (updates[0], updates[1]))
 
@@ -199,6 +200,7 @@ class _Writer:
                 "drawn",
                 "register",
                 "each_row",
+                "each_moved",
                 "summed_rows",
                 "streamed",
                 "side_by_side",

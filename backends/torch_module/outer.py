@@ -2,7 +2,7 @@
 
     total(w, g, *states, age, *params) -> sums     parts of what is summed over all tensors, a tensor's own
     numbers(age, *params, *shared, *sums)          numbers that are the same for all tensors, and the new shared states
-    update(w, g, *states, *numbers) -> None        one application of the rule, in place
+    update(w, g, *states, *numbers) -> None        one application of the rule, in place; or, differentiated, what is new
 
 A rule with slow learners has these once for each set of periods that can end together; a function has no argument for what it leaves
 alone. An elementwise rule may be given several tensors end to end.
@@ -51,6 +51,7 @@ class OuterUpdate:
     params: tuple[str, ...]
     variants: tuple[Variant, ...]
     uses: frozenset[str]
+    in_place: bool = True
 
     @property
     def name(self) -> str:
@@ -75,20 +76,29 @@ def calls(update: OuterUpdate, variant: Variant, shared: list[str], by_row: bool
     by_row: each row of a tensor is one by itself.
     """
     name, sums = f"{update.name}_total{variant.suffix}", "*sums" if variant.sums else ""
+    columns, old = "columns", shared
+    if not update.in_place:
+        columns, old = "before", [f"{state}.clone()" for state in shared]
+        yield "before = [[x.clone() for x in column] for column in columns]"
     if variant.sums and by_row:
-        yield f"sums = summed_rows({name}, columns, (age,))"
+        yield f"sums = summed_rows({name}, {columns}, (age,))"
     elif variant.sums:
-        yield f"sums = summed({name}, columns, (age,), joined={variant.summed_elementwise})"
+        yield f"sums = summed({name}, {columns}, (age,), joined={variant.summed_elementwise})"
     if variant.numbers or shared:
-        yield f"numbers = {update.name}_numbers{variant.suffix}({', '.join(filter(None, ['age', *shared, sums]))})"
+        yield f"numbers = {update.name}_numbers{variant.suffix}({', '.join(filter(None, ['age', *old, sums]))})"
     for i, state in enumerate(shared):
         yield f"{state}.copy_(numbers[{variant.numbers + i}])"
     numbers = "()" if not variant.numbers else f"numbers[:{variant.numbers}]" if shared else "numbers"
     name = f"{update.name}_update{variant.suffix}"
-    yield f"each_row({name}, columns, {numbers})" if by_row else f"each_tensor({name}, columns, {numbers}, joined={variant.elementwise})"
+    if not update.in_place:
+        yield f"each_moved({name}, before, columns, {numbers}, by_row={by_row})"
+    else:
+        yield (
+            f"each_row({name}, columns, {numbers})" if by_row else f"each_tensor({name}, columns, {numbers}, joined={variant.elementwise})"
+        )
 
 
-def outer_update(outer: Outer) -> OuterUpdate:
+def outer_update(outer: Outer, in_place: bool = True) -> OuterUpdate:
     """The functions of one outer level."""
     graph, name = outer.graph, identifier(outer.owner.id)
     used = graph.upstream(*outer.ends)
@@ -106,10 +116,10 @@ def outer_update(outer: Outer) -> OuterUpdate:
         states = tuple(key for key in outer.keys if key in update.touched | totals.touched)
         text += [totals.function(f"{name}_total{suffix}", states)] if sums else []
         text += [numbers.function(f"{name}_numbers{suffix}", update.numbers, sums)] if update.numbers or outer.shared else []
-        text.append(update.function(f"{name}_update{suffix}", states))
+        text.append(update.function(f"{name}_update{suffix}", states, in_place))
         variants.append(Variant(due, suffix, states, len(sums), len(update.numbers), update.is_elementwise, totals.is_elementwise))
         uses |= update.used | numbers.used | totals.used
-    return OuterUpdate(outer, tuple(text), params, tuple(variants), frozenset(uses))
+    return OuterUpdate(outer, tuple(text), params, tuple(variants), frozenset(uses), in_place)
 
 
 WHOLE = ("gradient", "weights", "rows", "recall", "total", "age", "number", "folded")
@@ -289,6 +299,20 @@ class _Writer(Expressions):
         return Code("age" if period == 1 else f"torch.floor(age / {period})")
 
 
+@dataclass(frozen=True)
+class End:
+    """What a tensor is after an update: `is` a value, `plus` one, or `zero`."""
+
+    kind: str
+    text: str = ""
+
+    def in_place(self, key: str) -> str:
+        return {"is": f"{key}.copy_({self.text})", "plus": f"{key}.add_({self.text})", "zero": f"{key}.zero_()"}[self.kind]
+
+    def value(self, key: str) -> str:
+        return {"is": self.text, "plus": f"{key} + ({self.text})", "zero": f"torch.zeros_like({key})"}[self.kind]
+
+
 class _Update(_Writer):
     """The new weights and states of one tensor; numbers that are the same for all tensors are arguments."""
 
@@ -298,19 +322,15 @@ class _Update(_Writer):
         self.numbers: list[str] = []
 
     def write(self) -> None:
-        """The lines of the function; what it needs is known then."""
-        ends = [f"    w.copy_({self.moved() if self._seen_after() else self.advanced(self.outer.owner, 'w')})"]
+        """The lines of the function, and what is new at its end; what it needs is known then."""
+        self.ends = {"w": End("is", self.moved() if self._seen_after() else self.advanced(self.outer.owner, "w"))}
         for m in self.outer.of_tensors:
-            if self.outer.is_due(m, self.due):
-                new = self.updated(m)
-                ends.append(f"    {self.old(m.id)}.copy_({new})")
+            due = self.outer.is_due(m, self.due)
+            if due:
+                self.ends[self.old(m.id)] = End("is", self.updated(m))
             for flow in self.outer.gathered(m):
-                key = self.outer.sum_of(m.id)
-                if self.outer.is_due(m, self.due):
-                    ends.append(f"    {self.old(key)}.zero_()")
-                else:
-                    ends.append(f"    {self.old(key)}.add_({self.value(flow.args[0]).text})")
-        self.lines += ends
+                end = End("zero") if due else End("plus", self.value(flow.args[0]).text)
+                self.ends[self.old(self.outer.sum_of(m.id))] = end
 
     def _seen_after(self) -> bool:
         """Does a learner that is due learn from the new weights?"""
@@ -318,9 +338,14 @@ class _Update(_Writer):
         needed = self.graph.upstream(*(id for m in due for _, id in self.graph.needs_of(m)))
         return any(f.op == "weights" and f.attr("state") == "after" for f in map(self.graph.flows.__getitem__, needed))
 
-    def function(self, name: str, states: tuple[str, ...]) -> str:
+    def function(self, name: str, states: tuple[str, ...], in_place: bool) -> str:
         arguments = [*self.given, *map(self.name, states), *map(self.name, self.numbers)]
-        return "\n".join([*self.head(name, arguments, "None", "One application of the rule to a tensor, in place."), *self.lines])
+        if in_place:
+            head = self.head(name, arguments, "None", "One application of the rule to a tensor, in place.")
+            return "\n".join([*head, *self.lines, *(f"    {end.in_place(key)}" for key, end in self.ends.items())])
+        head = self.head(name, arguments, "tuple[Tensor, ...]", "One application of the rule to a tensor: the new one, and its new states.")
+        made = [self.ends[key].value(key) if key in self.ends else key for key in ("w", *map(self.name, states))]
+        return "\n".join([*head, *self.lines, f"    return {', '.join(made)},"])
 
     def value(self, id: str) -> Code:
         if id not in self.outer.differing and not self.constant(id) and id not in self.variables:

@@ -1,6 +1,7 @@
 """Copies functions out of `kernels.py` and `layers.py`, with everything they need, in the order of the files.
 
-For export, the functions of `export_kernels.py` stand for those of the same name.
+For export, the functions of `export_kernels.py` stand for those of the same name; where gradients are differentiated, those of them that
+are differentiable as they are written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from importlib.resources import files
 
 QUARRIES = ("layers.py", "kernels.py", "segments.py")
 EXPORT = "export_kernels.py"
+FIXED = ("over_periods",)
+"""Functions for export that need a fixed number of tokens."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,12 @@ class Piece:
 
 
 @cache
-def pieces(export: bool = False) -> tuple[Piece, ...]:
+def pieces(export: bool = False, twice: bool = False) -> tuple[Piece, ...]:
+    """Of the usual form, of that for export, or of one that can be differentiated twice."""
     found = [piece for file in QUARRIES for piece in _read(file)]
-    if not export:
+    if not export and not twice:
         return tuple(found)
-    plain = _read(EXPORT)
+    plain = [piece for piece in _read(EXPORT) if export or not piece.names & {*FIXED}]
     replaced = frozenset().union(*(piece.names for piece in plain))
     return (*(piece for piece in found if not piece.names & replaced), *plain)
 
@@ -75,9 +79,9 @@ def imports(body: str) -> str:
     return f"{lines}\n" if lines else ""
 
 
-def copy(wanted: set[str], export: bool = False) -> str:
+def copy(wanted: set[str], export: bool = False, twice: bool = False) -> str:
     """The source of these functions and of what they call."""
-    known = pieces(export)
+    known = pieces(export, twice)
     needed = set(wanted)
     taken: set[int] = set()
     grew = True

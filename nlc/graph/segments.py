@@ -101,7 +101,12 @@ def _pending(graph: LevelGraph, inside: tuple[StateTensor, ...]) -> Iterator[Sta
 def held(graph: LevelGraph, level: Outer) -> tuple[str, ...]:
     """The keys of all that a learner of the loss holds: its tensors, what they have gathered, the states of its rule."""
     mine = {level.owner.id, *level.owner.owns, *(m.id for m in level.inner)}
-    return tuple(item.key for item in carried(graph) if item.learner in mine and ":" not in item.key)
+    return tuple(item.key for item in (*state_tensors(graph), *_of_levels(graph)) if item.learner in mine)
+
+
+def pending(graph: LevelGraph) -> frozenset[str]:
+    """The keys of what is kept of the tokens since the last boundary, and of the states there."""
+    return frozenset(item.key for item in _pending(graph, state_tensors(graph)))
 
 
 def begun_as(graph: LevelGraph, id: str) -> Iterator[str]:

@@ -73,7 +73,7 @@ def is_constant(graph: LevelGraph, flow: str) -> bool:
 
 def needs_position(graph: LevelGraph) -> bool:
     return any(f.op in ("position", "boundary") or _counts_tokens(graph, f) for f in graph.flows.values()) or any(
-        m.folds is not None or needs_anchor(graph, m) or m.backprop.tokens for m in graph.learners.values()
+        m.folds is not None or needs_anchor(graph, m) or (m.backprop.tokens and m.selector is None) for m in graph.learners.values()
     )
 
 

@@ -90,10 +90,6 @@ def _refuse_general(graph: LevelGraph) -> None:
 def _refused_streams(graph: LevelGraph) -> Iterator[Diagnostic]:
     """Learners of the loss, and cuts of the outer gradient beside them, that have no program."""
     cut, levels = truncation(graph), loss_levels(graph)
-    for level in levels:
-        if level.owner.backprop.kind == "unrolled":
-            text = f"`{level.owner.id}` cannot be compiled: the outer gradient passes through its updates, which are gradients themselves"
-            yield codes.CannotLower(text, level.owner.span, "`backprop: first_order` and `stop` compile; the reference backend runs it")
     for each in owners(graph):
         if cut and levels and cut % min(level.steps for level in levels):
             text = f"`{each.owner.id}` cannot be compiled: its gradient is cut every {cut} tokens, within the shortest period of the loss"

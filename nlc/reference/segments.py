@@ -25,6 +25,7 @@ from nlc.graph.segments import (
     gram_of,
     held,
     needs_sum,
+    pending,
     periods,
     restarts,
     sum_of,
@@ -53,7 +54,9 @@ class Stream:
         self.tokens = next(iter(self.inputs.values())).shape[1]
         self.labels = self._labels(inputs, state) if self.asks_next else None
         self.begun = {key: state[f"{START}{key}"] for key in self.inside}
-        self.levels_state = {key: x for key, x in state.items() if key not in self.begun and ":" not in key}
+        aside = {*self.begun, *pending(self.graph)}
+        self.levels_state = {key: x for key, x in state.items() if key not in aside}
+        self.first = dict(self.levels_state)
 
     def _labels(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
         """The label of each token: as given, else the input of the next one."""
@@ -74,6 +77,8 @@ class Stream:
         begin = 0
         while begin < self.tokens:
             self._restart(self.position + begin)
+            if begin and self.machine.cut and (self.position + begin) % self.machine.cut == 0:
+                self._cut()
             end = min(begin + min(n - (self.position + begin) % n for n in self.periods), self.tokens)
             full = any((self.position + end) % n == 0 for n in self.periods)
             leaves = self._leaves()
@@ -105,6 +110,13 @@ class Stream:
                 leaves[id] = old.detach() + (leaves[str(of)] - leaves[str(of)].detach()) if straight else old.clone()
         return leaves
 
+    def _cut(self) -> None:
+        """The outer gradient goes no further back through updates: tensors pass it straight to their first value, all else is constant."""
+        for level in (level for level in self.levels if level.owner.backprop.kind == "unrolled"):
+            for key in held(self.graph, level):
+                x, first = self.levels_state[key].detach(), self.first[key]
+                self.levels_state[key] = x + (first - first.detach()) if key in level.owner.owns else x
+
     def _restart(self, position: int) -> None:
         """Learners with a `reset` begin anew: as what they were declared to begin with holds now, with new states of their rules."""
         for level in self.levels:
@@ -134,7 +146,8 @@ class Stream:
         found = {}
         for id, _ in self.graph.rows:
             if id in level.names:
-                x = made[f"rows of {id}"].detach().flatten(2) * made["scored"].unsqueeze(2)
+                x = made[f"rows of {id}"].flatten(2) * made["scored"].unsqueeze(2)
+                x = x if level.owner.backprop.kind == "unrolled" else x.detach()
                 found[level.names[id]] = x.mT @ x
         return found
 

@@ -333,19 +333,53 @@ def test_a_nested_learner_begins_anew_as_the_slower_one_is() -> None:
     assert bool((compiled({"tokens": x[:, :9]})[1]["A.W1"] != compiled({"tokens": x[:, :9]})[1]["C.W1"]).any())
 
 
-def test_unrolled_updates_are_differentiated_by_the_reference_only() -> None:
-    spec = text(periods=(4, 6)).replace("init: learned, read: start", "init: learned, read: start, backprop: unrolled")
-    x, reference = tokens(14), made(spec, "reference")
-    first = made(text(periods=(4, 6)), "reference")
+def test_states_of_a_block_without_a_name_are_carried() -> None:
+    spec = text(periods=(4, 6)).replace("a: x + S(x)", "a: x + S(x) + attention(x, H=1, K=3, V=3)")
+    spec, x = spec.replace("templates:", "uses: {attention: blocks/attention}\ntemplates:"), tokens(14)
+    eager, reference = made(spec), made(spec, "reference")
+    (wanted, before), (first, state) = reference({"tokens": x}), eager({"tokens": x[:, :9]})
+    second, after = eager({"tokens": x[:, 9:]}, state)
 
-    assert largest(gradients(reference, x), gradients(first, x)) > 1e-6
-    with pytest.raises(nlc.NlcError, match="gradients themselves"):
-        made(spec)
+    assert largest({"logits": torch.cat([first["logits"], second["logits"]], 1)}, wanted) < 1e-12
+    assert largest(after, before) < 1e-12
+
+
+def unrolled(**more: Any) -> str:
+    """The outer gradient passes through the updates."""
+    return text(**more).replace("init: learned, read: start", "init: learned, read: start, backprop: unrolled")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("wiring", "scope"), [("sequential", "stream"), ("sequential", "shared"), ("independent", "sequence")])
+def test_unrolled_updates_have_the_gradients_of_the_reference(wiring: str, scope: str, rule: str) -> None:
+    spec, x = unrolled(wiring=wiring, rule=rule, periods=(4, 6), scope=scope), tokens(14)
+    eager, reference = made(spec), made(spec, "reference")
+    constant = made(text(wiring=wiring, rule=rule, periods=(4, 6), scope=scope))
+
+    assert largest(gradients(eager, x), gradients(reference, x)) < 1e-12
+    assert largest(gradients(eager, x), gradients(constant, x)) > 1e-6
+
+
+MEMORIES = {
+    "momentum": "{store: {matrix: [d, d]}, learn: {key: x, value: x, rule: {momentum: {rate: 0.2, decay: 0.5}}}}",
+    "a gate in log space": "{store: {matrix: [d, d]}, learn: {key: x, value: x, rate: 0.2, keep: 'exp(-dot(x, x))'}}",
+    "an mlp": "{store: {mlp: [d, h, d]}, init: learned, learn: {key: x, value: x, rate: 0.2}}",
+    "attention": "{store: {vector: [d]}, learn: {key: x, value: x, solve: exact, over: all, weight: 'exp(dot(query, key))'}}",
+}
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_unrolled_updates_beside_a_memory(memory: str) -> None:
+    usual = "{store: {matrix: [d, d]}, learn: {key: x, value: x * 0.5, rate: 0.3}}"
+    spec, x = unrolled(periods=(4, 6)).replace(usual, MEMORIES[memory]), tokens(14)
+    assert MEMORIES[memory] in spec
+
+    assert largest(gradients(made(spec), x), gradients(made(spec, "reference"), x)) < 1e-10
 
 
 def test_unrolled_gradients_are_those_of_finite_differences() -> None:
-    spec, x = text(periods=(4, 6)).replace("init: learned, read: start", "init: learned, read: start, backprop: unrolled"), tokens(14)
-    compiled = made(spec, "reference")
+    spec, x = unrolled(periods=(4, 6)), tokens(14)
+    compiled = made(spec)
     found = gradients(compiled, x)["A.W1.init"]
     p = dict(compiled.named_parameters())["A.W1.init"]
     losses = []
@@ -356,6 +390,15 @@ def test_unrolled_gradients_are_those_of_finite_differences() -> None:
             p[0, 0] -= step
 
     assert abs(float(found[0, 0]) - (losses[0] - losses[1]) / 2e-5) < 1e-8
+
+
+@pytest.mark.inductor
+@pytest.mark.slow
+def test_inductor_differentiates_updates() -> None:
+    eager, compiled, x = made(unrolled()), made(unrolled(), "inductor"), tokens(18)
+
+    assert largest(gradients(compiled, x), gradients(eager, x)) < 1e-12
+    assert largest(compiled({"tokens": x})[1], eager({"tokens": x})[1]) < 1e-12
 
 
 @pytest.mark.inductor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from tests.conformance.test_continuum import gradients, largest, made, tokens
 
+RANDOM = 40
 RULES = (
     "rate: 0.05",
     "rule: {momentum: {rate: 0.05, decay: 0.5}}",
@@ -48,7 +50,7 @@ def random_spec(seed: int) -> str:
         word = draw.choice(("sum", "mean"))
         fold = f"{{token: {word}, row: {draw.choice(('sum', 'mean'))}}}" if scope == "shared" else word
         rule = draw.choice(RULES if "b:" not in kind else [rule for rule in RULES if "m3" not in rule and "dgd" not in rule])  # no vectors
-        backprop = draw.choice(("first_order", "first_order", "stop"))
+        backprop = draw.choice(("first_order", "unrolled", "stop"))
         reset = f", reset: {{every: {period * draw.randint(2, 3)} tokens, to: init}}" if draw.random() < 0.2 and "m3" not in rule else ""
         learn = f"{{minimize: loss, fold: {fold}, {rule}}}"
         learner = f"F{i}: {{store: {kind}, init: learned, read: start, scope: {scope}, backprop: {backprop}, learn: {learn}{reset}}}"
@@ -79,7 +81,25 @@ def pack(spec: str) -> str:
     return spec.replace("flows:", "sequence: {starts: new(doc)}\nflows:")
 
 
-@pytest.mark.parametrize("seed", range(40))
+def cut(spec: str, seed: int) -> str:
+    """The outer gradient is cut every so many tokens, a multiple of the shortest period."""
+    shortest = min(int(period) for period in re.findall(r"every: (\d+) tokens, learners", spec))
+    return spec.replace("owns: rest", f"owns: rest, backprop: {{truncated: {shortest * (1 + seed % 3)} tokens}}")
+
+
+@pytest.mark.parametrize("seed", range(RANDOM))
+def test_a_cut_outer_gradient_is_the_reference(seed: int) -> None:
+    packed = seed % 4 == 3
+    spec, x = cut(pack(random_spec(seed)) if packed else random_spec(seed), seed), inputs(seed, packed)
+    reference, eager = made(spec, "reference"), made(spec)
+
+    (wanted, _), (got, _) = reference.train_step(x), eager.train_step(x)
+
+    assert abs(float(wanted - got)) < 1e-9, spec
+    assert largest(dict(eager.named_parameters()), dict(reference.named_parameters())) < 1e-9, spec
+
+
+@pytest.mark.parametrize("seed", range(RANDOM))
 def test_the_compiled_form_is_the_reference(seed: int) -> None:
     packed = seed % 4 == 3
     spec, x = pack(random_spec(seed)) if packed else random_spec(seed), inputs(seed, packed)
