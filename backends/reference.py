@@ -39,6 +39,9 @@ class ReferenceModule(nn.Module):
         outputs, new = self._machine(inputs).run(inputs, state, frozen)
         return {name: outputs[name] for name, _ in self.graph.outputs}, new
 
+    def end(self, state: Tensors, frozen: Collection[str] = ()) -> Tensors:
+        return self._machine({key: x for key, x in state.items() if x.is_floating_point()}).end(state, frozen)
+
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         outputs, new = self.forward({name: x.unsqueeze(1) for name, x in inputs.items()}, state)
         return {name: x.squeeze(1) for name, x in outputs.items()}, new

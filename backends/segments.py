@@ -161,6 +161,42 @@ class Stream:
         return state if self.labels is None else {**state, "pending:next": self.labels[:, self.begin :]}
 
 
+def sequence_ended(module: Any, state: dict[str, Tensor], frozen: Collection[str] = ()) -> dict[str, Tensor]:
+    """The state of the next sequence. What is pending is learned first, its last token without a label.
+
+    Where its end is no boundary, `module.update` makes those updates that are flushed.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        state = {key: x.clone() if x.is_inference() else x for key, x in state.items()}
+        names = [
+            key.removeprefix("pending:") for key in state if key.startswith("pending:") and key not in ("pending:position", "pending:next")
+        ]
+        stream = Stream(module, {name: state[f"pending:{name}"][:, :0] for name in names}, state, frozen)
+        if stream.learns:
+            learn_the_rest(stream)
+        first = module.initial_state(stream.rows, {key: x for key, x in stream.states.items() if x.is_floating_point()})
+        return {**first, **{key: stream.states[key] for key in (*module.LASTING, *frozen)}}
+
+
+def learn_the_rest(stream: Stream) -> None:
+    """What is pending, and the periods that are open, where a sequence ends."""
+    module, end = stream.module, stream.position + stream.tokens
+    gradients = {key: torch.zeros_like(stream.states[key]) for key in module.TENSORS}
+    like = next(iter(gradients.values()))
+    grams = {key: like.new_zeros(stream.rows, n, n) for key, n in module.INPUTS.items()}
+    if stream.tokens:
+        if stream.labels is not None:
+            stream.labels.masked_fill_(stream.labels == UNKNOWN, -1)
+        found, rows, made = stream.gradients(0, stream.tokens, dict(module.named_parameters()))
+        if any(end % period == 0 for period in module.PERIODS):
+            stream.learn(stream.tokens, found, rows, made[3])
+        else:
+            gradients, grams = found, rows
+    if module.FOLLOWS or module.UNROLLED:
+        gradients = {key: x.clone() for key, x in gradients.items()}
+    stream.states |= stream.thawed(module.update(end, stream.rows, stream.states, gradients, grams, ends=True))
+
+
 Values = tuple[Tensor, Tensor, dict[str, Tensor]]
 """What each token loses, whether that counts, and values by flow."""
 

@@ -93,7 +93,7 @@ def _kind(level: Outer) -> object:
     restart = {level.graph.learners[id].reset for id in owner.owns}
     every = tuple(level.graph.flows[id].attr("period") if id is not None else 0 for id in restart)
     kinds = tuple(matrix_of(level.graph.learners[id]) for id in owner.owns) if level.reads_rows else ()
-    told = (owner.clock, owner.sharing, tuple(sorted(owner.fold.items())), owner.axes, owner.backprop.kind, every, kinds)
+    told = (owner.clock, owner.sharing, tuple(sorted(owner.fold.items())), owner.axes, owner.backprop.kind, owner.remainder, every, kinds)
     return told, ends, tuple(flows), tuple(inner)
 
 

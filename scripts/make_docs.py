@@ -17,7 +17,7 @@ from nlc.graph.operators import OPERATORS
 from nlc.graph.ops import OPS
 from nlc.language.expression import to_text
 from nlc.language.library import Library
-from nlc.language.schema import NOT_YET, json_schema
+from nlc.language.schema import json_schema
 from nlc.passmanager import DEFAULT, find_pass
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -45,11 +45,6 @@ def language() -> str:
         for key, field in forms[name]["properties"].items():
             default = f"`{field['default']}`" if field.get("default") is not None else ""
             parts.append(f"| `{key}` | {_cell(field.get('description', ''))} | {default} |\n")
-    parts.append("\n### Keys of language 1 that this version refuses\n\n")
-    parts.append("They have a meaning in the language and no compiler yet; they are never ignored (NLC106).\n\n")
-    for place, keys in NOT_YET.items():
-        if keys:
-            parts.append(f"- {place}: {', '.join(f'`{key}`' for key in keys)}\n")
     parts.append("\n## Operators\n\n| operator | what |\n|---|---|\n")
     for name, op in OPS.items():
         if op.callable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from nlc.backends.torch_module.outer import OuterUpdate, Variant, calls, outer_u
 from nlc.graph.ir import ANY, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Outer, loss_levels, matrix_of, owners
-from nlc.graph.segments import begun_as, first_owner, held, needs_sum, periods, restarts, truncation
+from nlc.graph.segments import ages, begun_as, first_owner, has_ends, held, lasts, needs_sum, periods, restarts, truncation
 from nlc.graph.sequences import document
 from nlc.graph.state import state_tensors
 
@@ -89,6 +90,20 @@ def tables(graph: LevelGraph) -> list[str]:
         f"    FOLLOWS = {dict(sorted(follows.items(), key=lambda pair: len(list(begun_as(graph, pair[0])))))!r}",
         "    # do all losses count alike?",
         f"    ALIKE = {alike}",
+        *_lasting(graph, levels),
+    ]
+
+
+def _lasting(graph: LevelGraph, levels: tuple[Outer, ...]) -> list[str]:
+    """What the end of a sequence must know."""
+    if not has_ends(graph):
+        return []
+    keys = [key for level in levels if level.owner.sharing != "sequence" for key in lasts(graph, level)]
+    told = {id: math.prod(axis.size for axis in graph.learners[id].store.in_axes) for id, _ in graph.rows if graph.learners[id].owner}
+    return [
+        "    # what is held beyond a sequence; the sizes of the inputs of tensors",
+        f"    LASTING = {tuple(keys)!r}",
+        f"    INPUTS = {told!r}",
     ]
 
 
@@ -104,9 +119,17 @@ HEAD = '''\
         gradients, grams = dict(gradients), dict(grams)'''
 
 
+ENDING = (
+    "grams: dict[str, Tensor]\n",
+    "grams: dict[str, Tensor], ends: bool = False\n",
+    "those whose periods end.\n",
+    "those whose periods end.\n\n        With `ends` the sequence is over: open periods that are flushed are updates.",
+)
+
+
 def methods(graph: LevelGraph, found: tuple[Update, ...]) -> list[str]:
     """`update` and `restarted` of the class."""
-    lines = HEAD.splitlines()
+    lines = (HEAD.replace(*ENDING[:2]).replace(*ENDING[2:]) if has_ends(graph) else HEAD).splitlines()
     for constant in (True, False):
         body = [line for each in found if each.functions.in_place is constant for line in _bucket(graph, each)]
         lines += ["        with torch.no_grad():", *body] if body and constant else [line.removeprefix("    ") for line in body]
@@ -131,7 +154,10 @@ def _bucket(graph: LevelGraph, update: Update) -> list[str]:
             '                new[f"{learner}.sum.{name}"] = gradients[f"{learner}.{name}"]',
         ]
     lines += _grams(graph, update, gathered)
-    lines.append(f"            if position % {level.steps} == 0:")
+    due = f"position % {level.steps} == 0"
+    if has_ends(graph):
+        due = f"bool(position % {level.steps}) == ends" if level.owner.remainder == "flush" else f"{due} and not ends"
+    lines.append(f"            if {due}:")
     lines += [f"                {line}" for line in _due(graph, update, gathered)]
     return lines
 
@@ -162,7 +188,8 @@ def _grams(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
 def _due(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
     """An update, at the end of a period."""
     level, functions = update.levels[0], update.functions
-    mean = f" / {level.steps}" if level.owner.fold["token"] == "mean" else ""
+    tokens = f"(position % {level.steps} or {level.steps})" if level.owner.remainder == "flush" else str(level.steps)
+    mean = f" / {tokens}" if level.owner.fold["token"] == "mean" else ""
     copies = 0 if level.owner.sharing == "shared" else 1
     constant = ".detach()" if functions.in_place else ""
     seen, lines = "{}", []
@@ -203,11 +230,15 @@ def _due(graph: LevelGraph, update: Update, gathered: bool) -> list[str]:
 def _counts(graph: LevelGraph, functions: OuterUpdate) -> list[str]:
     """How many updates a learner has made since it began, with this one, where its rule or a slow learner in it asks."""
     level, aged = functions.outer, any(v.numbers or v.sums for v in functions.variants) or bool(functions.outer.shared)
+    age = ["age = torch.tensor(float(count), dtype=torch.float64)"] if aged else []
+    for key in ages(level):
+        name = key.removeprefix(level.owner.id)
+        new = f'new |= {{f"{{learner}}{name}": torch.tensor(count, device=state["{key}"].device) for learner, _ in names}}'
+        return [f'count = int(state["{key}"]) + 1', new, *age]
     if not aged and not level.periods:
         return []
     every = restarts(graph, level)
     begun = f"((position - {level.steps}) % {every} + {level.steps})" if every else "position"
-    age = ["age = torch.tensor(float(count), dtype=torch.float64)"] if aged else []
     return [f"count = {begun} // {level.steps}", *age]
 
 
@@ -252,7 +283,7 @@ def _restarted(graph: LevelGraph) -> list[str]:
 
 
 def _anew(graph: LevelGraph, level: Outer) -> Iterator[str]:
-    keys = [key for key in held(graph, level) if key not in level.owner.owns]
+    keys = [key for key in (*held(graph, level), *ages(level)) if key not in level.owner.owns]
     fresh = [id for id in level.owner.owns if graph.learners[id].init.of is None]
     for id in level.owner.owns:
         if id not in fresh:

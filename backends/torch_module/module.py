@@ -15,7 +15,7 @@ from nlc.graph.alone import is_alone
 from nlc.graph.equations import local
 from nlc.graph.ir import ANY, Learner
 from nlc.graph.outer import Outer, OuterState, loss_levels, matrix_of, owners, states_of
-from nlc.graph.segments import carried, first_of, first_owner, is_segmented, periods, truncation
+from nlc.graph.segments import carried, first_of, first_owner, has_ends, is_segmented, periods, truncation
 from nlc.graph.state import ZEROS, StateTensor, joined_states, needs_anchor, needs_position
 from nlc.program.program import Program, Region, chains
 
@@ -179,6 +179,9 @@ class _Writer:
         ]
         self._uses_in(INIT)
         lines += ["", *self._initial_state(), "", *self._run(), "", *self._forward()]
+        if has_ends(graph):
+            lines += ["", *END.splitlines()]
+            self.uses.add("sequence_ended")
         if periods(graph):
             lines += ["", *self._losses(), "", *levels.methods(graph, self.updates)]
             self._uses_in("\n".join(lines))
@@ -751,6 +754,11 @@ FROZEN = (
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         \"\"\"Inputs [B, T, ..] -> outputs [B, T, ..] and the new state. Changes no argument. States named in `frozen` stay.""",
 )
+
+END = '''\
+    def end(self, state: dict[str, Tensor], frozen: Collection[str] = ()) -> dict[str, Tensor]:
+        """The state of the next sequence, where this one is over. States named in `frozen` stay."""
+        return sequence_ended(self, state, frozen)'''
 
 STREAMED_LOSS = '''\
     def loss(

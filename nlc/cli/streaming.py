@@ -33,6 +33,9 @@ def stream(
     format: Annotated[Format, typer.Option("--format", help="With `predictions` also the likeliest token after each.")] = Format.loss,
     learn: Annotated[bool, typer.Option("--learn/--no-learn", help="Do levels learn from what they read?")] = True,
     ids: Annotated[bool, typer.Option("--ids", help="Read token ids with white space between them, not bytes.")] = False,
+    end: Annotated[
+        bool, typer.Option("--end", help="A sequence ends with what is read: levels flush or drop their open periods, memories begin anew.")
+    ] = False,
     backend: BackendOption = Backend.eager,
     color: ColorOption = Color.auto,
     debug: DebugOption = False,
@@ -51,7 +54,7 @@ def stream(
         from nlc.runtime.streaming import Options, Streaming
 
         set_up()
-        options = Options(chunk, ids, format is Format.predictions, learn)
+        options = Options(chunk, ids, format is Format.predictions, learn, end)
         streaming = Streaming(run, state, options, str(backend))
         if streaming.note:
             out.message(f"note: {streaming.note}")

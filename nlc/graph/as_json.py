@@ -124,6 +124,7 @@ def learner_json(learner: Learner) -> Json:
         "read": learner.read,
         "scope": learner.sharing,
         "backprop": str(learner.backprop),
+        "remainder": learner.remainder,
         "block": learner.scope,
         "host": learner.host,
         "owns": list(learner.owns),

@@ -275,6 +275,8 @@ class Learner:
     """A number a token; where it is not 0 the learner and those of its rule begin anew."""
     first: str | None = None
     """The flow that it begins as, where it begins anew; else it begins as `init` says."""
+    remainder: str = "carry"
+    """What becomes of an open period of a learner of the loss where a sequence ends: `carry`, `flush` or `drop`."""
     restart: Restart | None = None
     """For an outer level."""
     joins: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ from nlc.graph.ir import (
     show_axes,
     size_of,
 )
-from nlc.graph.loss_learners import attach_own, backprop_of, begins_as, declare_own, is_own
+from nlc.graph.loss_learners import attach_own, backprop_of, begins_as, declare_own, is_own, nothing_remains
 from nlc.graph.proximal import implicit_rule, is_implicit
 from nlc.graph.solved import is_solved, solved_context
 from nlc.graph.window import length, windowed
@@ -73,6 +73,8 @@ def declare(b: Builder, level: language.Level, learner: language.Learner) -> Non
         b.written_out[id] = stored
     if learner.learns_from_loss:
         declare_own(b, level, learner, clock)
+    elif level.remainder != "carry":
+        nothing_remains(b, level, f"`{learner.name}` does not minimise the loss")
 
 
 def _own_clock(b: Builder, learner: language.Learner, clock: Clock | None) -> None:

@@ -36,7 +36,22 @@ def declare_own(b: Builder, level: language.Level, learner: language.Learner, cl
     sharing = b.learners[tensors[0]].sharing
     b.learners[id] = Learner(id, store, clock=clock, level=level.name, read="start", sharing=sharing, selector=OWN, owns=tensors)
     b.learners[id] = replace(b.learners[id], span=learner.span, defaults=b.learners[tensors[0]].defaults)
-    b.learners[id] = replace(b.learners[id], backprop=b.learners[tensors[0]].backprop)
+    b.learners[id] = replace(b.learners[id], backprop=b.learners[tensors[0]].backprop, remainder=level.remainder)
+    if level.remainder != "carry" and clock is not None and clock.unit == "step":
+        nothing_remains(b, level, f"`{learner.name}` ticks on the clock `step`, which no sequence ends")
+    elif level.remainder != "carry" and sharing == "sequence":
+        nothing_remains(b, level, f"`{learner.name}` begins anew with each sequence")
+
+
+def nothing_remains(b: Builder, level: language.Level, why: str) -> None:
+    """Refuse a remainder where no period is open at the end of a sequence that could be learned from."""
+    text = f"`remainder: {level.remainder}` of `{level.name}` has nothing to act on: {why}"
+    b.fail(
+        codes.BadChoice,
+        text,
+        level.spans["remainder"],
+        "only what learns from the loss and goes on after a sequence has one: `scope: stream` or `shared`",
+    )
 
 
 def backprop_of(b: Builder, learner: language.Learner) -> Backprop:
@@ -158,6 +173,9 @@ def misplaced(graph: LevelGraph) -> Iterator[Diagnostic]:
         if learns and m.sharing == "sequence":
             text = f"`{m.id}` learns from the loss and begins anew with each sequence, which may start anywhere in a row: not compiled yet"
             yield codes.NotCompiledYet(text, m.span, "`scope: stream` goes on from one sequence of a row to the next")
+        elif learns and m.remainder != "carry":
+            text = f"`{m.id}` learns from the loss, and sequences may end anywhere in a row: `remainder: {m.remainder}` is not compiled yet"
+            yield codes.NotCompiledYet(text, m.span, "`remainder: carry` goes on from one sequence of a row to the next")
         elif (learns or (m.selector is not None and m.backprop.tokens)) and document(graph) is None:
             text = f"rows are cut into segments for `{m.id}`, and where sequences start is not told by an input: not compiled yet"
             yield codes.NotCompiledYet(text, m.span, "`sequence: {starts: new(doc)}`, with `doc` an input")

@@ -64,6 +64,16 @@ def gram_of(level: Outer, name: str) -> str:
     return f"{level.owner.id}.gram.{name}"
 
 
+def has_ends(graph: LevelGraph) -> bool:
+    """Does a learner of the loss say what becomes of an open period where a sequence ends?"""
+    return any(level.owner.remainder != "carry" for level in loss_levels(graph))
+
+
+def ages(level: Outer) -> tuple[str, ...]:
+    """The key of how many updates a learner has made since it began, where the position in the sequence does not tell."""
+    return (f"{level.owner.id}.age",) if level.owner.remainder != "carry" else ()
+
+
 def carried(graph: LevelGraph) -> tuple[StateTensor, ...]:
     """All that a compiled spec carries from call to call."""
     inside = state_tensors(graph)
@@ -80,6 +90,7 @@ def _of_levels(graph: LevelGraph) -> Iterator[StateTensor]:
             if id in level.names:
                 inner = graph.learners[id].store.in_axes
                 yield StateTensor(gram_of(level, level.names[id]), (*inner, *inner), "sum", level.owner.id, shared=shared)
+        yield from (StateTensor(age, (), "position", level.owner.id) for age in ages(level))
         for state in states_of(level):
             axes = tuple(Axis(str(size), size) for size in state.shape)
             yield StateTensor(state.key, axes, "rule", state.learner, state.init, shared=shared, seed=state.seed)
@@ -101,7 +112,13 @@ def _pending(graph: LevelGraph, inside: tuple[StateTensor, ...]) -> Iterator[Sta
 def held(graph: LevelGraph, level: Outer) -> tuple[str, ...]:
     """The keys of all that a learner of the loss holds: its tensors, what they have gathered, the states of its rule."""
     mine = {level.owner.id, *level.owner.owns, *(m.id for m in level.inner)}
-    return tuple(item.key for item in (*state_tensors(graph), *_of_levels(graph)) if item.learner in mine)
+    return tuple(item.key for item in (*state_tensors(graph), *_of_levels(graph)) if item.learner in mine and item.kind != "position")
+
+
+def lasts(graph: LevelGraph, level: Outer) -> tuple[str, ...]:
+    """The keys of what a learner holds beyond a sequence: all but what it has gathered in an open period."""
+    gathered = {item.key for item in _of_levels(graph) if item.kind == "sum"}
+    return (*(key for key in held(graph, level) if key not in gathered), *ages(level))
 
 
 def pending(graph: LevelGraph) -> frozenset[str]:

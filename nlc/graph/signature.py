@@ -42,6 +42,8 @@ def canonical_signature(graph: LevelGraph, learner: Learner) -> str:
     head = f"{learner.store.form}, every {learner.clock}, read {read}, init {init}, {learner.sharing}"
     if learner.backprop.kind != "unrolled":
         head += f", backprop {learner.backprop}"
+    if learner.remainder != "carry":
+        head += f", remainder {learner.remainder}"
     if learner.first is not None:
         head += f", begins as {_Literal(graph, learner).of(learner.first)}"
     if learner.samples is not None and learner.samples.size > 1:

@@ -173,6 +173,8 @@ def _state(learner: Learner) -> str:
         parts.append(f"scope {learner.sharing}{_by_default(given, 'scope', learner.sharing)}")
     if learner.backprop.kind != "unrolled":
         parts.append(f"backprop {learner.backprop}")
+    if learner.remainder != "carry":
+        parts.append(f"remainder {learner.remainder}")
     if learner.owner is not None:
         parts.append(f"moved by {learner.owner}")
     return " ".join(parts)

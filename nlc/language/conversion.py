@@ -247,7 +247,7 @@ class _Conversion:
             if whole is not None:
                 learners.append(self.learner(learner, whole))
                 self.check_whole(learner, whole)
-        return Level(entry.key, every, tuple(learners), entry.key_span)
+        return Level(entry.key, every, tuple(learners), entry.key_span, self.word(form.get("remainder")) or "carry", _spans(form))
 
     def check_whole(self, entry: Entry, form: Mapping) -> None:
         """What a learner must have once its template is merged."""

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from nlc.diagnostics import Diagnostic, Span
-from nlc.language.schema import FORMS, NOT_YET, VERSION, SpecForm
+from nlc.language.schema import FORMS, VERSION, SpecForm
 from nlc.language.wording import MOST_SHOWN, closest, did_you_mean, listed, quoted
 from nlc.language.yaml_reader import Document
 from nlc.language.yaml_tree import Broken, Mapping, Node, Scalar, Sequence, describe
@@ -69,17 +69,6 @@ class WrongVersion(Diagnostic):
     code = "NLC105"
 
 
-class NotYetCompiled(Diagnostic):
-    """A part of language 1 that this version of nlc does not compile.
-
-    Why: a key that is accepted and has no effect would give another model than the one that was asked for.
-    Wrong:  learn: {key: k, value: v, over: all}
-    Right:  learn: {key: k, value: v}
-    """
-
-    code = "NLC106"
-
-
 Path = tuple[int | str, ...]
 
 
@@ -96,10 +85,6 @@ def check_form(document: Document) -> list[Diagnostic]:
     except ValidationError as error:
         return list(_explain(root, error.errors(include_url=False, include_input=False)))
     return []
-
-
-def not_yet(what: str, span: Span, help: str | None = None) -> Diagnostic:
-    return NotYetCompiled(f"{what} is part of language {VERSION}, but this version of nlc does not compile it yet", span, help)
 
 
 def _check_version(root: Mapping) -> Diagnostic | None:
@@ -211,8 +196,6 @@ def _owner(path: Path) -> str:
 def _unknown_key(root: Mapping, path: Path, near: str | None) -> Diagnostic:
     key, form = str(path[-1]), form_at(path[:-1])
     span = _key_span(root, path)
-    if key in NOT_YET[form]:
-        return not_yet(f"`{key}`", span)
     known = list(FORMS[form].model_fields)
     if near is not None:
         help: str | None = f"did you mean `{near}`? (it is required here)"
@@ -225,7 +208,7 @@ def _unknown_key(root: Mapping, path: Path, near: str | None) -> Diagnostic:
 
 def _elsewhere(key: str, form: str) -> str | None:
     """Where a key belongs that stands at the wrong depth."""
-    homes = [name for name, model in FORMS.items() if name != form and (key in model.model_fields or key in NOT_YET[name])]
+    homes = [name for name, model in FORMS.items() if name != form and key in model.model_fields]
     return f"`{key}` belongs {_HOMES[homes[0]]}" if homes else None
 
 

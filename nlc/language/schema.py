@@ -191,6 +191,11 @@ class LevelForm(_Strict):
 
     every: Period = _optional("The period, a count and a clock: `16 tokens`. Without it the learners never change.")
     learners: dict[str, LearnerForm] = Field(description="The learners by name.", json_schema_extra={"propertyNames": _FREE_NAME})
+    remainder: Literal["carry", "flush", "drop"] = Field(
+        "carry",
+        description="What becomes of a period that is open where a sequence ends, of learners of the loss: it goes on with the stream, "
+        "is learned from, or not.",
+    )
 
 
 class SpecForm(_Strict):
@@ -229,17 +234,6 @@ FORMS: dict[str, type[BaseModel]] = {
     "reset": ResetForm,
     "sequence": SequenceForm,
 }
-
-NOT_YET = {
-    "spec": (),
-    "level": ("remainder",),
-    "learner": (),
-    "learn": (),
-    "store": (),
-    "reset": (),
-    "sequence": (),
-}
-"""Keys of language 1 that this version refuses."""
 
 
 def json_schema() -> dict[str, object]:

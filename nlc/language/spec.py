@@ -153,6 +153,8 @@ class Level:
     every: Period | None
     learners: tuple[Learner, ...]
     span: Span
+    remainder: str = "carry"
+    spans: dict[str, Span] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

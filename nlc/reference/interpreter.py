@@ -18,7 +18,7 @@ from nlc.graph.constants import NORM_EPS
 from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, moves_tensors, pred_id, size_of
 from nlc.graph.ops import carries
 from nlc.graph.outer import matrix_of, outer_states, owners
-from nlc.graph.segments import carried, first_of, first_owner, is_segmented, truncation
+from nlc.graph.segments import PENDING, carried, first_of, first_owner, is_segmented, truncation
 from nlc.graph.state import (
     StateTensor,
     context_keys,
@@ -125,6 +125,15 @@ class Reference:
         with torch.inference_mode(False), torch.enable_grad():
             made = self._run(_plain(inputs), None if state is None else _plain(state), frozen)
             return tuple({name: x.detach() for name, x in part.items()} for part in made)  # type: ignore[return-value]
+
+    def end(self, state: Mapping[str, Tensor], frozen: Collection[str] = ()) -> Tensors:
+        """The state of the next sequence, where this one is over: `remainder` says what of it the learners of the loss still learn."""
+        with torch.inference_mode(False), torch.enable_grad():
+            from nlc.reference.segments import Stream
+
+            state = {key: x.detach() for key, x in _plain(state).items()}
+            nothing = {name: state[f"{PENDING}{name}"][:, :0] for name in self.graph.inputs}
+            return {key: x.detach() for key, x in Stream(self, nothing, state, frozen).end().items()}
 
     def _run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None, frozen: Collection[str]) -> tuple[Tensors, Tensors]:
         state = dict(state) if state is not None else self.initial_state(next(iter(inputs.values())).shape[0])

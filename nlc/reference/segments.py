@@ -6,6 +6,7 @@ of what the segment read; at the end of a period the rule is applied to their su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,12 @@ from nlc.graph.segments import (
     POSITION,
     START,
     UNKNOWN,
+    ages,
     begun_as,
     carried,
     gram_of,
     held,
+    lasts,
     needs_sum,
     pending,
     periods,
@@ -86,7 +89,7 @@ class Stream:
             rows.append({name: x[:, max(self.known - begin, 0) :] for name, x in made.items()})
             if not full or (self.labels is not None and bool((self.labels[:, end - 1] == UNKNOWN).any())):
                 return self._ended(rows, begin, {key: after[key] for key in self.inside})
-            self._learn(leaves, made, self.position + end, end - begin)
+            self._learn(leaves, made, self.position + end)
             self.begun = {key: after[key] for key in self.inside}
             begin = end
         self._restart(self.position + begin)
@@ -124,19 +127,22 @@ class Stream:
             if not every or position % every or position == 0:
                 continue
             first = self.machine.initial_state(len(next(iter(self.inputs.values()))))
-            mine = [key for key in held(self.graph, level) if key not in (*level.owner.owns, *self.frozen)]
+            mine = [key for key in (*held(self.graph, level), *ages(level)) if key not in (*level.owner.owns, *self.frozen)]
             self.levels_state |= {key: first[key] for key in mine}
             for id in (id for id in level.owner.owns if id not in self.frozen):
                 of = self.graph.learners[id].init.of
                 self.levels_state[id] = self.levels_state[of] if of is not None else first[id]
 
-    def _learn(self, leaves: Tensors, made: Tensors, position: int, tokens: int) -> None:
-        """The gradients of a segment that ends at a boundary, and the updates that are due there, all of what was before them."""
+    def _gradients(self, leaves: Tensors, made: Tensors) -> Tensors:
+        """Those of the losses of a segment."""
         create = any(level.owner.backprop.kind == "unrolled" for level in self.levels)
         loss = torch.where(made["scored"], made["loss"], 0.0).sum()
         found = torch.autograd.grad(loss, list(leaves.values()), create_graph=create, retain_graph=True, materialize_grads=True)
-        gradients = dict(zip(leaves, found, strict=True))
-        new: Tensors = {}
+        return dict(zip(leaves, found, strict=True))
+
+    def _learn(self, leaves: Tensors, made: Tensors, position: int) -> None:
+        """The gradients of a segment that ends at a boundary, and the updates that are due there, all of what was before them."""
+        gradients, new = self._gradients(leaves, made), dict[str, Tensor]()
         for level in self.levels:
             new |= self._learned(level, gradients, self._grams(level, made), position)
         self.levels_state |= {key: x for key, x in new.items() if key not in self.frozen}
@@ -151,8 +157,14 @@ class Stream:
                 found[level.names[id]] = x.mT @ x
         return found
 
-    def _learned(self, level: Outer, gradients: Tensors, grams: Tensors, position: int) -> Tensors:
-        """The new tensors and states of one learner."""
+    def _no_grams(self, level: Outer) -> Tensors:
+        """The same of no token."""
+        rows, learners = len(next(iter(self.inputs.values()))), self.graph.learners
+        sizes = {id: math.prod(axis.size for axis in learners[id].store.in_axes) for id, _ in self.graph.rows if id in level.names}
+        return {level.names[id]: torch.zeros(rows, n, n, dtype=self.machine.dtype) for id, n in sizes.items()}
+
+    def _learned(self, level: Outer, gradients: Tensors, grams: Tensors, position: int, ends: bool = False) -> Tensors:
+        """The new tensors and states of one learner; where the sequence ends, of one whose period is open and flushed."""
         shared = level.owner.sharing == "shared"
         given = {name: gradients[id] for id, name in level.names.items()}
         rows = len(next(iter(self.inputs.values())))
@@ -161,7 +173,8 @@ class Stream:
             grams = {name: x / rows for name, x in grams.items()}
         grams = {name: x.sum(0) for name, x in grams.items()} if shared else grams
         sums = {**{sum_of(level, n): n for n in given}, **{gram_of(level, n): n for n in grams}}
-        due, new = position % level.steps == 0, dict[str, Tensor]()
+        open_for, new = position % level.steps, dict[str, Tensor]()
+        due = bool(open_for) == ends and (level.owner.remainder == "flush" or not ends)
         if needs_sum(self.graph, level):
             given = {name: self.levels_state[sum_of(level, name)] + x for name, x in given.items()}
             grams = {name: self.levels_state[gram_of(level, name)] + x for name, x in grams.items()}
@@ -170,11 +183,12 @@ class Stream:
         if not due:
             return new
         if level.owner.fold["token"] == "mean":
-            given = {name: x / level.steps for name, x in given.items()}
-            grams = {name: x / level.steps for name, x in grams.items()}
-        every = restarts(self.graph, level)
-        before = position - level.steps
+            given = {name: x / (open_for or level.steps) for name, x in given.items()}
+            grams = {name: x / (open_for or level.steps) for name, x in grams.items()}
+        every, before = restarts(self.graph, level), position - level.steps
         step = torch.tensor(before % every if every else before)
+        for age in ages(level):
+            step, new[age] = self.levels_state[age] * level.steps, self.levels_state[age] + 1
         if shared:
             return {**new, **self._applied(level, given, grams, self.levels_state, step)}
         parts = [[{key: x[i] for key, x in part.items()} for part in (given, grams, self._own(level))] for i in range(rows)]
@@ -183,7 +197,7 @@ class Stream:
 
     def _own(self, level: Outer) -> Tensors:
         """The tensors of a learner and the states of its rule."""
-        return {key: x for key, x in self.levels_state.items() if key.startswith(f"{level.owner.id}.")}
+        return {key: x for key, x in self.levels_state.items() if key.startswith(f"{level.owner.id}.") and key not in ages(level)}
 
     def _applied(self, level: Outer, gradients: Tensors, grams: Tensors, state: Tensors, step: Tensor) -> Tensors:
         """One application of the rule to the tensors of one row."""
@@ -200,6 +214,28 @@ class Stream:
         if level.owner.backprop.kind == "unrolled":
             return new
         return new.detach() + (old - old.detach()) if level.owner.backprop.kind == "first_order" else new.detach()
+
+    def end(self) -> Tensors:
+        """The sequence is over: the state of the next one. What is pending is learned, its last token without a label, by `remainder`."""
+        end, rows = self.position + self.tokens, len(next(iter(self.inputs.values())))
+        gradients = {id: torch.zeros_like(self.levels_state[id]) for level in self.levels for id in level.owner.owns}
+        grams = {level.owner.id: self._no_grams(level) for level in self.levels}
+        if self.tokens:
+            self.labels = torch.where(self.labels == UNKNOWN, -1, self.labels) if self.labels is not None else None
+            leaves = self._leaves()
+            made, _ = self.machine.tokens(self._part(0, self.tokens), {**self.begun, **self.levels_state, **leaves}, self.position)
+            if any(end % n == 0 for n in self.periods):
+                self._learn(leaves, made, end)
+            else:
+                gradients = self._gradients(leaves, made)
+                grams = {level.owner.id: self._grams(level, made) for level in self.levels}
+        new: Tensors = {}
+        for level in self.levels:
+            new |= self._learned(level, gradients, grams[level.owner.id], end, ends=True)
+        self.levels_state |= {key: x for key, x in new.items() if key not in self.frozen}
+        lasting = (key for level in self.levels if level.owner.sharing != "sequence" for key in lasts(self.graph, level))
+        kept = {key: self.levels_state[key].detach() for key in (*lasting, *self.frozen)}
+        return {**self.machine.initial_state(rows), **kept}
 
     def _ended(self, rows: list[Tensors], begin: int, now: Tensors) -> tuple[Tensors, Tensors]:
         """What a call returns: the tokens from `begin` on are pending."""

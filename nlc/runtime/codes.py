@@ -324,3 +324,14 @@ class OtherText(Diagnostic):
     """
 
     code = "NLC754"
+
+
+class EndlessLevel(Diagnostic):
+    """The end of a sequence, where a level carries the period that is open on.
+
+    Why: what such a level has gathered is learned from when its period is full, and the tokens of another sequence are no part of it.
+    Wrong:  session.end()      with `levels: {slow: {every: 512 tokens, learners: ..}}` and `scope: stream`
+    Right:  session.end()      with `levels: {slow: {every: 512 tokens, remainder: flush, learners: ..}}`
+    """
+
+    code = "NLC755"

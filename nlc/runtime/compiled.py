@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from nlc.diagnostics import DataError, Diagnostic, Span, UsageError
 from nlc.graph.ir import Flow, LevelGraph
 from nlc.graph.order import DerivedLevel, levels
-from nlc.graph.segments import carried
+from nlc.graph.segments import carried, has_ends
 from nlc.graph.sequences import documents
+from nlc.graph.state import StateTensor
 from nlc.passmanager import Stage
 from nlc.program.program import Program
 from nlc.runtime import codes
@@ -51,6 +52,9 @@ class CompiledSpec(nn.Module):
 
         def loss(self, inputs: Tensors, state: Tensors | None = None, carry: bool = True) -> tuple[Tensor, Tensors, Tensors]:
             """The folded loss, the outputs and the new state; only of specs with a `loss`."""
+
+        def end(self, state: Tensors, frozen: Collection[str] = ()) -> Tensors:
+            """The state of the next sequence."""
 
         def initial_optimizer(self) -> Tensors:
             """The states of the outer levels before the first step."""
@@ -137,6 +141,12 @@ class CompiledSpec(nn.Module):
             raise DataError(problems, dict(self.graph.sources))
 
 
+def rows_of(items: Mapping[str, StateTensor], state: Mapping[str, Tensor]) -> int:
+    """The rows of a state; one where it has none."""
+    rows = (x.shape[0] for key, x in state.items() if key in items and not items[key].shared and items[key].kind != "position" and x.dim())
+    return next(rows, 1)
+
+
 def _range_problem(name: str, x: Tensor, flow: Flow) -> list[Diagnostic]:
     """An index outside its vocabulary; not asked of tensors elsewhere, where the answer would stop the device."""
     if flow.dtype != "index" or x.device.type != "cpu" or not x.numel():
@@ -201,6 +211,24 @@ class Checked(CompiledSpec):
             self._check(inputs, state)
             self._check_frozen(frozen)
         return super().forward(inputs, state, frozen) if frozen else super().forward(inputs, state)
+
+    def end(self, state: Tensors, frozen: Collection[str] = ()) -> Tensors:
+        """state = compiled.end(state): the sequence is over; the state of the next one.
+
+        Memories, and levels of scope `sequence`, begin anew. Levels of scope `stream` and `shared` go on, and `remainder` says whether they
+        learn from the period that is open. Raises DataError (NLC755) for one that carries it on. frozen: as in a call.
+        """
+        rows = rows_of(self.served.items, state)
+        self.check_state(state, rows)
+        self._check_frozen(frozen)
+        problems: list[Diagnostic] = []
+        for id, level in self.served.levels.items():
+            if level.endless:
+                text = f"`{id}` carries an open period on, so its stream has no end"
+                problems.append(codes.EndlessLevel(text, self.graph.learners[id].span, "`remainder: flush` or `drop` beside its `every`"))
+        if problems:
+            raise DataError(problems, dict(self.graph.sources))
+        return super().end(state, frozen) if has_ends(self.graph) else self.initial_state(rows, state)
 
     def _check_frozen(self, frozen: Collection[str]) -> None:
         """Raises DataError (NLC702) for what no update from the loss would change."""

@@ -6,18 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nlc.graph.ir import LevelGraph
-from nlc.graph.outer import loss_levels
+from nlc.graph.outer import Outer, loss_levels
 from nlc.graph.segments import POSITION, carried, held
 from nlc.graph.state import StateTensor
 
 
 @dataclass(frozen=True)
 class ServedLevel:
-    """A learner of the loss: its period in tokens, the keys of its tensors, and of all that it holds."""
+    """A learner of the loss: its period in tokens, the keys of its tensors, and of all that it holds.
+
+    Where a sequence ends, one that `flushes` learns from the period that is open; one that is `endless` has no such end.
+    """
 
     period: int
     tensors: tuple[str, ...]
     keys: tuple[str, ...]
+    flushes: bool = False
+    endless: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,10 +41,15 @@ class Served:
 
 def served(graph: LevelGraph) -> Served:
     """Found in the level graph."""
-    found = {level.owner.id: ServedLevel(level.steps, level.owner.owns, held(graph, level)) for level in loss_levels(graph)}
+    found = {level.owner.id: _level(graph, level) for level in loss_levels(graph)}
     items = {item.key: item for item in carried(graph)}
     clock = next((key for key in (POSITION, "position") if key in items and items[key].kind == "position"), None)
     return Served(found, items, *_scored(graph), clock)
+
+
+def _level(graph: LevelGraph, level: Outer) -> ServedLevel:
+    kind, lasts = level.owner.remainder, level.owner.sharing != "sequence"
+    return ServedLevel(level.steps, level.owner.owns, held(graph, level), kind == "flush", lasts and kind == "carry")
 
 
 def _scored(graph: LevelGraph) -> tuple[str | None, str | None]:

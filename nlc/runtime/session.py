@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,8 @@ from nlc.graph.segments import PENDING, START, UNKNOWN
 from nlc.language.wording import did_you_mean
 from nlc.runtime import codes
 from nlc.runtime.byte_model import byte_model
-
-if TYPE_CHECKING:
-    from nlc.runtime.compiled import CompiledSpec
+from nlc.runtime.compiled import CompiledSpec, rows_of
+from nlc.runtime.served import ServedLevel
 
 Tensors = dict[str, Tensor]
 Tokens = Mapping[str, Tensor] | Tensor | bytes | str
@@ -33,9 +31,9 @@ Tokens = Mapping[str, Tensor] | Tensor | bytes | str
 class Snapshot:
     """All of a session at one moment.
 
-    position: tokens seen. scores_BV: of the last token, whose label has not come. updates: [B] of each level. frozen: levels that do not
-    learn. gathered: for each period, the losses since it began, added, and how many they are, [B, 2]. surprise: the mean loss [B] of the
-    last period that ended.
+    position: tokens seen of the sequence. scores_BV: of the last token, whose label has not come. updates: [B] of each level. frozen:
+    levels that do not learn. gathered: for each period, the losses since it began, added, and how many they are, [B, 2]. surprise: the
+    mean loss [B] of the last period that ended.
     """
 
     compiled: CompiledSpec
@@ -91,7 +89,7 @@ class Session:
 
     @property
     def position(self) -> int:
-        """The tokens seen."""
+        """The tokens seen of the sequence."""
         return self._now.position
 
     @property
@@ -102,7 +100,7 @@ class Session:
 
     @property
     def rows(self) -> int:
-        return _rows(self.compiled, self._now.state)
+        return rows_of(self.compiled.served.items, self._now.state)
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -142,6 +140,24 @@ class Session:
         done = {id: self.boundary // level.period - before // level.period for id, level in served.levels.items() if id not in now.frozen}
         self._now = replace(now, updates={id: x + done.get(id, 0) for id, x in now.updates.items()})
         return outputs, losses
+
+    def end(self) -> None:
+        """The sequence is over; the next begins. As `compiled.end`: levels that go on flush or drop the period that is open.
+
+        `position` counts from here. Raises DataError (NLC755).
+        """
+        now, served = self._now, self.compiled.served
+        state = self.compiled.end(now.state, [key for id in sorted(now.frozen) for key in served.levels[id].keys])
+        done = {id: self._last_updates(level) for id, level in served.levels.items() if id not in now.frozen}
+        updates = {id: x + done.get(id, 0) for id, x in now.updates.items()}
+        gathered = {n: torch.zeros_like(x) for n, x in now.gathered.items()}
+        state = {key: x.detach() for key, x in state.items()}
+        self._now = replace(now, state=state, position=0, scores_BV=None, updates=updates, gathered=gathered)
+
+    def _last_updates(self, level: ServedLevel) -> int:
+        """Those that the end of the sequence makes: at a boundary that waits for a label, and of an open period that is flushed."""
+        waits = self.position > self.boundary and self.position % level.period == 0
+        return int(waits) + int(level.flushes and self.position % level.period > 0)
 
     def _inputs(self, tokens: Tokens) -> Tensors:
         """As `compiled` takes them; checked there."""
@@ -328,7 +344,7 @@ def begun(compiled: CompiledSpec, state: Tensors | None, batch: int) -> Session:
     if state is None:
         state = compiled.initial_state(batch)
     else:
-        batch = _rows(compiled, state)
+        batch = rows_of(compiled.served.items, state)
         compiled.check_state(state, batch)
     state = {key: x.detach() for key, x in state.items()}
     served = compiled.served
@@ -339,12 +355,6 @@ def begun(compiled: CompiledSpec, state: Tensors | None, batch: int) -> Session:
     gathered = {n: torch.zeros(batch, 2, dtype=torch.float64) for n in periods}
     surprise = {n: torch.full((batch,), torch.nan, dtype=torch.float64) for n in periods}
     return Session(Snapshot(compiled, state, position, None, updates, frozenset(), gathered, surprise))
-
-
-def _rows(compiled: CompiledSpec, state: Mapping[str, Tensor]) -> int:
-    items = compiled.served.items
-    rows = (x.shape[0] for key, x in state.items() if key in items and not items[key].shared and items[key].kind != "position" and x.dim())
-    return next(rows, 1)
 
 
 def _norm(parts: Sequence[Tensor]) -> Tensor:

@@ -42,12 +42,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Options:
-    """`ids`: whole numbers are read, not bytes. `predictions`: tell the likeliest next tokens. `learn`: do levels learn?"""
+    """`ids`: whole numbers are read, not bytes. `predictions`: tell the likeliest next tokens. `learn`: do levels learn? `end`: does a
+    sequence end where the source does?"""
 
     chunk: int = 64
     ids: bool = False
     predictions: bool = False
     learn: bool = True
+    end: bool = False
 
 
 class Streaming:
@@ -100,7 +102,18 @@ class Streaming:
             waiting = waiting[begin:]
         if waiting:
             yield from self._chunk(waiting)
+        if self.options.end:
+            yield self._end()
         self._keep()
+
+    def _end(self) -> Record:
+        """What the end of the sequence made."""
+        tokens = self.session.position
+        self.session.end()
+        return {"ended_after": tokens, "updates": self._updates()}
+
+    def _updates(self) -> dict[str, int]:
+        return {id: int(x[0]) for id, x in self.session.updates.items()}
 
     def _chunk(self, tokens: list[int]) -> Iterator[Record]:
         self._check(tokens)
@@ -116,7 +129,7 @@ class Streaming:
             "tokens": len(tokens),
             unit: lost / scored / math.log(2) if scored else None,
             "tokens_per_second": round(len(tokens) / (time.perf_counter() - began), 1),
-            "updates": {id: int(x[0]) for id, x in self.session.updates.items()},
+            "updates": self._updates(),
             **({"predictions": self._predicted(outputs[self.model.scores][0])} if self.options.predictions else {}),
         }
         if self.session.boundary != before:

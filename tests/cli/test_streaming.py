@@ -43,6 +43,22 @@ LEVELS = ("y.F1", "y.F2", "y.F3")
 TEXT = "".join(f"{i} times ü is {i * 7}; " for i in range(60)).encode()
 
 
+ENDING = (
+    SPEC.replace("truncated: 8", "truncated: 32")
+    .replace("uses: {block: blocks/continuum, outer", "uses: {outer")
+    .replace("y: block(x, h=16, fast=8, middle=16, slow=32, rate=0.05)", "y: x + F(rmsnorm(x))")
+    .replace(
+        "levels:\n",
+        """levels:
+  fast:
+    every: 32 tokens
+    remainder: flush
+    learners: {F: {store: {mlp: [d, 16, d]}, init: learned, scope: stream, read: start, learn: {minimize: loss, rate: 0.05}}}
+""",
+    )
+)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("streaming")
@@ -206,3 +222,28 @@ def test_a_model_without_levels_streams_too(tmp_path: Path) -> None:
     assert [record["position"] for record in records(ran.out)] == [50, 100, 120]
     assert "has no level that learns" in ran.err
     assert records(ran.out)[0]["updates"] == {}
+
+
+def test_a_sequence_ends_with_the_text(tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text(ENDING, encoding="utf-8")
+    train(tmp_path / "small.yaml", steps=2, out=tmp_path / "run", batch=2, length=32, backend="eager", eval_bytes=64, threads=1)
+    (tmp_path / "text").write_bytes(TEXT[:40])
+
+    ended = nlc("stream", tmp_path / "run", tmp_path / "text", "--state", tmp_path / "s.safetensors", "--end")
+    state = load_file(tmp_path / "s.safetensors")
+    (tmp_path / "more").write_bytes(TEXT[:8])
+    more = nlc("stream", tmp_path / "run", tmp_path / "more", "--state", tmp_path / "s.safetensors")
+
+    assert records(ended.out)[-1] == {"schema_version": 1, "ended_after": 40, "updates": {"F": 2}}
+    assert next(x for key, x in state.items() if key.endswith("pending:tokens")).shape[1] == 0
+    assert records(more.out)[-1]["position"] == 8
+
+
+def test_a_level_that_carries_its_period_on_has_no_end(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(TEXT[:40])
+
+    failed = nlc("stream", run, tmp_path / "text", "--end")
+
+    assert failed.code == 4
+    assert "NLC755" in failed.err
+    assert "remainder" in failed.err

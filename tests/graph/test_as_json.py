@@ -31,7 +31,23 @@ def test_form_of_the_json_stays(built: Build) -> None:
     assert set(data["levels"][0]) == {"id", "clock", "period", "frequency", "learners"}
     assert set(data["flows"][0]) == {"id", "op", "args", "attrs", "axes", "dtype", "scope", "host", "span"}
     assert set(data["learners"][0]) == {
-        *("id", "group", "store", "per", "every", "init", "read", "scope", "backprop", "block", "host", "owns", "selector", "writes"),
+        *(
+            "id",
+            "group",
+            "store",
+            "per",
+            "every",
+            "init",
+            "read",
+            "scope",
+            "backprop",
+            "remainder",
+            "block",
+            "host",
+            "owns",
+            "selector",
+            "writes",
+        ),
         *(
             "at",
             "fold",

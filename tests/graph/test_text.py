@@ -63,6 +63,7 @@ OTHER: dict[str, object] = {
     "keep": "beta",
     "reset": "beta",
     "first": "beta",
+    "remainder": "flush",
     "restart": Restart(50, "S"),
     "like_weights": True,
     "joins": ("A", "B"),
