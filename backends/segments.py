@@ -5,7 +5,7 @@ Such a module has `run` and `losses`, `update` and `restarted`, and tables of wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,17 @@ from torch import Tensor
 
 UNKNOWN = -2
 """The label of a token whose next one has not come."""
+
+
+def labelled(module: Any, inputs: dict[str, Tensor], given: Tensor | None) -> Tensor:
+    """The label [B, T] of each token: as given, else the input of the next one; the last token of a sequence has none."""
+    x = inputs[module.LABEL]
+    shifted = torch.cat([x[:, 1:], torch.full_like(x[:, :1], UNKNOWN)], 1)
+    labels = shifted if given is None else torch.where(given == UNKNOWN, shifted, given)
+    if module.DOCUMENT is not None:
+        of = inputs[module.DOCUMENT]
+        labels[:, :-1].masked_fill_(of[:, 1:] != of[:, :-1], -1)
+    return labels
 
 
 class Stream:
@@ -33,6 +44,7 @@ class Stream:
         self.labels = self.labelled(inputs, state) if module.LABEL is not None else None
         aside = {"pending:position", "pending:next", *(f"pending:{name}" for name in given), *(f"start:{key}" for key in module.INSIDE)}
         self.states = {key: x for key, x in state.items() if key not in aside}
+        self.counts: Tensor | None = None
         self.begun = {key: state.get(f"start:{key}", self.states[key]) for key in module.INSIDE}
 
     def labelled(self, inputs: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
@@ -40,24 +52,25 @@ class Stream:
         x = self.inputs[self.module.LABEL]
         before = state.get("pending:next", x[:, :0])
         given = inputs["targets"] if "targets" in inputs else torch.full_like(x[:, self.known :], UNKNOWN)
-        given = torch.cat([before, given], 1)
-        shifted = torch.cat([x[:, 1:], torch.full_like(x[:, :1], UNKNOWN)], 1)
-        labels = torch.where(given == UNKNOWN, shifted, given)
-        if self.module.DOCUMENT is not None:  # the last token of a sequence has none
-            of = self.inputs[self.module.DOCUMENT]
-            labels[:, :-1].masked_fill_(of[:, 1:] != of[:, :-1], -1)
-        return labels
+        return labelled(self.module, self.inputs, torch.cat([before, given], 1))
 
-    def parts(self) -> list[tuple[int, int, bool]]:
-        """The segments of the tokens, and whether each is over: it ends at a boundary, and has all its labels."""
-        found, begin = [], self.begin
+    def boundary(self, begin: int) -> int:
+        """The next one behind a token."""
+        return min(begin + period - (self.position + begin) % period for period in self.module.PERIODS)
+
+    def walk(self) -> Iterator[tuple[Stream, int, int, bool, bool]]:
+        """The segments of the tokens: whose, where, whether it is over, and whether the window of an outer gradient closes with it.
+
+        It is over if it ends at a boundary and has all its labels.
+        """
+        begin = self.begin
         unlabelled = self.labels is not None and bool((self.labels[:, -1] == UNKNOWN).any())
         while begin < self.tokens:
-            ends = [begin + period - (self.position + begin) % period for period in self.module.PERIODS]
-            end = min(*ends, self.tokens)
-            found.append((begin, end, end in ends and not (unlabelled and end == self.tokens)))
+            boundary = self.boundary(begin)
+            end = min(boundary, self.tokens)
+            closes = end == self.tokens or (self.module.CUT > 0 and (self.position + end) % self.module.CUT == 0)
+            yield self, begin, end, end == boundary and not (unlabelled and end == self.tokens), closes
             begin = end
-        return found
 
     def part(self, begin: int, end: int) -> dict[str, Tensor]:
         """The inputs of some tokens, and their labels."""
@@ -214,7 +227,7 @@ def streamed(
         inputs, state = ({name: x.clone() if x.is_inference() else x for name, x in each.items()} for each in (inputs, state))
         stream = Stream(module, inputs, state, frozen)
         weights = {name: x if whole else x.detach() for name, x in module.named_parameters()}
-        made = [advanced(stream, weights, part, whole, losses) for part in stream.parts()]
+        made = [advanced(stream, weights, (begin, end, over), whole, losses) for _, begin, end, over, _ in stream.walk()]
         lost, scored = joined([lost for lost, _, _ in made]), joined([scored for _, scored, _ in made])
         values = {id: joined([each[id] for _, _, each in made]) for id in made[0][2]}
         return (lost, scored, values), stream.ended()
@@ -272,50 +285,50 @@ def trained(
     weights = dict(module.named_parameters())
     stream = Stream(module, inputs, module.initial_state(next(iter(inputs.values())).shape[0], inputs))
     stream.states |= {key: stream.states[key].detach() for key in module.TENSORS}
-    counts = scored_of(stream, next(iter(weights.values())))
+    counts = scored_of(stream.labels, next(iter(stream.inputs.values())), next(iter(weights.values())))
     share = shares(counts)
-    counts, scale = (counts, share.max()) if module.ALIKE else (share, share.new_ones(()))
+    stream.counts, scale = (counts, share.max()) if module.ALIKE else (share, share.new_ones(()))
     window = Window(module, weights)
-    (through_updates if module.UNROLLED else by_segments)(stream, window, counts)
+    (through_updates if module.UNROLLED else by_segments)(stream, window)
     return window.loss * scale, scaled(window.gradient, scale), scaled(window.grams, scale)
 
 
-def through_updates(stream: Stream, window: Window, counts: Tensor) -> None:
+def through_updates(streams: Stream, window: Window) -> None:
     """Segments whose updates are differentiated: one backward pass from cut to cut."""
-    for begin, end, over in stream.parts():
-        opens, closes = ((stream.position + n) % stream.module.CUT == 0 for n in (begin, end))
+    for stream, begin, end, over, closes in streams.walk():
+        opens = (stream.position + begin) % stream.module.CUT == 0
         roots = stream.cut(not begin) if opens or not begin else {}
         lost, _, _, rows = stream.through(window.weights, (begin, end, over))
-        window.add((lost * counts[:, begin:end]).sum(), roots, outer_grams(rows, counts[:, begin:end]))
-        if closes or end == stream.tokens:
+        window.add(stream, begin, end, lost, roots, rows)
+        if closes:
             window.closed([])
+    window.closed([])
 
 
-def by_segments(stream: Stream, window: Window, counts: Tensor) -> None:
+def by_segments(streams: Stream, window: Window) -> None:
     """Segments whose updates are constants: a backward pass from cut to cut, and one a segment that may be the same."""
-    module, weights = stream.module, window.weights
-    for begin, end, over in stream.parts():
+    module, weights = streams.module, window.weights
+    for stream, begin, end, over, closes in streams.walk():
         if begin and (stream.position + begin) % module.CUT == 0:
             stream.begun = {key: x.detach() for key, x in stream.begun.items()}
-        ends = end == stream.tokens or (stream.position + end) % module.CUT == 0
-        alone = over and ends and module.ALIKE and not window.losses
+        alone = over and closes and module.ALIKE and not window.losses
         learned = stream.gradients(begin, end, weights)[:2] if over and module.TENSORS and not alone else None
         seen, roots = stream.leaves()
         lost, scored, _, after, rows = module.losses(stream.part(begin, end), {**stream.before(begin), **seen}, weights, True)
-        window.add((lost * counts[:, begin:end]).sum(), roots, outer_grams(rows, counts[:, begin:end]))
-        made = window.closed(list(seen.values()) if alone else []) if ends else []
+        window.add(stream, begin, end, lost, roots, rows)
+        made = window.closed(list(seen.values()) if alone else []) if closes else []
         if alone:
             learned = dict(zip(seen, made, strict=True)), grams_by_row(rows, scored)
         if learned is not None:
             stream.learn(end, *learned, after)
         else:
             stream.begun, stream.begin = {key: after[key] for key in module.INSIDE}, end
+    window.closed([])
 
 
-def scored_of(stream: Stream, like: Tensor) -> Tensor:
-    """1 where the loss of a token counts, else 0."""
-    x = next(iter(stream.inputs.values()))
-    return torch.ones(x.shape[:2], dtype=like.dtype, device=x.device) if stream.labels is None else (stream.labels >= 0).to(like.dtype)
+def scored_of(labels: Tensor | None, x: Tensor, like: Tensor) -> Tensor:
+    """1 where the loss of a token of x [B, T, ..] counts, else 0."""
+    return torch.ones(x.shape[:2], dtype=like.dtype, device=x.device) if labels is None else (labels >= 0).to(like.dtype)
 
 
 def scaled(tensors: dict[str, Tensor], scale: Tensor) -> dict[str, Tensor]:
@@ -334,16 +347,21 @@ class Window:
         self.losses: list[Tensor] = []
         self.leaves: list[tuple[str, Tensor]] = []
 
-    def add(self, loss: Tensor, leaves: dict[str, Tensor], grams: dict[str, Tensor]) -> None:
-        """One more segment."""
+    def add(self, stream: Stream, begin: int, end: int, lost: Tensor, leaves: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        """One more segment: what its tokens lose [B, T], each counted by its share; and what tensors are multiplied with."""
+        assert stream.counts is not None
+        share = stream.counts[:, begin:end]
+        loss = (lost * share).sum()
         self.loss = self.loss + loss.detach()
         self.losses.append(loss)
         self.leaves += leaves.items()
-        for key, x in grams.items():
+        for key, x in outer_grams(rows, share).items():
             self.grams[key] = self.grams[key] + x if key in self.grams else x
 
     def closed(self, also: list[Tensor]) -> list[Tensor]:
         """The backward pass; tensors that pass gradients straight on bring those of their first values. Returns those of `also`."""
+        if not self.losses:
+            return []
         asked = [*self.weights.values(), *(x for _, x in self.leaves), *also]
         made = torch.autograd.grad(torch.stack(self.losses).sum(), asked, materialize_grads=True)
         for total, x in zip(self.gradient.values(), made, strict=False):

@@ -10,8 +10,8 @@ from nlc.backends.torch_module.outer import OuterUpdate, Variant, calls, outer_u
 from nlc.graph.ir import ANY, LevelGraph
 from nlc.graph.ops import OPS
 from nlc.graph.outer import Outer, loss_levels, matrix_of, owners
-from nlc.graph.segments import ages, begun_as, first_owner, has_ends, held, lasts, needs_sum, periods, restarts, truncation
-from nlc.graph.sequences import document
+from nlc.graph.segments import ages, begun_as, first_owner, has_ends, held, is_apart, lasts, needs_sum, periods, restarts, truncation
+from nlc.graph.sequences import document, documents
 from nlc.graph.state import state_tensors
 
 
@@ -80,6 +80,7 @@ def tables(graph: LevelGraph) -> list[str]:
         f"    PERIODS, CUT = {periods(graph)!r}, {truncation(graph)}",
         "    # the input that is its own label; the one whose change starts a sequence",
         f"    LABEL, DOCUMENT = {label!r}, {document(graph)!r}",
+        *(_apart(graph) if is_apart(graph) else []),
         "    # states within a segment, and tensors of learners of the loss",
         f"    INSIDE = {tuple(inside)!r}",
         f"    TENSORS = {tuple(tensors)!r}",
@@ -91,6 +92,15 @@ def tables(graph: LevelGraph) -> list[str]:
         "    # do all losses count alike?",
         f"    ALIKE = {alike}",
         *_lasting(graph, levels),
+    ]
+
+
+def _apart(graph: LevelGraph) -> list[str]:
+    """What several sequences in a row, each a stream by itself, must know."""
+    contexts = tuple(item.key for item in state_tensors(graph) if item.kind == "context")
+    return [
+        "    # the state that holds the last value of that input; states that hold samples of tokens",
+        f"    LAST, CONTEXTS = {documents(graph)[str(document(graph))]!r}, {contexts!r}",
     ]
 
 

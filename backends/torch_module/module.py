@@ -15,7 +15,7 @@ from nlc.graph.alone import is_alone
 from nlc.graph.equations import local
 from nlc.graph.ir import ANY, Learner
 from nlc.graph.outer import Outer, OuterState, loss_levels, matrix_of, owners, states_of
-from nlc.graph.segments import carried, first_of, first_owner, has_ends, is_segmented, periods, truncation
+from nlc.graph.segments import carried, first_of, first_owner, has_ends, is_apart, is_segmented, periods, truncation
 from nlc.graph.state import ZEROS, StateTensor, joined_states, needs_anchor, needs_position
 from nlc.program.program import Program, Region, chains
 
@@ -321,10 +321,16 @@ class _Writer:
         if is_segmented(self.graph):
             text = text.replace(*FROZEN)
             text = text.replace(
-                "values, new = self.run(inputs, state)", "(_, _, values), new = streamed(self, inputs, state, False, frozen)"
+                "values, new = self.run(inputs, state)",
+                f"(_, _, values), new = {self._driver('streamed')}(self, inputs, state, False, frozen)",
             )
-            self.uses.add("streamed")
         return text.splitlines()
+
+    def _driver(self, name: str) -> str:
+        """A function that runs a stream, or that for the sequences of rows."""
+        name = f"{name}_apart" if is_apart(self.graph) else name
+        self.uses.add(name)
+        return name
 
     def _calls(self, run: list[Region]) -> list[str]:
         first, last = run[0], run[-1]
@@ -508,7 +514,11 @@ class _Writer:
     def _streamed_loss(self) -> list[str]:
         outputs = ", ".join(f"{_quoted(name)}: values[{_quoted(id)}]" for name, id in self.graph.outputs)
         token, row = self._fold()
-        text = STREAMED_LOSS.replace("{OUTPUTS}", f"{{{outputs}}}").replace("{FOLDED}", FOLDS[token, row])
+        text = (
+            STREAMED_LOSS.replace("streamed", self._driver("streamed"))
+            .replace("{OUTPUTS}", f"{{{outputs}}}")
+            .replace("{FOLDED}", FOLDS[token, row])
+        )
         return text.replace("{TOKENS}", token).replace("{ROWS}", row).splitlines()
 
     def _fold(self) -> tuple[str, str]:
@@ -550,9 +560,8 @@ class _Writer:
             else "loss, _, _ = self.loss(inputs, carry=False)"
         )
         if truncation(graph):
-            self.uses.add("trained")
             share = SHARES[self._fold()].replace("counts.sum()", "scored.sum()").replace("counts.unsqueeze(1)", "scored.sum(1, True)")
-            lines.append(f"        loss, gradient, grams = trained(self, inputs, lambda scored: {share})")
+            lines.append(f"        loss, gradient, grams = {self._driver('trained')}(self, inputs, lambda scored: {share})")
         else:
             lines += [f"        {loss}", *self._gradients(outer)]
         lines.append("        with torch.no_grad():")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-QUARRIES = ("layers.py", "kernels.py", "segments.py")
+QUARRIES = ("layers.py", "kernels.py", "segments.py", "documents.py")
 EXPORT = "export_kernels.py"
 FIXED = ("over_periods",)
 """Functions for export that need a fixed number of tokens."""
@@ -66,7 +66,7 @@ def _defined(node: ast.stmt) -> frozenset[str]:
 
 
 STANDARD = (
-    ("collections.abc", ("Callable", "Collection", "Sequence")),
+    ("collections.abc", ("Callable", "Collection", "Iterator", "Sequence")),
     ("itertools", ("accumulate", "groupby")),
     ("typing", ("Any", "TypeGuard")),
 )

@@ -168,11 +168,12 @@ def has_no_loss(graph: LevelGraph) -> Iterator[Diagnostic]:
 
 def misplaced(graph: LevelGraph) -> Iterator[Diagnostic]:
     """What packed rows have no program for."""
+    learning = [m for m in graph.learners.values() if is_own(m) and m.clock is not None and m.clock.unit == "token"]
     for m in graph.learners.values() if graph.starts is not None else ():
         learns = is_own(m) and m.clock is not None and m.clock.unit == "token"
-        if learns and m.sharing == "sequence":
-            text = f"`{m.id}` learns from the loss and begins anew with each sequence, which may start anywhere in a row: not compiled yet"
-            yield codes.NotCompiledYet(text, m.span, "`scope: stream` goes on from one sequence of a row to the next")
+        if learns and m.sharing == "sequence" and (other := next((o for o in learning if o.sharing != "sequence"), None)) is not None:
+            text = f"`{m.id}` begins anew with each sequence of a row, and `{other.id}` goes on from one to the next: not compiled yet"
+            yield codes.NotCompiledYet(text, m.span, "the same `scope` for all that learns from the loss")
         elif learns and m.remainder != "carry":
             text = f"`{m.id}` learns from the loss, and sequences may end anywhere in a row: `remainder: {m.remainder}` is not compiled yet"
             yield codes.NotCompiledYet(text, m.span, "`remainder: carry` goes on from one sequence of a row to the next")

@@ -19,6 +19,8 @@ START = "start:"
 """Before the key of a state: what it was at the last boundary."""
 POSITION = "pending:position"
 """The token of the stream at the last boundary."""
+COUNT = "pending:count"
+"""The tokens since the last boundary, where rows differ in it."""
 LABELS = "pending:next"
 """The labels of the tokens since the last boundary; `UNKNOWN` where the next token is the label, below 0 where there is none."""
 UNKNOWN = -2
@@ -41,6 +43,11 @@ def truncation(graph: LevelGraph) -> int:
 def is_segmented(graph: LevelGraph) -> bool:
     """Do learners of the loss learn while tokens come?"""
     return bool(loss_levels(graph))
+
+
+def is_apart(graph: LevelGraph) -> bool:
+    """Do learners of the loss begin anew with each of several sequences of a row, which have clocks of their own then?"""
+    return graph.starts is not None and any(level.owner.sharing == "sequence" for level in loss_levels(graph))
 
 
 def needs_sum(graph: LevelGraph, level: Outer) -> bool:
@@ -98,7 +105,8 @@ def _of_levels(graph: LevelGraph) -> Iterator[StateTensor]:
 
 def _pending(graph: LevelGraph, inside: tuple[StateTensor, ...]) -> Iterator[StateTensor]:
     """The tokens since the last boundary, and the states there."""
-    yield StateTensor(POSITION, (), "position")
+    yield from (StateTensor(key, (), "place") for key in (POSITION, COUNT) if is_apart(graph))
+    yield from (StateTensor(key, (), "position") for key in (POSITION,) if not is_apart(graph))
     for name in graph.inputs:
         flow = graph.flows[name]
         yield StateTensor(f"{PENDING}{name}", (CONTEXT, *flow.axes), "tokens" if flow.dtype == "index" else "context")

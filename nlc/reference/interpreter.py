@@ -18,7 +18,7 @@ from nlc.graph.constants import NORM_EPS
 from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, moves_tensors, pred_id, size_of
 from nlc.graph.ops import carries
 from nlc.graph.outer import matrix_of, outer_states, owners
-from nlc.graph.segments import PENDING, carried, first_of, first_owner, is_segmented, truncation
+from nlc.graph.segments import PENDING, carried, first_of, first_owner, is_apart, is_segmented, truncation
 from nlc.graph.state import (
     StateTensor,
     context_keys,
@@ -137,7 +137,11 @@ class Reference:
 
     def _run(self, inputs: Mapping[str, Tensor], state: Mapping[str, Tensor] | None, frozen: Collection[str]) -> tuple[Tensors, Tensors]:
         state = dict(state) if state is not None else self.initial_state(next(iter(inputs.values())).shape[0])
-        if is_segmented(self.graph):
+        if is_apart(self.graph):
+            from nlc.reference import documents
+
+            made, state = documents.run(self, inputs, state, frozen)
+        elif is_segmented(self.graph):
             from nlc.reference.segments import Stream
 
             made, state = Stream(self, inputs, state, frozen).run()

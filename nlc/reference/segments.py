@@ -16,6 +16,7 @@ from torch import Tensor
 from nlc.graph.ir import ANY
 from nlc.graph.outer import Outer, loss_levels, matrix_of
 from nlc.graph.segments import (
+    COUNT,
     LABELS,
     PENDING,
     POSITION,
@@ -245,4 +246,4 @@ class Stream:
         if self.labels is not None:
             state[LABELS] = self.labels[:, begin:]
         made = {name: torch.cat([part[name] for part in rows], 1) for name in rows[0]}
-        return made, {item.key: state[item.key] for item in carried(self.graph)}
+        return made, {item.key: state[item.key] for item in carried(self.graph) if item.key != COUNT}

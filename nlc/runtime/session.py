@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nlc.diagnostics import DataError, Diagnostic
-from nlc.graph.segments import PENDING, START, UNKNOWN
+from nlc.diagnostics import DataError, Diagnostic, UsageError
+from nlc.graph.segments import PENDING, START, UNKNOWN, is_apart
 from nlc.language.wording import did_you_mean
 from nlc.runtime import codes
 from nlc.runtime.byte_model import byte_model
@@ -340,7 +340,13 @@ class Session:
 
 
 def begun(compiled: CompiledSpec, state: Tensors | None, batch: int) -> Session:
-    """A session from a state, or a new one of `batch` rows. Raises DataError (NLC702) for a state of another spec."""
+    """A session from a state, or a new one of `batch` rows. Raises DataError (NLC702) for a state of another spec.
+
+    Raises UsageError where the sequences of a row have clocks of their own.
+    """
+    if is_apart(compiled.graph):
+        text = f"the levels of `{compiled.graph.name}` begin anew with each of several sequences of a row; a session is one"
+        raise UsageError(f"{text}: call `compiled(inputs, state)`, or leave `sequence:` out")
     if state is None:
         state = compiled.initial_state(batch)
     else:
