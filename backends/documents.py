@@ -18,7 +18,7 @@ from nlc.backends.segments import UNKNOWN, Stream, Values, Window, advanced, by_
 class Sequences(Stream):
     """Sequences that go on side by side, in the order of their lengths.
 
-    lengths [N], with what is pending; open [N]: the row may go on with it. places [N, tokens]: of its new tokens among the B * T of the
+    lengths [N], with what is pending; open [N]: its row may go on with it. places [N, tokens]: of its new tokens among the B * T of the
     call. `finished` are those that ended, with the states they ended in.
     """
 
@@ -81,7 +81,7 @@ class Sequences(Stream):
         return over | ends if self.labels is None else over | (ends & (self.labels[:, boundary - 1] != UNKNOWN))
 
     def last(self, begin: int, closes: bool) -> Iterator[tuple[Stream, int, int, bool, bool]]:
-        """The last tokens of sequences that end. What a row may go on with is run to its end and no further: its states are kept."""
+        """The last tokens of sequences that end. What a row may go on with is run to its end and no further, since its states are kept."""
         for length in sorted({*self.lengths[self.open].tolist()}):
             ended = self.of(self.open & (self.lengths == length), length)
             if length > begin:
@@ -103,7 +103,7 @@ def found_in(
 ) -> Iterator[Sequences]:
     """The sequences of packed rows: one group for each place of the clock at which some stand; those that start here are at 0.
 
-    Without a state all start here. counts: [B, T], what else to know of each token.
+    Without a state all start here, and what they end with is not wanted. counts: [B, T], what else to know of each token.
     """
     of = inputs[module.DOCUMENT]
     T = of.shape[1]
@@ -127,7 +127,7 @@ def found_in(
             tokens["targets"] = torch.where(ticks < length.unsqueeze(1), labels.flatten()[places], -1)
         begun = first_states(module, state, row[mine], goes_on[mine], given, before)
         begun["pending:position"] = torch.tensor(at)
-        found = Sequences(module, tokens, begun, frozen, length + before, (end == T)[mine], places)
+        found = Sequences(module, tokens, begun, frozen, length + before, (end == T)[mine] & (state is not None), places)
         found.counts = torch.where(ticks < length.unsqueeze(1), counts.flatten()[places], 0) if counts is not None else None
         yield found
 

@@ -72,8 +72,10 @@ def is_constant(graph: LevelGraph, flow: str) -> bool:
 
 
 def needs_position(graph: LevelGraph) -> bool:
+    """Does something depend on the place of a token? Cuts of the outer gradient of weights are counted by who drives the segments."""
     return any(f.op in ("position", "boundary") or _counts_tokens(graph, f) for f in graph.flows.values()) or any(
-        m.folds is not None or needs_anchor(graph, m) or (m.backprop.tokens and m.selector is None) for m in graph.learners.values()
+        m.folds is not None or needs_anchor(graph, m) or (m.backprop.tokens and not moves_tensors(graph.learners, m.id))
+        for m in graph.learners.values()
     )
 
 

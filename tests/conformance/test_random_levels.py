@@ -57,7 +57,8 @@ def random_spec(seed: int) -> str:
         levels.append(f"  level{i}: {{every: {period} tokens, learners: {{{learner}}}}}")
         before = f"y{i - 1}" if i else "y"
         flows.append(f"  y{i}: " + (f"F{i}({before})" if draw.random() < 0.5 else f"{before} + F{i}(rmsnorm({before}))"))
-    weights = "{owns: rest, scope: shared, read: start, learn: {minimize: loss, fold: {row: mean, token: mean}, rate: 0.1}}"
+    outer = draw.choice(("rate: 0.1", "rule: {momentum: {rate: 0.1, decay: 0.5}}"))
+    weights = f"{{owns: rest, scope: shared, read: start, learn: {{minimize: loss, fold: {{row: mean, token: mean}}, {outer}}}}}"
     head = "nlc: 1\nname: drawn\ndims: {vocab: 7, d: 3, h: 4}\ninputs: {tokens: {index: vocab}}\nflows:\n  x: embed(tokens, vocab, d)\n"
     lines = "\n".join(flows)
     body = f"{head}{lines}\n  logits: unembed(y{count - 1}, vocab)\nloss: cross_entropy(logits, next(tokens))\nlevels:\n"
