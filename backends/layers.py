@@ -232,6 +232,11 @@ def gram(x: Tensor, share: Tensor) -> Tensor:
     return rows.mT @ (rows * share.detach().reshape(-1, 1))
 
 
+def _kept(rows: Tensor, like: Tensor) -> Tensor:
+    """A part of a tensor as a state of its own, that does not keep the whole alive."""
+    return rows.to(like.dtype).clone(memory_format=torch.contiguous_format)
+
+
 def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Depthwise convolution over time. x [B, T, ...], the rows before it tail [B, width - 1, ...], weight [width, ...].
 
@@ -242,13 +247,13 @@ def causal_conv(x: Tensor, tail: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     y = rows[:, width - 1 :] * weight[width - 1]
     for j in range(width - 1):
         y = y + rows[:, j : j + T] * weight[j]
-    return y, rows[:, T:].to(tail.dtype)
+    return y, _kept(rows[:, T:], tail)
 
 
 def delayed(x: Tensor, tail: Tensor, by: int) -> tuple[Tensor, Tensor]:
     """x [B, T, ...] as it was `by` tokens ago, and the new tail; the rows before x are tail [B, n, ...], n at least `by`."""
     rows, T, n = torch.cat([tail.to(x.dtype), x], 1), x.shape[1], tail.shape[1]
-    return rows[:, n - by : n - by + T], rows[:, T:].to(tail.dtype)
+    return rows[:, n - by : n - by + T], _kept(rows[:, T:], tail)
 
 
 def begun(z: dict[str, Tensor], reset: Tensor, first: dict[str, Tensor | float]) -> dict[str, Tensor]:
@@ -270,7 +275,7 @@ def causal_conv_within(x: Tensor, tail: Tensor, weight: Tensor, starts: Tensor) 
     y = rows[:, width - 1 :] * weight[width - 1]
     for j in range(width - 1):
         y = y + _where_same(rows[:, j : j + T], number[:, j : j + T], number[:, width - 1 :]) * weight[j]
-    return y, _where_same(rows[:, T:], number[:, T:], number[:, -1:]).to(tail.dtype)
+    return y, _kept(_where_same(rows[:, T:], number[:, T:], number[:, -1:]), tail)
 
 
 def delayed_within(x: Tensor, tail: Tensor, by: int, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,7 +283,7 @@ def delayed_within(x: Tensor, tail: Tensor, by: int, starts: Tensor) -> tuple[Te
     rows, T, n = torch.cat([tail.to(x.dtype), x], 1), x.shape[1], tail.shape[1]
     number = _with_tail(within(starts), n)
     seen = _where_same(rows[:, n - by : n - by + T], number[:, n - by : n - by + T], number[:, n:])
-    return seen, _where_same(rows[:, T:], number[:, T:], number[:, -1:]).to(tail.dtype)
+    return seen, _kept(_where_same(rows[:, T:], number[:, T:], number[:, -1:]), tail)
 
 
 def _with_tail(number: Tensor, length: int) -> Tensor:
