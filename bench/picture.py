@@ -42,7 +42,7 @@ def draw(file: Path) -> None:
     pyplot.rcParams.update({"svg.hashsalt": "nlc", "svg.fonttype": "none", "font.size": 9})
     found = {name: json.loads((RESULTS / name).read_text(encoding="utf-8"))["rows"] for name in {row[0] for row in ROWS}}
     rows = [(label, next(row for row in found[name] if row["what"] == what)) for name, what, label in ROWS]
-    figure, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
+    _, axes = pyplot.subplots(figsize=(8, 3.6), layout="constrained")
     margins = [margin(row["figure"], row["bar"]) for _, row in rows]
     bars = axes.barh([label for label, _ in rows], [each - 1 for each in margins], left=1, color="#1f6fb4", height=0.55)
     axes.bar_label(bars, [f"  {row['figure']:.3g}, bar {row['bar']}" for _, row in rows], padding=2)
