@@ -15,22 +15,20 @@ import torch
 from torch import Tensor
 
 from nlc.graph.constants import NORM_EPS
-from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Solve, Write, moves_tensors, pred_id, size_of
+from nlc.graph.ir import ANY, Axes, Axis, Flow, Init, Learner, LevelGraph, Write, moves_tensors, pred_id, size_of
 from nlc.graph.ops import carries
 from nlc.graph.outer import matrix_of, outer_states, owners
 from nlc.graph.segments import PENDING, carried, first_of, first_owner, is_apart, is_segmented, truncation
 from nlc.graph.state import (
     StateTensor,
-    context_keys,
     folding,
     joined_states,
     keeps_add_up,
-    longest_window,
     needs_anchor,
     needs_kept,
     running,
-    sample_axes,
 )
+from nlc.reference.context import Context
 from nlc.reference.operators import LAST_AXIS, PRODUCTS, align, elementwise, inverse_root, newton_schulz, recall_map, rope, solved_slope
 
 Tensors = dict[str, Tensor]
@@ -380,7 +378,7 @@ class Tick:
                 self.new[flow.attr("tail")] = torch.cat([rows, args[0][:, None].expand(len(rows), -1, *args[0].shape[1:])], 1)[:, 1:]
                 return rows[:, -flow.attr("by")]
             case "attend":
-                return self._attend(graph.learners[flow.attr("learner")], args[0], axes[0], args[1:])
+                return Context(self, graph.learners[flow.attr("learner")]).attend(args[0], axes[0], args[1:])
             case "embed":
                 return self.parameter(flow)[args[0]]
             case "project":
@@ -456,83 +454,6 @@ class Tick:
         rows = torch.cat([self.old[key], x[:, None]], 1)
         self.new[key] = rows[:, 1:]
         return (rows * W).sum(1)
-
-    def _attend(self, learner: Learner, query: Tensor, axes: Any, samples: list[Tensor]) -> Tensor:
-        """The minimum over w of sum_i weight(q, k_i) * 0.5 |w - v_i|^2: the weighted mean of the values, sample by sample.
-
-        Samples from before the last start of a sequence have the weight 0.
-        """
-        solve = learner.solve
-        assert solve is not None
-        one = tuple(axis for axis in sample_axes(self.graph, learner, solve)[0] if axis != solve.axis)
-        several = next((axis for axis in axes if axis not in one), None)
-        if several is not None:  # a query for each entry of that axis
-            rest, place = tuple(axis for axis in axes if axis != several), 1 + axes.index(several)
-            answers = [self._attend(learner, each, rest, list(samples)) for each in query.unbind(place)]
-            return torch.stack(answers, 1 + len(learner.per))
-        query = align(query, axes, one)
-        starts = self._starts(learner, samples.pop()) if len(samples) % 2 else None
-        weights, values = [], []
-        for number, context in enumerate(solve.contexts):
-            for key, value, counts in self._known(learner, number, samples[2 * number], samples[2 * number + 1], starts):
-                weights.append(self._weight(learner, context, query, key) * counts)
-                values.append(value)
-        return torch.stack([w * v for w, v in zip(weights, values, strict=True)]).sum(0) / torch.stack(weights).sum(0)
-
-    def _starts(self, learner: Learner, start: Tensor) -> Tensor:
-        """Where sequences start among the samples of a context, [B, n]."""
-        assert learner.solve is not None
-        key, longest = f"{learner.id}.starts", longest_window(learner.solve)
-        starts = torch.cat([self.old[key], (start != 0).to(self.old[key].dtype).expand(len(self.old[key]))[:, None]], 1)
-        starts = starts[:, -longest:] if longest else starts
-        self.new[key] = starts[:, 1:] if longest and starts.shape[1] == longest else starts
-        return starts
-
-    def _known(self, learner: Learner, number: int, key: Tensor, value: Tensor, starts: Tensor | None) -> list[tuple[Tensor, Tensor, Any]]:
-        """The keys and values that a token sees of one write, and whether each counts; those of the tokens go on as state."""
-        assert learner.solve is not None
-        context = learner.solve.contexts[number]
-        inner, out = sample_axes(self.graph, learner, context)
-        ones = torch.ones(1, *(a.size for a in out), dtype=value.dtype)
-        value = elementwise("mul", [ones, value], [out, self._axes(context.value)], out)
-        key = align(key, self._axes(context.key), inner)
-        rows = [(key, value, 1)] if context.once else self._stored(learner, number, key, value, starts)
-        if context.axis is None:
-            return rows
-        return [(k, v, counts) for keys, values, counts in rows for k, v in zip(keys.unbind(1), values.unbind(1), strict=True)]
-
-    def _stored(self, learner: Learner, number: int, key: Tensor, value: Tensor, starts: Tensor | None) -> list[tuple[Tensor, Tensor, Any]]:
-        """The samples of the tokens that this one sees, itself included; 0 for those with a start after them."""
-        assert learner.solve is not None
-        over, rows = learner.solve.contexts[number].over, []
-        for name, new in zip(context_keys(learner, number), (key, value), strict=True):
-            old = self.old[name]
-            if old.shape[1] == learner.solve.every:  # a segment begins: what the one before held is forgotten
-                old = old[:, :0]
-            row = torch.cat([old, new[:, None].expand(len(old), *new[:, None].shape[1:])], 1)
-            row = row[:, -over:] if over else row
-            self.new[name] = row[:, 1:] if over and row.shape[1] == over else row
-            rows.append(row.unbind(1))
-        counts: list[Any] = [1] * len(rows[0])
-        if starts is not None:
-            later = (starts.flip(1).cumsum(1).flip(1) - starts)[:, -len(counts) :]
-            ones = [1] * len((*learner.per, *learner.store.out_axes))
-            counts = [(each == 0).reshape(-1, *ones) for each in later.unbind(1)]
-        return list(zip(*rows, counts, strict=True))
-
-    def _weight(self, learner: Learner, context: Solve, query: Tensor, key: Tensor) -> Tensor:
-        """The weight of one sample [B, per, 1 for each axis of the value]."""
-        known: dict[str, Tensor] = {context.query: query, context.sample: key}
-
-        def value(id: str) -> Tensor:
-            if id not in known:
-                flow = self.graph.flows[id]
-                known[id] = self.compute(flow, [value(arg) for arg in flow.args])
-            return known[id]
-
-        axes = (*learner.per, *learner.store.out_axes)
-        ones = torch.ones(1, *(1 if a in learner.store.out_axes else a.size for a in axes), dtype=query.dtype)
-        return elementwise("mul", [ones, value(context.weight)], [axes, self._axes(context.weight)], axes)
 
     def _axes(self, id: str) -> Any:
         return self.graph.flows[id].axes
