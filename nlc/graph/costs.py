@@ -51,7 +51,7 @@ def _memory(graph: LevelGraph, learner: Learner, form: LinearForm, chosen: str |
 def state_numbers(graph: LevelGraph) -> dict[str, int]:
     """For each learner, the numbers that one sequence carries from call to call: its state, its anchor, its last inputs."""
     found: dict[str, int] = {}
-    for item in carried(graph):
+    for item in (item for item in carried(graph) if item.kind != "position" or item.learner is None):
         owner = item.learner or item.key.removeprefix(START)
         found[owner] = found.get(owner, 0) + size_of(item.axes)
     return found

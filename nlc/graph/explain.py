@@ -152,7 +152,8 @@ def _owned(graph: LevelGraph, learner: Learner) -> Json:
     source = place(learner.rule.spec.span) if learner.rule.spec is not None else None
     owns = {"selector": expression_text(learner.selector), "tensors": len(sizes), "numbers": sum(sizes)}
     restart = asdict(learner.restart) if learner.restart is not None else None
-    return {"rule": rule, "rule_spec": source, "fold": dict(learner.fold), "restart": restart, "owns": owns}
+    ends = {"fold": dict(learner.fold), "remainder": learner.remainder, "restart": restart}
+    return {"rule": rule, "rule_spec": source, **ends, "owns": owns}
 
 
 def _totals(graph: LevelGraph) -> Json:
@@ -265,10 +266,18 @@ def learner_lines(copies: list[Json]) -> Iterator[str]:
     yield from _common(m)
 
 
+REMAINDERS = {
+    "flush": "flush: where a sequence ends, one more update of what the open period has gathered",
+    "drop": "drop: what the period has gathered that is open where a sequence ends is forgotten",
+}
+
+
 def _outer(m: Json) -> Iterator[str]:
     source = f" ({m['rule_spec']})" if m["rule_spec"] else ""
     yield _row("rule", f"{m['rule']}{source}")
     yield _row("fold", ", ".join(f"{word} over {axis}s" for axis, word in m["fold"].items()))
+    if m["remainder"] != "carry":
+        yield _row("remainder", REMAINDERS[m["remainder"]])
     if m["restart"] is not None:
         yield _row("reset", f"every {m['restart']['every']} steps to what `{m['restart']['state']}` holds")
     yield _row("owns", f"{m['owns']['selector']}: {m['owns']['tensors']} tensors, {m['owns']['numbers']:,} numbers")

@@ -35,7 +35,9 @@ def declare_own(b: Builder, level: language.Level, learner: language.Learner, cl
     store = Store((StoreTensor("owned", (ANY,)),), "any")
     sharing = b.learners[tensors[0]].sharing
     b.learners[id] = Learner(id, store, clock=clock, level=level.name, read="start", sharing=sharing, selector=OWN, owns=tensors)
-    b.learners[id] = replace(b.learners[id], span=learner.span, defaults=b.learners[tensors[0]].defaults)
+    lasts = clock is not None and clock.unit == "token" and sharing != "sequence"
+    unsaid = (("remainder", "carry"),) if lasts and "remainder" not in level.spans else ()
+    b.learners[id] = replace(b.learners[id], span=learner.span, defaults=(*b.learners[tensors[0]].defaults, *unsaid))
     b.learners[id] = replace(b.learners[id], backprop=b.learners[tensors[0]].backprop, remainder=level.remainder)
     if level.remainder != "carry" and clock is not None and clock.unit == "step":
         nothing_remains(b, level, f"`{learner.name}` ticks on the clock `step`, which no sequence ends")
