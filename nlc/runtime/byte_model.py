@@ -46,6 +46,9 @@ def _refused(graph: LevelGraph) -> Diagnostic | None:
         return codes.NotAByteModel(f"`{graph.name}` is no language model of bytes: {what}", span, "`nlc list` names some, under models")
 
     tokens = [graph.flows[name] for name in graph.inputs]
+    labels = [flow for flow in tokens if flow.id not in graph.upstream(*(id for _, id in graph.outputs))]
+    if labels and graph.loss is not None:
+        return no(f"the objective, its loss, needs `{labels[0].id}`, which a text does not have", graph.flows[graph.loss].span)
     if len(tokens) != 1 or tokens[0].dtype != "index":
         return no("it needs one input, an index", tokens[0].span if tokens else graph.span)
     if graph.loss is None:

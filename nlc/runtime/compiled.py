@@ -90,9 +90,7 @@ class CompiledSpec(nn.Module):
             wanted = f"[{', '.join([*leading, *map(str, flow.axes)])}]"
             x = inputs.get(name)
             if x is None:
-                problems.append(
-                    codes.BadInput(f"the input `{name}` {wanted} is missing", flow.span, f"given: {', '.join(inputs) or 'nothing'}")
-                )
+                problems.append(self._missing(flow, wanted, ", ".join(inputs) or "nothing"))
                 continue
             if tuple(x.shape[len(leading) :]) != axes or x.dim() != len(leading) + len(axes):
                 problems.append(codes.BadInput(f"the input `{name}` has shape {list(x.shape)}; {wanted} is needed", flow.span))
@@ -109,6 +107,17 @@ class CompiledSpec(nn.Module):
             problems.append(codes.BadInput(f"{' x '.join(leading)} is {list(sizes)}; no axis may be empty", self.graph.span))
         if problems:
             raise DataError(problems, dict(self.graph.sources))
+
+    def _missing(self, flow: Flow, wanted: str, given: str) -> Diagnostic:
+        """An input that is not given; where only the objective of levels asks for it, as where labels are missing, it says so."""
+        text, graph, levels = f"the input `{flow.id}` {wanted} is missing", self.graph, self.served.levels
+        outputs = graph.upstream(*(id for _, id in graph.outputs))
+        if not levels or graph.loss is None or flow.id in outputs or flow.id not in graph.upstream(graph.loss):
+            return codes.BadInput(text, flow.span, f"given: {given}")
+        names, verb = " and ".join(f"`{id}`" for id in levels), "learns" if len(levels) == 1 else "learn"
+        text = f"{text}: {names} {verb} from the loss while tokens come, and it is an operand of that objective"
+        note = ("the objective", graph.flows[graph.loss].span)
+        return codes.BadInput(text, flow.span, f"given: {given}; an objective of `next({graph.inputs[0]})` needs no labels", (note,))
 
     def check_state(self, state: Mapping[str, Tensor], batch: int) -> None:
         """Raises DataError (NLC702) if the state is not one of `batch` rows of this spec."""

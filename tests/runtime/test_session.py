@@ -256,3 +256,31 @@ def test_a_spec_with_memories_only_has_sessions(backend: str) -> None:
     assert whole.state_bytes().memories == 4 * 4 * 8
     with pytest.raises(DataError, match="it has none"):
         whole.freeze("S")
+
+
+LABELLED = """
+nlc: 1
+name: labelled
+dims: {vocab: 256, d: 4, n: 3}
+inputs: {tokens: {index: vocab}, label: {index: n}}
+flows:
+  x: embed(tokens, vocab, d)
+  logits: linear(x + F(x), [n])
+loss: cross_entropy(logits, label)
+levels:
+  fast:
+    every: 4 tokens
+    learners: {F: {store: {matrix: [d, d]}, init: learned, scope: stream, read: start, learn: {minimize: loss, rate: 0.1}}}
+outputs: {logits: logits}
+"""
+
+
+def test_a_level_that_learns_from_labels_says_which_objective_lacks_them() -> None:
+    session = nlc.compile(loads(LABELLED), backend="eager").session()
+
+    with pytest.raises(nlc.NlcError, match=r"`label` \[B, T\] is missing: `F` learns from the loss") as missing:
+        session.feed({"tokens": torch.zeros(1, 3, dtype=torch.int64)})
+    with pytest.raises(nlc.NlcError, match=r"NLC713.*the objective, its loss, needs `label`, which a text does not have"):
+        session.feed("abc")
+
+    assert "the objective (<string>:9:7)" in str(missing.value)
