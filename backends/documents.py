@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlc.backends.segments import UNKNOWN, Stream, Values, Window, advanced, by_segments, labelled, scaled, scored_of, through_updates
+from nlc.backends.segments import UNKNOWN, Part, Stream, Values, Window, advanced, by_segments, labelled, scaled, scored_of, through_updates
 
 
 class Sequences(Stream):
@@ -56,7 +56,7 @@ class Sequences(Stream):
         found.rows, found.tokens = len(found.lengths), next(iter(found.inputs.values())).shape[1]
         return found
 
-    def walk(self) -> Iterator[tuple[Stream, int, int, bool, bool]]:
+    def walk(self) -> Iterator[Part]:
         """The segments of those that reach their ends, and of those that end within them."""
         going: Sequences = self
         begin, cut = self.begin, self.module.CUT or 0
@@ -67,7 +67,7 @@ class Sequences(Stream):
             if ending is not None and not opens:  # gradients join both to the segments before: one backward pass
                 yield from ending.last(begin, False)
             if going.rows:
-                yield going, begin, boundary, True, closes
+                yield Part(going, begin, boundary, True, closes)
             if ending is not None and opens:
                 yield from ending.last(begin, closes)
             begin = boundary
@@ -80,17 +80,17 @@ class Sequences(Stream):
         ends = self.open & (self.lengths == boundary)
         return over | ends if self.labels is None else over | (ends & (self.labels[:, boundary - 1] != UNKNOWN))
 
-    def last(self, begin: int, closes: bool) -> Iterator[tuple[Stream, int, int, bool, bool]]:
+    def last(self, begin: int, closes: bool) -> Iterator[Part]:
         """The last tokens of sequences that end. What a row may go on with is run to its end and no further, since its states are kept."""
         for length in sorted({*self.lengths[self.open].tolist()}):
             ended = self.of(self.open & (self.lengths == length), length)
             if length > begin:
-                yield ended, begin, length, False, closes
+                yield Part(ended, begin, length, False, closes)
             self.finished.append(ended)
         closed = ~self.open & (self.lengths > begin)
         if bool(closed.any()):
             ended = self.of(closed)
-            yield ended, begin, int(ended.lengths.max()), False, closes
+            yield Part(ended, begin, int(ended.lengths.max()), False, closes)
 
     def among(self, end: int, tokens: int) -> tuple[Tensor, Tensor]:
         """Where the `tokens` before the end stand in the call, and which of them are tokens at all: [N, tokens]."""
@@ -168,10 +168,9 @@ def streamed_apart(
         places: list[Tensor] = []
         ended: list[Sequences] = []
         for sequences in found_in(module, inputs, state, frozen):
-            for part, begin, end, over, _ in sequences.walk():
-                assert isinstance(part, Sequences)
-                lost, scored, values = advanced(part, weights, (begin, end, over), whole, losses)
-                place, real = part.among(end, lost.shape[1])
+            for part in sequences.walk():
+                lost, scored, values = advanced(part, weights, whole, losses)
+                place, real = part.stream.among(part.end, lost.shape[1])
                 made.append((lost[real], scored[real], {id: x[real] for id, x in values.items()}))
                 places.append(place[real])
             ended += sequences.finished

@@ -6,7 +6,7 @@ Such a module has `run` and `losses`, `update` and `restarted`, and tables of wh
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,19 @@ def labelled(module: Any, inputs: dict[str, Tensor], given: Tensor | None) -> Te
         of = inputs[module.DOCUMENT]
         labels[:, :-1].masked_fill_(of[:, 1:] != of[:, :-1], -1)
     return labels
+
+
+class Part(NamedTuple):
+    """Tokens of one segment of a stream.
+
+    over: it ends at a boundary and has all its labels. closes: the window of an outer gradient closes with it.
+    """
+
+    stream: Any
+    begin: int
+    end: int
+    over: bool
+    closes: bool
 
 
 class Stream:
@@ -58,18 +71,15 @@ class Stream:
         """The next one behind a token."""
         return min(begin + period - (self.position + begin) % period for period in self.module.PERIODS)
 
-    def walk(self) -> Iterator[tuple[Stream, int, int, bool, bool]]:
-        """The segments of the tokens: whose, where, whether it is over, and whether the window of an outer gradient closes with it.
-
-        It is over if it ends at a boundary and has all its labels.
-        """
+    def walk(self) -> Iterator[Part]:
+        """The segments of the tokens. What a segment makes is known to the stream before the next is asked for."""
         begin = self.begin
         unlabelled = self.labels is not None and bool((self.labels[:, -1] == UNKNOWN).any())
         while begin < self.tokens:
             boundary = self.boundary(begin)
             end = min(boundary, self.tokens)
             closes = end == self.tokens or (self.module.CUT > 0 and (self.position + end) % self.module.CUT == 0)
-            yield self, begin, end, end == boundary and not (unlabelled and end == self.tokens), closes
+            yield Part(self, begin, end, end == boundary and not (unlabelled and end == self.tokens), closes)
             begin = end
 
     def part(self, begin: int, end: int) -> dict[str, Tensor]:
@@ -101,14 +111,13 @@ class Stream:
         return seen
 
     def through(
-        self, weights: dict[str, Tensor], part: tuple[int, int, bool]
+        self, weights: dict[str, Tensor], begin: int, end: int, over: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """What a segment loses, what of it counts, its values, and what tensors are multiplied with. If it is over, updates are made.
 
         All of it has outer gradients, those that pass by the updates of `module.UNROLLED` too: the gradients that these are made of
         are differentiated, so compiled functions run as they are written.
         """
-        begin, end, over = part
         with torch.compiler.set_stance("force_eager"):
             seen = self.followed({key: self.passing(key) for key in self.module.TENSORS})
             made = self.module.losses(self.part(begin, end), {**self.before(begin), **seen}, weights, True)
@@ -227,18 +236,18 @@ def streamed(
         inputs, state = ({name: x.clone() if x.is_inference() else x for name, x in each.items()} for each in (inputs, state))
         stream = Stream(module, inputs, state, frozen)
         weights = {name: x if whole else x.detach() for name, x in module.named_parameters()}
-        made = [advanced(stream, weights, (begin, end, over), whole, losses) for _, begin, end, over, _ in stream.walk()]
+        made = [advanced(part, weights, whole, losses) for part in stream.walk()]
         lost, scored = joined([lost for lost, _, _ in made]), joined([scored for _, scored, _ in made])
         values = {id: joined([each[id] for _, _, each in made]) for id in made[0][2]}
         return (lost, scored, values), stream.ended()
 
 
-def advanced(stream: Stream, weights: dict[str, Tensor], part: tuple[int, int, bool], whole: bool, losses: bool) -> Values:
+def advanced(part: Part, weights: dict[str, Tensor], whole: bool, losses: bool) -> Values:
     """What a segment, or the part of it that this call has, makes of the tokens of this call. One that is over is run from its start."""
-    begin, end, over = part
+    stream, begin, end, over, _ = part
     first = begin if over else max(begin, stream.known)
     if whole and stream.module.UNROLLED:
-        lost, scored, values, _ = stream.through(weights, (first, end, over))
+        lost, scored, values, _ = stream.through(weights, first, end, over)
         earlier = max(stream.known - first, 0)
         return lost[:, earlier:], scored[:, earlier:], {key: x[:, earlier:] for key, x in values.items()}
     learned = stream.gradients(begin, end, weights) if over and stream.learns else None
@@ -298,8 +307,8 @@ def through_updates(streams: Stream, window: Window) -> None:
     for stream, begin, end, over, closes in streams.walk():
         opens = (stream.position + begin) % stream.module.CUT == 0
         roots = stream.cut(not begin) if opens or not begin else {}
-        lost, _, _, rows = stream.through(window.weights, (begin, end, over))
-        window.add(stream, begin, end, lost, roots, rows)
+        lost, _, _, rows = stream.through(window.weights, begin, end, over)
+        window.add(stream.counts[:, begin:end], lost, roots, rows)
         if closes:
             window.closed([])
     window.closed([])
@@ -315,7 +324,7 @@ def by_segments(streams: Stream, window: Window) -> None:
         learned = stream.gradients(begin, end, weights)[:2] if over and module.TENSORS and not alone else None
         seen, roots = stream.leaves()
         lost, scored, _, after, rows = module.losses(stream.part(begin, end), {**stream.before(begin), **seen}, weights, True)
-        window.add(stream, begin, end, lost, roots, rows)
+        window.add(stream.counts[:, begin:end], lost, roots, rows)
         made = window.closed(list(seen.values()) if alone else []) if closes else []
         if alone:
             learned = dict(zip(seen, made, strict=True)), grams_by_row(rows, scored)
@@ -347,10 +356,8 @@ class Window:
         self.losses: list[Tensor] = []
         self.leaves: list[tuple[str, Tensor]] = []
 
-    def add(self, stream: Stream, begin: int, end: int, lost: Tensor, leaves: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
-        """One more segment: what its tokens lose [B, T], each counted by its share; and what tensors are multiplied with."""
-        assert stream.counts is not None
-        share = stream.counts[:, begin:end]
+    def add(self, share: Tensor, lost: Tensor, leaves: dict[str, Tensor], rows: dict[str, Tensor]) -> None:
+        """One more segment: what its tokens lose, and how much each counts [B, T]; and what tensors are multiplied with."""
         loss = (lost * share).sum()
         self.loss = self.loss + loss.detach()
         self.losses.append(loss)

@@ -68,7 +68,7 @@ def _defined(node: ast.stmt) -> frozenset[str]:
 STANDARD = (
     ("collections.abc", ("Callable", "Collection", "Iterator", "Sequence")),
     ("itertools", ("accumulate", "groupby")),
-    ("typing", ("Any", "TypeGuard")),
+    ("typing", ("Any", "NamedTuple", "TypeGuard")),
 )
 
 
