@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nlc.graph.calculus import Algebra, NotDifferentiable
+from nlc.graph.calculus import Algebra, Coefficient, NotDifferentiable
 from nlc.graph.ir import Attribute, Flow, Learner, LevelGraph, pred_id
-from nlc.graph.linear import Derivation, General, LinearForm, LinearWrite, NotLinear, gradient_symbol
+from nlc.graph.linear import Derivation, General, LinearForm, LinearWrite, NotLinear, coefficients, gradient_symbol
 from nlc.graph.order import ordered
 from nlc.graph.rewrite import substitute
 from nlc.graph.slopes import Product, product_slopes
@@ -170,6 +170,7 @@ class _Anchored(Derivation):
     def __init__(self, graph: LevelGraph, learner: Learner, products: list[tuple[int, Product]], whole: bool) -> None:
         super().__init__(graph, learner)
         self.products, self.whole = products, whole
+        self.values = set(learner.store.out_axes) - set(learner.store.in_axes)
         self.reset = None  # the loop over periods begins anew by itself
 
     def run(self) -> LinearForm:
@@ -181,6 +182,25 @@ class _Anchored(Derivation):
         )
         for number, product in gradients:
             b = tuple(a.neg(rows[i].terms.get(gradient_symbol(number), 0)) for i in states)
-            target = a.flow(a.neg(product.slope))
-            writes.append(LinearWrite(b, None, product.input, None, target))
-        return self.form(states, rows, self.with_erases(states, rows, writes))
+            b, key, target = self._by_channel(b, product.input, a.neg(product.slope))
+            writes.append(LinearWrite(b, None, key, None, a.flow(target)))
+        form = self.form(states, rows, self.with_erases(states, rows, writes))
+        told = [x for x in coefficients(form) if isinstance(x, str) and not self.copies.issuperset(a.axes(x))]
+        if form.apart or (self.whole and told):
+            raise General("a gate differs between the channels of the values of one of its tensors", self.learner.span)
+        return form
+
+    def _by_channel(
+        self, b: tuple[Coefficient, ...], key: str | None, target: Coefficient
+    ) -> tuple[tuple[Coefficient, ...], str | None, Coefficient]:
+        """A rate for each channel, of one state, is part of what is written: errors and inputs are known within a period."""
+        a = self.algebra
+        rates = [x for x in b if isinstance(x, str) and (self.channels | self.values).intersection(a.axes(x))]
+        if not rates:
+            return b, key, target
+        if self.whole or len(rates) != 1 or any(x not in (0, rates[0]) for x in b):
+            raise General("a rate differs between the channels of one of its tensors", self.learner.span)
+        plain = tuple(1 if x == rates[0] else x for x in b)
+        if self.values.intersection(a.axes(rates[0])):
+            return plain, key, a.mul(rates[0], target)
+        return plain, a.flow(a.mul(rates[0], key)) if key is not None else None, target

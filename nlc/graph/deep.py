@@ -357,7 +357,7 @@ def _keeps(b: Builder, write: language.Write, store: Function, context: Context,
     for name, expr in given.items():
         if name not in store.tensors:
             b.fail(codes.UndefinedName, f"`{context.owner}` has no tensor `{name}`", expr.span, _tensors_near(b, name, store))
-        found[name] = _gate(b, expr, store, replace(context, owner=f"{context.owner}.keep.{name}"), f"`keep` of `{name}`")
+        found[name] = _gate(b, expr, store, replace(context, owner=f"{context.owner}.keep.{name}"), f"`keep` of `{name}`", name)
     return found
 
 
@@ -365,19 +365,31 @@ def _tensors_near(b: Builder, name: str, store: Function) -> str:
     return b.suggest(name, tuple(store.tensors)) or f"its tensors: {', '.join(store.tensors)}"
 
 
-def _gate(b: Builder, expr: Expr, store: Function, context: Context, what: str) -> str:
-    gate = b.without_ones(b.expr(expr, context), store.per)
-    b.fits(gate, store.per, expr.span, what)
+def _gate(b: Builder, expr: Expr, store: Function, context: Context, what: str, *tensors: str) -> str:
+    """A number for each copy, or for each channel of one side of those tensors (all of them)."""
+    learners = [b.learners[store.tensors[name]] for name in tensors or store.tensors]
+    gate = b.without_ones(b.expr(expr, context), tuple(dict.fromkeys(axis for m in learners for axis in m.axes)))
+    _fit(b, gate, learners, expr.span, what)
     return gate
+
+
+def _fit(b: Builder, gate: str, learners: list[Learner], span: Span, what: str) -> None:
+    from nlc.graph.learners import fits_gate
+
+    for m in learners:
+        fits_gate(b, m, gate, span, what)
 
 
 def _rules(b: Builder, write: language.Write, store: Function, context: Context, defaults: list[tuple[str, str]]) -> dict[str, Rule]:
     """The rule of every tensor, the same or its own, each with its own gradient (and, when expanded, its own states)."""
     from nlc.graph.learners import _default, gradient_of, rule_args, weighs
 
-    def called(call: Call, owner: str) -> Rule:
-        spec = b.used("optimizers", call.function, call.span)
-        return Rule(call, spec, rule_args(b, copies_only(store.per), call, spec, replace(context, owner=owner)))
+    def called(call: Call, owner: str, *tensors: str) -> Rule:
+        spec, learners = b.used("optimizers", call.function, call.span), [b.learners[store.tensors[name]] for name in tensors]
+        args = rule_args(b, learners[0], call, spec, replace(context, owner=owner))
+        for name, flow in args:
+            _fit(b, flow, learners[1:], call.span, f"`{name}`")
+        return Rule(call, spec, args)
 
     if isinstance(write.rule, dict):
         for name, call in write.rule.items():
@@ -387,9 +399,9 @@ def _rules(b: Builder, write: language.Write, store: Function, context: Context,
         if missing:
             text = f"`rule` of `{context.owner}` has none for `{missing[0]}`"
             b.fail(codes.MissingPart, text, write.spans["rule"], "name a rule for each tensor of the store")
-        return {name: called(call, f"{context.owner}.rule.{name}") for name, call in write.rule.items()}
+        return {name: called(call, f"{context.owner}.rule.{name}", name) for name, call in write.rule.items()}
     if write.rule is not None:
-        return dict.fromkeys(store.tensors, called(write.rule, f"{context.owner}.rule"))
+        return dict.fromkeys(store.tensors, called(write.rule, f"{context.owner}.rule", *store.tensors))
     rate = None
     if write.rate is None:
         _default(defaults, "rate", "1")

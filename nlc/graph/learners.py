@@ -396,7 +396,7 @@ def attach(b: Builder, learner: language.Learner) -> None:
         b.fail(codes.WrongArguments, f"`{learner.name}` has one tensor, so it takes one `keep`", write.spans["keep"], help)
     else:
         keep = b.without_ones(b.expr(write.keep, replace(context, owner=f"{learner.name}.keep")), declared.axes)
-        _fits_gate(b, declared, keep, write.keep.span, "`keep`")
+        fits_gate(b, declared, keep, write.keep.span, "`keep`")
     declared = replace(declared, fold=_fold(b, declared, write, at, defaults))
     if samples > 1 or write.weight is not None:
         built = _windowed(b, declared, write, built[0], context, samples)
@@ -472,7 +472,7 @@ def _samples(b: Builder, learner: Learner, write: language.Write, at: str) -> Ax
     return b.axis(Name(names[0], span))
 
 
-def _fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -> None:
+def fits_gate(b: Builder, learner: Learner, gate: str, span: Span, what: str) -> None:
     """A gate is a number for each copy, or for each channel of its keys or of its values."""
     store, flow = learner.store, b.flows[gate]
     twice = [axis.name for axis in flow.axes if learner.axes.count(axis) > 1]
@@ -494,7 +494,7 @@ def _weighted(b: Builder, learner: Learner, spec: language.Write, write: Write, 
     if spec.rate is None or spec.rule is not None:
         return write
     rate = b.without_ones(b.expr(spec.rate, replace(context, owner=f"{context.owner}.rate")), learner.axes)
-    _fits_gate(b, learner, rate, spec.rate.span, "`rate`")
+    fits_gate(b, learner, rate, spec.rate.span, "`rate`")
     return replace(write, rate=rate)
 
 
@@ -579,7 +579,7 @@ def _rule(b: Builder, learner: Learner, write: language.Write, context: Context,
         step = b.node("neg", [gradient], write.span, here, f"{learner.id}.step")
     else:
         rate = b.without_ones(b.expr(write.rate, replace(context, owner=f"{name}.rate")), learner.axes)
-        _fits_gate(b, learner, rate, write.rate.span, "`rate`")
+        fits_gate(b, learner, rate, write.rate.span, "`rate`")
         scaled = b.node("mul", [rate, gradient], write.rate.span, here, f"{learner.id}.step:mul")
         step = b.node("neg", [scaled], write.rate.span, here, f"{learner.id}.step")
     return Rule(gradient=gradient, step=step)
@@ -602,7 +602,7 @@ def rule_args(b: Builder, learner: Learner, call: Call, spec: language.Spec, con
                 b.suggest(name, names) or f"params: {', '.join(names)}",
             )
         flow = b.without_ones(b.expr(value, replace(context, owner=f"{context.owner}.{name}")), learner.axes)
-        _fits_gate(b, learner, flow, value.span, f"`{name}`")
+        fits_gate(b, learner, flow, value.span, f"`{name}`")
         bound[name] = flow
     return tuple(bound.items())
 

@@ -183,3 +183,47 @@ def test_o18_frozen_projections_and_a_matrix_are_a_gated_delta_memory() -> None:
         a, b = (compiled({"x": drawn()})[0]["y"] for compiled in (by_dgd, by_delta))
 
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+SPECS = Path(__file__).parents[2] / "specs"
+SCALAR = "eta: most * sigmoid(mean(Meta(u), d))", "rule: {dgd: {rate: eta, keep: alpha}}"
+"""The rate of blocks/self_modifying_titans, and its rule."""
+CHANNELS = {
+    "rates": ("eta: most * sigmoid(Meta(u))", "rate: eta, keep: alpha"),
+    "rates of one tensor": (
+        f"{SCALAR[0]}\n  each: most * softplus(Meta(u))",
+        "rule: {W1: {gd: {rate: each}}, W2: {dgd: {rate: eta, keep: alpha}}}, keep: {W1: alpha, W2: 1}",
+    ),
+    "rates of a momentum": ("eta: most * sigmoid(Meta(u))", "keep: alpha, rule: {momentum: {rate: eta, decay: 0.9}}"),
+    "decays of a momentum": (f"{SCALAR[0]}\n  each: sigmoid(Meta(u))", "keep: alpha, rule: {momentum: {rate: eta, decay: each}}"),
+    "gates of the inputs": (f"{SCALAR[0]}\n  each: sigmoid(Malpha(u) + kept)", "rate: eta, keep: {W1: alpha, W2: each}"),
+}
+
+
+def channelled(rate: str, rule: str, backend: str) -> CompiledSpec:
+    """The block with other rates; the axis says which side of a tensor a number for each channel is of."""
+    block = (SPECS / "blocks" / "self_modifying_titans.yaml").read_text(encoding="utf-8")
+    compiled = nlc.compile(
+        loads(block.replace(SCALAR[0], rate).replace(SCALAR[1], rule)), dims={"d": 6, "h": 5, "c": 4, "p": 8}, backend=backend
+    )
+    return compiled.double()
+
+
+@pytest.mark.parametrize("case", CHANNELS)
+def test_a_rate_for_each_channel(case: str) -> None:
+    reference, eager = (channelled(*CHANNELS[case], backend) for backend in ("reference", "eager"))
+    eager.load_state_dict(reference.state_dict())
+    x = torch.randn(2, 13, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    made = [compiled({"x": x})[0]["y"] for compiled in (reference, eager)]
+    slopes = [torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in zip(made, (reference, eager), strict=True)]
+
+    assert torch.allclose(made[0], made[1], rtol=0, atol=1e-12)
+    assert all(torch.allclose(a, b, rtol=0, atol=1e-10) for a, b in zip(*slopes, strict=True))
+
+
+def test_a_gate_for_each_channel_of_the_values_is_run_by_the_reference() -> None:
+    gate, rule = f"{SCALAR[0]}\n  each: sigmoid(Malpha(u) + kept)", "rate: eta, keep: {W1: each, W2: 1}"
+
+    assert channelled(gate, rule, "reference")({"x": torch.randn(1, 9, 6, dtype=torch.float64)})[0]["y"].isfinite().all()
+    with pytest.raises(nlc.NlcError, match="NLC601"):
+        channelled(gate, rule, "eager")
